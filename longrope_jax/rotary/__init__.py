@@ -1,0 +1,62 @@
+"""Rotary position encoding: methods as data, exact phases, both layouts.
+
+spec = rotary.RoPE(base=500_000)
+rot = rotary.make(spec, head_dim=128, seq_len=32_768)
+ph = rotary.phases(rot, positions)
+q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
+"""
+
+from longrope_jax.rotary.explain import explain
+from longrope_jax.rotary.frequencies import (
+    MAX_POSITION,
+    Frequencies,
+    check_base,
+    check_factor,
+    rescale,
+    rope_inv_freq,
+)
+from longrope_jax.rotary.hf import from_hf, to_hf
+from longrope_jax.rotary.methods import PositionInterpolation, RoPE, XPos
+from longrope_jax.rotary.phases import (
+    Phase,
+    Phases,
+    Rotary,
+    from_frequencies,
+    make,
+    phases,
+    stack,
+)
+from longrope_jax.rotary.registry import Method, build, name_of, names, parse, register, unknown
+from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
+
+__all__ = [
+    "LAYOUTS",
+    "MAX_POSITION",
+    "Frequencies",
+    "Method",
+    "Phase",
+    "Phases",
+    "PositionInterpolation",
+    "RoPE",
+    "Rotary",
+    "XPos",
+    "build",
+    "check_base",
+    "check_factor",
+    "explain",
+    "from_frequencies",
+    "from_hf",
+    "half_from_interleaved",
+    "make",
+    "name_of",
+    "names",
+    "parse",
+    "phases",
+    "register",
+    "rescale",
+    "rope_inv_freq",
+    "rotate",
+    "stack",
+    "to_hf",
+    "unknown",
+]

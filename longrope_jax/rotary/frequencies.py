@@ -1,0 +1,95 @@
+"""What a rotary method hands over: frequencies in float64 on the host, and shared checks."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+# Positions are exact in float32 and in the fixed-point phases below this bound.
+MAX_POSITION = 2**24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frequencies:
+    """A method evaluated for one head dimension and one length; float64, on the host.
+
+    Attributes:
+        inv_freq: [R] radians per token, one per rotated pair; R is half the rotary dimension,
+            at most H/2. A zero leaves its pair unrotated.
+        amplitude: factor on queries and on keys (scores get its square); YaRN's mscale.
+        log_decay: [R] natural log of the score's factor per token of distance, negative for decay
+            (xPos); None means none.
+        start_inv_freq: [R] radians per token of the first `start_count` positions (LongRoPE);
+            None means `inv_freq`.
+        start_count: how many positions at the start use `start_inv_freq`.
+        logn_length: tokens; queries at position n are scaled by max(1, ln(n+1)/ln(logn_length)).
+            Infinity switches that off.
+    """
+
+    inv_freq: np.ndarray
+    amplitude: float = 1.0
+    log_decay: np.ndarray | None = None
+    start_inv_freq: np.ndarray | None = None
+    start_count: int = 0
+    logn_length: float = math.inf
+
+    def __post_init__(self):
+        inv_freq = np.asarray(self.inv_freq, np.float64)
+        object.__setattr__(self, "inv_freq", inv_freq)
+        fill = {"log_decay": np.zeros_like(inv_freq), "start_inv_freq": inv_freq}
+        for name, default in fill.items():
+            value = getattr(self, name)
+            value = default if value is None else np.asarray(value, np.float64)
+            if value.shape != inv_freq.shape:
+                raise ValueError(f"{name} has shape {value.shape}, inv_freq {inv_freq.shape}")
+            object.__setattr__(self, name, value)
+        for name in ("inv_freq", "start_inv_freq"):
+            _check_turns(name, getattr(self, name))
+
+
+def _check_turns(name: str, inv_freq: np.ndarray) -> None:
+    if not np.all(np.isfinite(inv_freq)) or np.any(inv_freq < 0):
+        raise ValueError(f"{name} must be finite and not negative, got {inv_freq.min()} at least")
+    if np.any(inv_freq >= 2 * np.pi):
+        raise ValueError(f"{name} reaches {inv_freq.max():.4g} rad per token, a whole turn or more")
+
+
+def rescale(frequencies: Frequencies, scale: float) -> Frequencies:
+    """Divides every frequency by `scale`: the method evaluated at another scale than its own.
+
+    Giraffe's matrix (2308.10882) evaluates a model at 1/2 to 2 times the scale it was trained with.
+    Amplitude and decay stay as they are.
+    """
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    return dataclasses.replace(
+        frequencies,
+        inv_freq=frequencies.inv_freq / scale,
+        start_inv_freq=frequencies.start_inv_freq / scale,
+    )
+
+
+def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
+    """RoPE's theta_j = base^(-2j/H), [H/2] radians per token in float64 (RoFormer eq. 15).
+
+    Raises:
+        ValueError: odd or non-positive `head_dim`.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim must be even and positive, got {head_dim}")
+    return np.float64(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def check_base(base: float) -> None:
+    """Raises ValueError unless `base` is finite and above 1."""
+    if not (math.isfinite(base) and base > 1):
+        raise ValueError(f"base must be finite and above 1, got {base}")
+
+
+def check_factor(factor: float) -> None:
+    """Raises ValueError unless `factor` (extended length over trained length) is at least 1."""
+    if not (math.isfinite(factor) and factor >= 1):
+        raise ValueError(
+            f"factor must be at least 1, got {factor}; it is extended length / trained length, "
+            "the inverse of Llama 2 Long's alpha"
+        )

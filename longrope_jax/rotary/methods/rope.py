@@ -1,0 +1,39 @@
+"""RoPE, and RoPE ABF: the same formula with a larger base."""
+
+import dataclasses
+
+from longrope_jax.rotary.frequencies import Frequencies, check_base, rope_inv_freq
+from longrope_jax.rotary.registry import register
+
+
+@register("abf", base=500_000.0)
+@register("rope")
+@dataclasses.dataclass(frozen=True)
+class RoPE:
+    """Rotary position embedding: theta_j = base^(-2j/H), angle = position * theta_j.
+
+    Symbols: j = 0..H/2-1 pair index, H head dimension, theta_j radians per token.
+    Source: RoFormer (2104.09864) eqs. 14-16. With base 500,000 (beta = 50) it is RoPE ABF, the
+    adjusted base frequency of Llama 2 Long (2309.16039) section 4.1, registered as `abf`.
+
+    Attributes:
+        base: dimensionless; default 10,000 as in RoFormer, LLaMA and Llama 2.
+    """
+
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        check_base(self.base)
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] radians per token; the same at every `seq_len`."""
+        return Frequencies(rope_inv_freq(self.base, head_dim))
+
+    def to_hf(self) -> dict:
+        """Hugging Face `rope_parameters` (transformers 5)."""
+        return {"rope_type": "default", "rope_theta": self.base}
+
+    @classmethod
+    def from_hf(cls, parameters: dict) -> "RoPE":
+        """Inverse of `to_hf`."""
+        return cls(base=parameters["rope_theta"])

@@ -1,0 +1,44 @@
+"""xPos: rotation with an exponential decay per pair, and xPos ABF with a larger base."""
+
+import dataclasses
+
+import numpy as np
+
+from longrope_jax.rotary.frequencies import Frequencies, check_base, rope_inv_freq
+from longrope_jax.rotary.registry import register
+
+
+@register("xpos_abf", base=500_000.0, gamma=0.8, scale_base=4096.0)
+@register("xpos")
+@dataclasses.dataclass(frozen=True)
+class XPos:
+    """xPos: RoPE whose pair j is damped by zeta_j^(distance/scale_base).
+
+    zeta_j = (2j/H + gamma) / (1 + gamma): below 1, smallest for the fastest pair. Queries are
+    multiplied by zeta_j^((m-c)/S), keys by zeta_j^(-(n-c)/S), so scores depend on m-n alone.
+    Source: Sun et al. (2212.10554) section 3 and its torchscale code. `xpos_abf` is the row
+    "xPos ABF" of Llama 2 Long (2309.16039): base 500,000 and, as recovered from the drawn curve of
+    its Figure 4 (the text gives no numbers), gamma 0.8 and scale base 4096.
+
+    Attributes:
+        base: as in RoPE; default 10,000.
+        gamma: dimensionless, above 0; default 0.4 (paper and torchscale).
+        scale_base: S, tokens; default 512 (paper and torchscale).
+    """
+
+    base: float = 10_000.0
+    gamma: float = 0.4
+    scale_base: float = 512.0
+
+    def __post_init__(self):
+        check_base(self.base)
+        for name in ("gamma", "scale_base"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] radians per token and log decay per token; the same at every `seq_len`."""
+        inv_freq = rope_inv_freq(self.base, head_dim)
+        share = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+        zeta = (share + self.gamma) / (1 + self.gamma)
+        return Frequencies(inv_freq, log_decay=np.log(zeta) / self.scale_base)

@@ -1,0 +1,209 @@
+"""Phases that are exact at every position: fixed-point turns in two 32-bit words.
+
+A float32 angle is wrong by 4e-3 at position 131,071. Here a frequency is a 64-bit fraction of a
+turn; its integer product with the position wraps modulo one turn for free, so what reaches cos and
+sin is always in half a turn of zero, on devices without float64.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies
+from longrope_jax.rotary.registry import Method
+
+# Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
+# 2^127) room for the entries of q and k; devices flush what is smaller to zero.
+_MAX_LOG_GAIN = 120 * math.log(2)
+_RADIANS_PER_WORD = np.float32(2 * np.pi / 2**32)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "hi", "lo", "delta", "amplitude", "log_decay", "centre",
+        "start_hi", "start_lo", "start_count", "logn_length",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """A method as the compiled model gets it: the same arrays for each, neutral where unused.
+
+    R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`.
+
+    Attributes:
+        hi, lo: uint32 [R], turns per token times 2^64, high and low word.
+        delta: float32 [R], zero; radians per token; carries tangents of the frequencies.
+        amplitude: float32 [], factor on queries and on keys.
+        log_decay: float32 [R], natural log per token.
+        centre: float32 [], the position where xPos gains are one.
+        start_hi, start_lo: uint32 [R], words of the first `start_count` positions.
+        start_count: int32 [].
+        logn_length: float32 [], tokens; infinity is off.
+    """
+
+    hi: jax.Array
+    lo: jax.Array
+    delta: jax.Array
+    amplitude: jax.Array
+    log_decay: jax.Array
+    centre: jax.Array
+    start_hi: jax.Array
+    start_lo: jax.Array
+    start_count: jax.Array
+    logn_length: jax.Array
+
+
+class Phase(NamedTuple):
+    """cos and sin with the gain folded in, float32 [..., T, R]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+class Phases(NamedTuple):
+    """What queries and what keys are rotated by; they differ for xPos and log-n scaling."""
+
+    query: Phase
+    key: Phase
+
+
+def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary:
+    """The arrays of `spec` for sequences of up to `seq_len` tokens.
+
+    Args:
+        spec: a rotary method.
+        head_dim: H, even.
+        seq_len: tokens; a sequence of lengths gives leaves stacked on a new first axis.
+
+    Raises:
+        ValueError: a length out of range for positions or for xPos in float32.
+    """
+    if isinstance(seq_len, Sequence | np.ndarray):
+        return stack([make(spec, head_dim=head_dim, seq_len=int(n)) for n in seq_len])
+    return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
+
+
+def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
+    """As `make`, from frequencies that are already computed (e.g. after `rescale`)."""
+    if not 0 < seq_len <= MAX_POSITION:
+        raise ValueError(f"seq_len must be between 1 and {MAX_POSITION}, got {seq_len}")
+    centre = seq_len // 2
+    _check_gain(f, seq_len, centre)
+    hi, lo = _turn_words(f.inv_freq)
+    start_hi, start_lo = _turn_words(f.start_inv_freq)
+    return Rotary(
+        hi=jnp.asarray(hi),
+        lo=jnp.asarray(lo),
+        delta=jnp.zeros(hi.shape, jnp.float32),
+        amplitude=jnp.float32(f.amplitude),
+        log_decay=jnp.asarray(f.log_decay, jnp.float32),
+        centre=jnp.float32(centre),
+        start_hi=jnp.asarray(start_hi),
+        start_lo=jnp.asarray(start_lo),
+        start_count=jnp.int32(f.start_count),
+        logn_length=jnp.float32(f.logn_length),
+    )
+
+
+def stack(rotaries: Sequence[Rotary]) -> Rotary:
+    """Stacks rotaries of the same number of pairs on a new first axis, ready for `vmap`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rotaries)
+
+
+def _check_gain(f: Frequencies, seq_len: int, centre: int) -> None:
+    steepest = float(np.abs(f.log_decay).max(initial=0))
+    if steepest * (seq_len - centre) > _MAX_LOG_GAIN:
+        limit = 2 * int(_MAX_LOG_GAIN / steepest)
+        raise ValueError(
+            f"xPos holds its opposite gains in float32 up to {limit} tokens with this decay, got "
+            f"seq_len {seq_len}; take a larger scale_base or gamma, or a shorter sequence"
+        )
+
+
+def _turn_words(inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scaled = np.mod(inv_freq / (2 * np.pi), 1.0) * 2.0**32
+    hi = np.floor(scaled)
+    return hi.astype(np.uint32), np.floor((scaled - hi) * 2.0**32).astype(np.uint32)
+
+
+def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") -> Phases:
+    """cos and sin for every position and pair, with amplitude, decay and log-n folded in.
+
+    Args:
+        rotary: from `make`.
+        positions: [..., T] integers from 0 to 2^24 - 1, or float32 (their integer part is exact,
+            their fraction is multiplied in float32).
+        precision: "exact", within 1e-6 at every position; or "float32", the rounded product that
+            other software computes, to compare with it.
+
+    Returns:
+        Query and key (cos, sin), float32 [..., T, R].
+
+    Raises:
+        ValueError: concrete positions out of range, unknown precision.
+    """
+    _check_positions(positions)
+    position = jnp.asarray(positions)[..., None]
+    if precision == "exact":
+        angle = _exact_angle(rotary, position)
+    elif precision == "float32":
+        angle = position.astype(jnp.float32) * _float32_inv_freq(rotary.hi, rotary.lo)
+    else:
+        raise ValueError(f"unknown precision {precision!r}: use 'exact' or 'float32'")
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    position = position.astype(jnp.float32)
+    log_gain = rotary.log_decay * (position - rotary.centre)
+    logn = jnp.maximum(1.0, jnp.log(position + 1) / jnp.log(rotary.logn_length))
+    query_gain = rotary.amplitude * jnp.exp(log_gain) * logn
+    key_gain = rotary.amplitude * jnp.exp(-log_gain)
+    return Phases(Phase(cos * query_gain, sin * query_gain), Phase(cos * key_gain, sin * key_gain))
+
+
+def _check_positions(positions) -> None:
+    if isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
+        return
+    low, high = np.min(positions), np.max(positions)
+    if low < 0 or high >= MAX_POSITION:
+        raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
+
+
+def _exact_angle(rotary: Rotary, position: jax.Array) -> jax.Array:
+    whole = jnp.floor(position).astype(jnp.uint32)
+    start = whole < rotary.start_count.astype(jnp.uint32)
+    hi = jnp.where(start, rotary.start_hi, rotary.hi)
+    lo = jnp.where(start, rotary.start_lo, rotary.lo)
+    angle = _turn_angle(hi, lo, rotary.delta, whole)
+    if jnp.issubdtype(position.dtype, jnp.floating):
+        angle += (position - jnp.floor(position)) * (_float32_inv_freq(hi, lo) + rotary.delta)
+    return angle
+
+
+def _float32_inv_freq(hi: jax.Array, lo: jax.Array) -> jax.Array:
+    return (hi.astype(jnp.float32) + lo.astype(jnp.float32) * 2.0**-32) * _RADIANS_PER_WORD
+
+
+@jax.custom_jvp
+def _turn_angle(hi, lo, delta, n):
+    """Angle of n tokens in [-pi, pi): the high word of the 64-bit product n * (hi, lo)."""
+    n_hi, n_lo = n >> 16, n & 0xFFFF
+    lo_hi, lo_lo = lo >> 16, lo & 0xFFFF
+    low = n_hi * lo_lo + ((n_lo * lo_lo) >> 16)
+    middle = n_lo * lo_hi + (low & 0xFFFF)
+    carry = n_hi * lo_hi + (low >> 16) + (middle >> 16)
+    word = n * hi + carry
+    return jax.lax.bitcast_convert_type(word, jnp.int32).astype(jnp.float32) * _RADIANS_PER_WORD
+
+
+@_turn_angle.defjvp
+def _turn_angle_jvp(primals, tangents):
+    n, delta_dot = primals[3], tangents[2]
+    angle = _turn_angle(*primals)
+    return angle, jnp.broadcast_to(n.astype(jnp.float32) * delta_dot, angle.shape)

@@ -1,0 +1,113 @@
+"""Methods by name: registration, lookup, and the `name:option=value` notation of command lines."""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from longrope_jax.rotary.frequencies import Frequencies
+
+
+class Method(Protocol):
+    """What the package needs of a rotary method: a frozen dataclass with this one method."""
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """Frequencies for heads of `head_dim` in sequences of `seq_len` tokens."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    cls: type
+    defaults: dict[str, Any]
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+def register(name: str, **defaults: Any) -> Callable[[type], type]:
+    """Class decorator that makes a frozen dataclass with `.frequencies` known as `name`.
+
+    One class may have several names; `defaults` replace field defaults under this one.
+
+    Raises:
+        ValueError: not a frozen dataclass, no `.frequencies`, or a name taken by another class.
+    """
+
+    def add(cls: type) -> type:
+        params = getattr(cls, "__dataclass_params__", None)
+        if params is None or not params.frozen:
+            raise ValueError(f"{cls.__name__} must be a frozen dataclass: @dataclass(frozen=True)")
+        if not callable(getattr(cls, "frequencies", None)):
+            raise ValueError(f"{cls.__name__} needs a method frequencies(*, head_dim, seq_len)")
+        taken = _ENTRIES.get(name)
+        if taken and taken.cls.__qualname__ != cls.__qualname__:
+            raise ValueError(f"the name {name!r} is taken by {taken.cls.__name__}")
+        _ENTRIES[name] = _Entry(cls, defaults)
+        return cls
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """Registered names, sorted."""
+    return tuple(sorted(_ENTRIES))
+
+
+def name_of(spec: Method) -> str:
+    """The first registered name of the spec's class, or the class name if it has none."""
+    return next((n for n, e in _ENTRIES.items() if e.cls is type(spec)), type(spec).__name__)
+
+
+def build(name: str, **options: Any) -> Method:
+    """The method registered as `name` with `options`.
+
+    Raises:
+        ValueError: unknown name or option (the nearest known one is named), missing or bad option.
+    """
+    if name not in _ENTRIES:
+        raise ValueError(unknown("rotary method", name, names()))
+    entry = _ENTRIES[name]
+    fields = {f.name: f for f in dataclasses.fields(entry.cls)}
+    for option in options:
+        if option not in fields:
+            raise ValueError(unknown(f"option of {name}", option, fields))
+    merged = entry.defaults | options
+    required = [
+        n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in merged
+    ]
+    if required:
+        raise ValueError(f"{name} needs {', '.join(required)}: write {name}:{required[0]}=...")
+    return entry.cls(**merged)
+
+
+def parse(text: str) -> Method:
+    """Reads `name` or `name:option=value,option=value`, e.g. `pi:factor=8,base=10_000`.
+
+    Raises:
+        ValueError: as `build`, or text of another form.
+    """
+    name, _, rest = text.partition(":")
+    options = {}
+    for item in filter(None, rest.split(",")):
+        option, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read {item!r} in {text!r}: write name:option=value,...")
+        options[option.strip()] = _literal(value.strip())
+    return build(name.strip(), **options)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One line for an unknown name, with the nearest known one and the whole list."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"
