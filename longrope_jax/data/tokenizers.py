@@ -1,0 +1,169 @@
+"""Text to token ids and back: bytes (nothing to download) or a Hugging Face `tokenizer.json`.
+
+    tokenizer = tokenizers.load("bytes")
+    ids = tokenizer.encode("In the beginning")      # int32 [T]
+    tokenizer.decode(ids)                           # the same text
+
+Both kinds have `vocab_size`, `specials`, `encode`, `decode` and `special`, and are frozen values
+that pickle, so data workers can be given them. Text never turns into a special token: a document
+that quotes "<eos>" doesn't end there.
+"""
+
+import difflib
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8; `specials` follow in their order.
+
+    Raises ValueError: a special that is used twice or isn't a string with something in it.
+    """
+
+    specials: tuple[str, ...] = ("<bos>", "<eos>", "<retrieve>", "<answer_end>")
+
+    def __post_init__(self):
+        if isinstance(self.specials, str):
+            raise ValueError(f"specials={self.specials!r}: expected a sequence of names")
+        object.__setattr__(self, "specials", tuple(self.specials))
+        if not all(isinstance(name, str) and name for name in self.specials):
+            raise ValueError(f"specials={self.specials}: expected names that aren't empty")
+        if len(set(self.specials)) < len(self.specials):
+            raise ValueError(f"specials={self.specials}: a name is used twice")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: one more than the largest."""
+        return BYTES + len(self.specials)
+
+    def encode(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of `text`, int32 [T]. Raises ValueError for a lone surrogate."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            where = f"character {error.start} is a lone surrogate"
+            raise ValueError(f"{where}, which UTF-8 can't hold: clean the text") from error
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` [T]: specials skipped, invalid UTF-8 as U+FFFD. Raises ValueError for ids
+        outside 0 to vocab_size - 1.
+        """
+        ids = _in_range(ids, self.vocab_size)
+        return ids[ids < BYTES].astype(np.uint8).tobytes().decode(errors="replace")
+
+    def special(self, name: str) -> int:
+        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        return BYTES + self.specials.index(_known(name, self.specials))
+
+
+@dataclass(frozen=True)
+class HuggingFaceTokenizer:
+    """The tokenizer in a `tokenizer.json`, read by the package `tokenizers` and nothing else.
+
+    Truncation, padding and added tokens that the file asks for are left out: `encode` gives the
+    text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
+
+    Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
+    """
+
+    path: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", str(Path(self.path).expanduser()))
+        _opened(self.path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows an embedding needs: one more than the largest id, added tokens included."""
+        return _vocab_size(self.path)
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Names of the special tokens, in the order of their ids."""
+        added = sorted(_opened(self.path).get_added_tokens_decoder().items())
+        return tuple(token.content for _, token in added if token.special)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int32 [T], with no beginning or end token. Raises ValueError for a lone
+        surrogate.
+        """
+        try:
+            ids = _opened(self.path).encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise ValueError(f"text that {self.path} can't encode: {error}") from error
+        return np.asarray(ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
+        ids = _in_range(ids, self.vocab_size)
+        return _opened(self.path).decode(ids.tolist(), skip_special_tokens=True)
+
+    def special(self, name: str) -> int:
+        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        return _opened(self.path).token_to_id(_known(name, self.specials))
+
+
+Tokenizer = ByteTokenizer | HuggingFaceTokenizer
+
+
+def load(spec: str | Path) -> Tokenizer:
+    """`"bytes"`, or the path of a `tokenizer.json` or of a folder that holds one.
+
+    Raises ValueError where there is no such file, or it isn't a tokenizer.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    path = Path(spec).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"unknown tokenizer {str(spec)!r}: expected 'bytes' or a tokenizer.json")
+    return HuggingFaceTokenizer(str(path))
+
+
+# Kept outside the dataclass, which so stays a hashable value that pickles as its path.
+@functools.lru_cache(maxsize=8)
+def _opened(path: str):
+    try:
+        import tokenizers
+    except ImportError as error:
+        extra = "pip install 'longrope_jax[tokenizers]'"
+        raise ValueError(f"{path} needs the package tokenizers: {extra}") from error
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # the package raises bare Exception
+        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def _vocab_size(path: str) -> int:
+    return max(_opened(path).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _in_range(ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    ids = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ValueError(f"token ids are {ids.dtype}{list(ids.shape)}: expected integers [T]")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        found = f"{ids.min()} to {ids.max()}"
+        raise ValueError(f"token ids {found}: expected 0 to {vocab_size - 1}")
+    return ids
+
+
+def _known(name: str, specials: Sequence[str]) -> str:
+    if name in specials:
+        return name
+    nearest = difflib.get_close_matches(str(name), specials, n=1, cutoff=0)
+    hint = f"did you mean {nearest[0]!r}? Known: {list(specials)}" if nearest else "it has none"
+    raise ValueError(f"unknown special token {name!r}: {hint}")

@@ -1,0 +1,1 @@
+"""Perplexity, loss by position, retrieval tasks, scoring and the statistics of their claims."""

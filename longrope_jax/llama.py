@@ -1,0 +1,308 @@
+"""Llama in Flax linen. The rotary is an argument: the model knows nothing of which method it is.
+
+Pre-norm RMSNorm, SwiGLU, grouped-query attention (LLaMA 2302.13971 section 2.2, Llama 2
+2307.09288). Dimension letters: B batch, T query length, S key length, D model, N query heads, K
+key heads, H head, F feed-forward, V vocabulary, L layers.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from longrope_jax import rotary as rotary_lib
+from longrope_jax.attention import attend
+from longrope_jax.sharding import constrain
+
+REMAT = ("none", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Architecture; hashable, static under jit.
+
+    Raises:
+        ValueError: heads that do not divide, odd head_dim, unknown layout or remat policy.
+    """
+
+    vocab_size: int  # V, tokens
+    d_model: int  # D
+    n_layers: int  # L
+    n_heads: int  # N, query heads
+    n_kv_heads: int  # K, key and value heads
+    head_dim: int  # H
+    d_ff: int  # F, see `swiglu_width`
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
+    attention: str = "auto"  # back end, see attention.attend
+    remat: str = "none"  # "full": the backward computes each layer again
+    dtype: str = "float32"  # of activations and matrix products
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"{self.n_heads} heads are no multiple of {self.n_kv_heads} kv heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, got {self.head_dim}")
+        for what, known in (("rotary_layout", rotary_lib.LAYOUTS), ("remat", REMAT)):
+            if getattr(self, what) not in known:
+                raise ValueError(rotary_lib.unknown(what, getattr(self, what), known))
+
+
+def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.0) -> int:
+    """F by Llama's rule: int(8D/3), times the multiplier, rounded up to `multiple_of`."""
+    width = int(multiplier * int(8 * d_model / 3))
+    return multiple_of * -(-width // multiple_of)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B]."""
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
+
+
+def init_cache(config: LlamaConfig, batch: int, size: int) -> Cache:
+    """Empty cache for `size` tokens per sequence, in the model's dtype."""
+    shape = config.n_layers, batch, size, config.n_kv_heads, config.head_dim
+    empty = jnp.zeros(shape, config.dtype)
+    return Cache(k=empty, v=empty, length=jnp.zeros(batch, jnp.int32))
+
+
+class Llama(nn.Module):
+    """Tokens to normalised hidden states; `unembed` turns those into logits."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, tokens, *, rotary, positions=None, segment_start=None, cache=None):
+        """Hidden states [B, T, D] and the cache with these tokens appended (None without one).
+
+        Args:
+            tokens: int32 [B, T].
+            rotary: from `rotary.make`.
+            positions: int32 [B, T] or [T]; None counts from the cache's length, and from 0 again
+                at each packed document.
+            segment_start: int32 [B, T], index of the first token of each token's document.
+            cache: from `init_cache`, with room for T more tokens.
+        """
+        c = self.config
+        query_start = 0 if cache is None else cache.length
+        if positions is None:
+            positions = default_positions(tokens, segment_start, query_start)
+        phases = rotary_lib.phases(rotary, positions)
+        table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
+        # Gathered over fsdp first: a lookup in rows cut along D would be moved to the batch axis.
+        table = constrain(table.astype(c.dtype), "vocab", "residual")
+        x = constrain(jnp.take(table, tokens, axis=0), *_RESIDUAL)
+        block = Block
+        if c.remat == "full":
+            block = nn.remat(Block, prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            length=c.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, name="layers")
+        kv = None if cache is None else (cache.k, cache.v)
+        x, kv = layers(x, phases, segment_start, query_start, kv)
+        if not c.tie_embeddings:
+            self.param("unembed", _init("embed", "vocab", fan_in=c.d_model), *_shape(c, "DV"))
+        x = RMSNorm(c, name="final_norm")(x)
+        if cache is None:
+            return x, None
+        return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+
+def default_positions(tokens, segment_start, query_start):
+    """Positions that count from the cache's length and restart in each packed document."""
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    if not isinstance(query_start, int):
+        positions = query_start[:, None] + positions
+    return positions if segment_start is None else positions - segment_start
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x, phases, segment_start, query_start, kv):
+        """One layer, in the form that nn.scan wants: carry x, per-layer kv in and out."""
+        attended, kv = Attention(self.config, name="attention")(
+            RMSNorm(self.config, name="attention_norm")(x), phases, segment_start, query_start, kv
+        )
+        x = constrain(x + attended, *_RESIDUAL)
+        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return constrain(x, *_RESIDUAL), kv
+
+
+class Attention(nn.Module):
+    """Grouped-query attention on rotated queries and keys."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x, phases, segment_start, query_start, kv):
+        """[B, T, D] to [B, T, D]; kv [B, S, K, H] is the layer's cache or None."""
+        c = self.config
+        heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        wq = self.param("wq", _init(*heads, fan_in=c.d_model), *_shape(c, "DNH"))
+        wk = self.param("wk", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
+        wv = self.param("wv", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
+        out_init = _init("heads", "head_dim", "embed", fan_in=c.n_heads * c.head_dim)
+        wo = self.param("wo", out_init, *_shape(c, "NHD"))
+        q = constrain(_dot("BTD,DNH->BTNH", x, wq), "batch", "sequence", "heads", "head_dim")
+        k = constrain(_dot("BTD,DKH->BTKH", x, wk), "batch", "sequence", "kv_heads", "head_dim")
+        v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
+        q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
+        k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
+        if kv is not None:
+            k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
+        out = attend(
+            q, k, v, segment_start=segment_start, query_start=query_start, backend=c.attention
+        )
+        return _dot("BTNH,NHD->BTD", out, wo), kv
+
+
+def _append(cached, new, start):
+    """Writes new [B, T, K, H] into cached [B, S, K, H] from start [B] on."""
+
+    def one(row, value, at):
+        return jax.lax.dynamic_update_slice_in_dim(row, value.astype(row.dtype), at, axis=0)
+
+    return jax.vmap(one)(cached, new, start)
+
+
+class MLP(nn.Module):
+    """SwiGLU: (silu(x W_gate) * x W_up) W_down."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, D] to [B, T, D]."""
+        c = self.config
+        gate = self.param("gate", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
+        up = self.param("up", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
+        down = self.param("down", _init("mlp", "embed", fan_in=c.d_ff), *_shape(c, "FD"))
+        hidden = nn.silu(_dot("BTD,DF->BTF", x, gate)) * _dot("BTD,DF->BTF", x, up)
+        return _dot("BTF,FD->BTD", constrain(hidden, "batch", "sequence", "mlp"), down)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, in float32."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, T, D] to [B, T, D] in the dtype of x."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", ones, *_shape(self.config, "D"))
+        xf = x.astype(jnp.float32)
+        rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (xf * rms * scale).astype(x.dtype)
+
+
+_RESIDUAL = ("batch", "sequence", "residual")
+
+
+def _dot(spec: str, x, w):
+    return jnp.einsum(spec, x, w.astype(x.dtype))
+
+
+def _init(*names: str, fan_in: int):
+    return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+
+
+def _shape(c: LlamaConfig, letters: str):
+    sizes = {"V": c.vocab_size, "D": c.d_model, "N": c.n_heads, "K": c.n_kv_heads}
+    sizes |= {"H": c.head_dim, "F": c.d_ff}
+    return tuple(sizes[letter] for letter in letters), jnp.dtype(c.param_dtype)
+
+
+def init_boxed(config: LlamaConfig, key: jax.Array):
+    """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=1)
+    # One token on one device: the constraints on activations have nothing to divide.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return Llama(config).init(key, tokens, rotary=rot)["params"]
+
+
+def init_params(config: LlamaConfig, key: jax.Array) -> dict:
+    """Fresh parameters as plain nested dicts: normal with standard deviation fan_in^-1/2."""
+    return nn.meta.unbox(init_boxed(config, key))
+
+
+def unembed(config: LlamaConfig, params: dict, hidden: jax.Array) -> jax.Array:
+    """Logits float32 [..., T, V] of hidden states [..., T, D]; only where [T, V] is affordable."""
+    table = params["embed"].T if config.tie_embeddings else params["unembed"]
+    return jnp.einsum(
+        "...D,DV->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def logits(config: LlamaConfig, params: dict, tokens: jax.Array, rotary) -> jax.Array:
+    """Logits float32 [B, T, V]: a convenience for small inputs."""
+    hidden, _ = Llama(config).apply({"params": params}, tokens, rotary=rotary)
+    return unembed(config, params, hidden)
+
+
+def _llama(d_model, n_layers, n_heads, n_kv_heads=None, d_ff=None, vocab=32_000, **kwargs):
+    return LlamaConfig(
+        vocab_size=vocab,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads or n_heads,
+        head_dim=d_model // n_heads,
+        d_ff=d_ff or swiglu_width(d_model),
+        **kwargs,
+    )
+
+
+# LLaMA table 2, Llama 2 table 1 and its released params.json, SmolLM2's config.json.
+_LLAMA2 = {
+    "llama2_7b": _llama(4096, 32, 32),
+    "llama2_13b": _llama(5120, 40, 40),
+    "llama2_34b": _llama(8192, 48, 64, 8, swiglu_width(8192, multiplier=1.0)),
+    "llama2_70b": _llama(8192, 80, 64, 8, swiglu_width(8192, multiple_of=4096, multiplier=1.3)),
+}
+PRESETS: dict[str, LlamaConfig] = {
+    "llama_7b": _llama(4096, 32, 32, norm_eps=1e-6),
+    "llama_13b": _llama(5120, 40, 40, norm_eps=1e-6),
+    "llama_33b": _llama(6656, 60, 52, norm_eps=1e-6),
+    "llama_65b": _llama(8192, 80, 64, norm_eps=1e-6),
+    **_LLAMA2,
+    # Llama 2 Long changes no shape: its base frequency is the rotary argument.
+    **{name.replace("llama2", "llama2_long"): config for name, config in _LLAMA2.items()},
+    "smollm2_135m": _llama(576, 30, 9, 3, 1536, vocab=49_152, tie_embeddings=True),
+}
+
+
+def preset(name: str, **changes) -> LlamaConfig:
+    """A published shape by name, with fields replaced.
+
+    Raises:
+        ValueError: unknown name (the nearest is named) or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(rotary_lib.unknown("model preset", name, PRESETS))
+    known = {f.name for f in dataclasses.fields(LlamaConfig)}
+    for field in changes:
+        if field not in known:
+            raise ValueError(rotary_lib.unknown("LlamaConfig field", field, known))
+    return dataclasses.replace(PRESETS[name], **changes)

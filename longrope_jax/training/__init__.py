@@ -1,0 +1,1 @@
+"""Training: loss in chunks, optimizer, state, the loop, checkpoints."""
