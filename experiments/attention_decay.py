@@ -10,10 +10,10 @@ Presets: paper, bases, head_dims, tiny. Any methods and head dimensions overlaid
 Expected with preset paper (head dimension 128, distances 0 to 32,383), in seconds on a CPU:
 
     curve         at 0      minimum (at)       at 32,383  first negative  oscillation
-    rope          11.3137   -3.1706 (17,156)    0.3854     1,707          0.894
-    pi:factor=8   11.3137   -1.4355 (28,123)   -0.9949    13,649          0.686
-    abf           11.3137   -0.7144 (30,540)    2.3925    18,438          0.722
-    xpos_abf      11.3137    1.2429 (30,540)    1.3009     none           0.046
+    rope          11.3137   -3.1706 (17,156)    0.3854     1,707          0.892
+    pi:factor=8   11.3137   -1.4355 (28,123)   -0.9949    13,649          0.683
+    abf           11.3137   -0.7144 (30,540)    2.3925    18,438          0.724
+    xpos_abf      11.3137    1.2429 (30,540)    1.3009     none           0.047
 
 Largest difference from the golden values: below 1e-5 (they have five decimals).
 """
@@ -52,8 +52,8 @@ _DEFINITIONS = (
     "before softmax. Distances are tokens.\n\n"
     "Oscillation: root mean square distance of the second half of the curve from its best "
     "non-increasing fit, so that a curve which only falls has none.\n\n"
-    "Golden difference: the largest absolute one from the values of Figure 4's formula that are kept with "
-    "five decimals in this script, where the curve is one of Figure 4's."
+    "Golden diff.: the largest absolute difference from the values of Figure 4's formula that this "
+    "script keeps with five decimals; only for methods that have such values."
 )
 
 
@@ -210,8 +210,9 @@ def _map_axes(count: int) -> tuple[Figure, list[Axes]]:
         ax.locator_params(nbins=4)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.yaxis.set_major_formatter("{x:,.0f}")
-    for ax in grid.flat[count:]:
-        ax.set_visible(False)
+    for i, ax in enumerate(grid.flat):
+        ax.set_visible(i < count)
+        ax.tick_params(labelbottom=i + cols >= count)
     return fig, list(grid.flat[:count])
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 # What an experiment gets: its config, its directory, and the command line that a report states.
 Main = Callable[[ConfigDict, Path, str], object]
@@ -31,9 +31,12 @@ def run(main: Main, name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """
     argv = list(sys.argv if argv is None else argv)
     command = shlex.join(["python", "-m", f"experiments.{name}", *argv[1:]])
-    _define_flags(name, argv)
     try:
-        app.run(lambda _: _checked(main, command), argv=argv, flags_parser=_parse)
+        app.run(
+            lambda _: _checked(main, command),
+            argv=argv,
+            flags_parser=lambda args: _parse(name, args),
+        )
     finally:
         _remove_flags()
     sys.exit(0)
@@ -47,7 +50,7 @@ def fail(message: str) -> NoReturn:
 
 def _define_flags(name: str, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
-        "config", str(_CONFIGS / f"{name}.py"), "FILE.py:PRESET", lock_config=True, sys_argv=argv
+        "config", str(CONFIGS / f"{name}.py"), "FILE.py:PRESET", lock_config=True, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
 
@@ -58,23 +61,32 @@ def _remove_flags() -> None:
             delattr(flags.FLAGS, flag)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(name: str, argv: list[str]) -> list[str]:
     try:
+        _define_flags(name, argv)
         rest = flags.FLAGS(argv)
         # A config file that cannot be read shows itself only when the config is used.
         flags.FLAGS.config.keys()
     except (flags.Error, ValueError, OSError, AttributeError, KeyError) as error:
-        fail(_last_line(error))
+        fail(_message(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: options look like --config.FIELD=VALUE")
+    workdir = Path(flags.FLAGS.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        fail(f"--workdir={workdir} is a file, not a directory")
     return rest
 
 
-def _last_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, OSError):
+        return f"cannot load the config: {text.splitlines()[-1]}"
+    if isinstance(error, AttributeError | KeyError):
+        plain = text.replace("\\n", "; ").translate(str.maketrans("", "", "'\"\\"))
+        return f"no such field in the config: {plain}"
     # ml_collections puts a whole traceback into the message when a config file raises.
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     if "Traceback" in text:
-        return text.strip().splitlines()[-1].removeprefix("ValueError: ")
+        return text.splitlines()[-1].removeprefix("ValueError: ")
     return text
 
 

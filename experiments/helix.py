@@ -3,10 +3,14 @@
     python -m experiments.helix --config=configs/helix.py:paper --workdir=DIR
 
 Position Interpolation (8b) brings neighbouring positions closer on the curve of RoPE (8a); ABF (8c)
-leaves neighbours as far apart and brings the turns closer. Expected, in units of the radius, in
-seconds on a CPU:
+leaves neighbours as far apart and brings the turns closer. Expected, in radii, in seconds on a CPU:
 
-    EXPECTED
+    panel  method  positions  between neighbours  between turns  pitch
+    8a     rope    11         1.6867              0.4637         0.4048
+    8b     pi      21         0.9604              0.4637         0.4048
+    8c     abf     21         1.6838              0.3314         0.2024
+
+Pair 1 of head dimension 128 loses 5.9% of its speed from base 10,000 to 500,000.
 """
 
 import dataclasses
@@ -80,16 +84,20 @@ def _points(panel: helix.Panel) -> list[list]:
 @report.style()
 def draw(panels: list[helix.Panel], path: Path) -> None:
     """The panels side by side in 3D: curve in grey, positions as red dots, as in the paper."""
-    size = (3.4 * len(panels), 4.4)
+    size = (3.4 * len(panels), 4)
     fig, axes = report.subplots(
         1, len(panels), size=size, squeeze=False, subplot_kw={"projection": "3d"}
     )
     for ax, panel in zip(axes.flat, panels, strict=True):
-        ax.plot(*helix.curve(panel).T, color="#444444", linewidth=0.9)
-        ax.scatter(*helix.dots(panel).T, color="#D00000", s=22, depthshade=False)
+        ax.computed_zorder = False
+        ax.plot(*helix.curve(panel).T, color="#555555", linewidth=0.9, zorder=1)
+        ax.scatter(*helix.dots(panel).T, color="#D00000", s=22, depthshade=False, zorder=2)
         ax.set_title(f"{panel.name}: {panel.method}")
-        ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
+        ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), xticks=[], yticks=[], zticks=(-1, 0, 1))
+        ax.set(xlabel="cos t", ylabel="sin t", zlabel=f"sin {panel.speed:g}t")
+        ax.tick_params(labelsize=9, pad=0)
         ax.view_init(elev=25, azim=-60)
+        ax.set_box_aspect((1, 1, 1.25), zoom=0.88)
     report.save_figure(fig, path)
 
 

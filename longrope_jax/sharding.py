@@ -116,19 +116,19 @@ def shardings(mesh: Mesh, boxed: Any) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts host arrays [B, ...] on the mesh, the batch over data and fsdp.
+def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
+    """Puts host arrays on the mesh, their batch axis B over data and fsdp.
 
     On several hosts each process passes its own part of the global batch.
 
     Raises:
         ValueError: B does not divide.
     """
-    sharding = NamedSharding(mesh, P(RULES["batch"]))
+    sharding = NamedSharding(mesh, P(*(None,) * axis, RULES["batch"]))
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x):
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
-        size = x.shape[0] * jax.process_count()
+        size = x.shape[axis] * jax.process_count()
         if size % parts:
             raise ValueError(f"batch of {size} does not divide over {parts} devices")
         return jax.make_array_from_process_local_data(sharding, x)

@@ -216,6 +216,14 @@ def test_members_with_hostile_paths_are_never_written(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.md"))
 
 
+def test_a_debian_package_may_hold_members_of_odd_length():
+    header = "{:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n".format
+    odd = header("odd", 0, 0, 0, 100644, 3) + "abc\n"
+    archive = ("!<arch>\n" + odd + header("data.tar.xz/", 0, 0, 0, 100644, 2) + "de").encode()
+    assert corpora._ar_member(archive, "odd") == b"abc"
+    assert corpora._ar_member(archive, "data.tar.xz") == b"de"
+
+
 def test_an_unknown_corpus_gets_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'moby-dick'") as error:
         load("mobydick")
@@ -232,12 +240,9 @@ def test_a_folder_may_mix_text_and_json_lines(tmp_path):
     (tmp_path / "ignored.py").write_text("no")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo \xe2\x80\x9cquoted\xe2\x80\x9d")
     (tmp_path / "sub" / "a.md").write_text("*kept*")
-    lines = [
-        json.dumps({"text": "first\u2028same", "name": "n"}),
-        "",
-        json.dumps({"text": "third"}),
-    ]
-    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    first = json.dumps({"text": "first\u2028same", "name": "n"}, ensure_ascii=False)
+    lines = [first, "", json.dumps({"text": "third"})]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert load(tmp_path) == (
         Document("a.txt", "one\ntwo “quoted”"),
         Document("c.jsonl:3", "third"),
@@ -393,6 +398,8 @@ def test_the_same_text_on_both_sides_is_refused():
     twins = [Document("a", "x"), Document("b", "y"), Document("c", " x\n")]
     with pytest.raises(ValueError, match=r"'c' \(validation\) and 'a' \(train\)"):
         split(twins, ["c"])
+    with pytest.raises(ValueError, match=r"'a' \(validation\) and 'c' \(train\)"):
+        split(twins, ["a"])
     assert split(twins, ["a", "c"])[0] == (twins[1],)
 
 

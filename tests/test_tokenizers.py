@@ -31,6 +31,7 @@ def json_file(tmp_path_factory):
     tokenizer.post_processor = hf.processors.TemplateProcessing(
         single="<bos> $A </s>", special_tokens=[("<bos>", 0), ("</s>", 1)]
     )
+    tokenizer.add_tokens(["to be"])
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=500)
     path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
@@ -119,10 +120,11 @@ def test_an_unknown_special_gets_the_nearest_name(tokenizer):
 def test_an_ordinary_token_is_not_a_special_one(json_file):
     with pytest.raises(ValueError, match="unknown special token"):
         tokenizers.load(json_file).special("t")
+    assert tokenizers.load(json_file).specials == ("<bos>", "</s>")
 
 
 def test_a_lone_surrogate_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"encode|surrogate"):
+    with pytest.raises(ValueError, match="can't"):
         tokenizer.encode("a\ud800")
 
 

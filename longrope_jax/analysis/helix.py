@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from longrope_jax.rotary import rope_inv_freq
+from longrope_jax.rotary import check_base, rope_inv_freq
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,8 @@ def pair_slowdown(base: float, new_base: float, *, head_dim: int) -> np.ndarray:
     Llama 2 Long, appendix B: pair 1 of 64 loses only 6% from base 10,000 to 500,000.
 
     Raises:
-        ValueError: odd or non-positive `head_dim`.
+        ValueError: odd or non-positive `head_dim`, a base that is not above 1.
     """
+    check_base(base)
+    check_base(new_base)
     return 1 - rope_inv_freq(new_base, head_dim) / rope_inv_freq(base, head_dim)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 import numpy as np
 
@@ -80,16 +81,21 @@ def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
     return np.float64(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
+def is_finite(value) -> bool:
+    """Whether `value` is a number at all (a typo in a command line is text) and finite."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def check_base(base: float) -> None:
     """Raises ValueError unless `base` is finite and above 1."""
-    if not (math.isfinite(base) and base > 1):
-        raise ValueError(f"base must be finite and above 1, got {base}")
+    if not (is_finite(base) and base > 1):
+        raise ValueError(f"base must be finite and above 1, got {base!r}")
 
 
 def check_factor(factor: float) -> None:
     """Raises ValueError unless `factor` (extended length over trained length) is at least 1."""
-    if not (math.isfinite(factor) and factor >= 1):
+    if not (is_finite(factor) and factor >= 1):
         raise ValueError(
-            f"factor must be at least 1, got {factor}; it is extended length / trained length, "
+            f"factor must be at least 1, got {factor!r}; it is extended length / trained length, "
             "the inverse of Llama 2 Long's alpha"
         )

@@ -74,12 +74,15 @@ def build(name: str, **options: Any) -> Method:
         if option not in fields:
             raise ValueError(unknown(f"option of {name}", option, fields))
     merged = entry.defaults | options
-    required = [
-        n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in merged
-    ]
+    required = [n for n, f in fields.items() if n not in merged and not _has_default(f)]
     if required:
         raise ValueError(f"{name} needs {', '.join(required)}: write {name}:{required[0]}=...")
     return entry.cls(**merged)
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def parse(text: str) -> Method:
@@ -94,7 +97,10 @@ def parse(text: str) -> Method:
         option, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"cannot read {item!r} in {text!r}: write name:option=value,...")
-        options[option.strip()] = _literal(value.strip())
+        option = option.strip()
+        if option in options:
+            raise ValueError(f"{option} is given twice in {text!r}")
+        options[option] = _literal(value.strip())
     return build(name.strip(), **options)
 
 

@@ -1,0 +1,114 @@
+"""Documents as tokens, with the sentences at which a passage can begin."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope_jax.data.corpora import Document
+from longrope_jax.data.tokenizers import Tokenizer
+
+_SENTENCE = re.compile(r"(?<![^\s'\"(])[^\W\d_][^.!?]*[.!?]+(?=\s|$)")
+
+
+@dataclass(frozen=True, eq=False)
+class Passages:
+    """A tokenized document and its sentences.
+
+    Attributes:
+        name: of the document.
+        tokens: int32 [n], the whole text.
+        starts: int32 [m], index in `tokens` where each sentence begins.
+        sentences: m arrays of int32, each sentence's own tokens.
+    """
+
+    name: str
+    tokens: np.ndarray
+    starts: np.ndarray
+    sentences: tuple[np.ndarray, ...]
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each sentence, in characters.
+
+    A sentence begins with a letter, ends with ., ! or ? and lies within one paragraph; a first
+    line in capitals (the speaker in a play) belongs to none.
+    """
+    spans = []
+    for paragraph in re.finditer(r"(?:[^\n]|\n(?!\s*\n))+", text):
+        begin = paragraph.start()
+        head = re.match(r"\s*[^a-z\n]+\n", paragraph.group())
+        begin += head.end() if head else 0
+        spans += [m.span() for m in _SENTENCE.finditer(text, begin, paragraph.end())]
+    return spans
+
+
+def passages(
+    document: Document, tokenizer: Tokenizer, *, min_tokens: int, max_tokens: int
+) -> Passages:
+    """Tokenizes a document and keeps the sentences of min_tokens to max_tokens tokens.
+
+    Each stretch between two sentence starts is tokenized on its own, so that a passage begins with
+    a whole token.
+
+    Raises:
+        ValueError: no sentence of such a length.
+    """
+    pieces, starts, sentences, size, done = [], [], [], 0, 0
+    for begin, end in sentence_spans(document.text):
+        sentence = tokenizer.encode(document.text[begin:end])
+        if not min_tokens <= len(sentence) <= max_tokens:
+            continue
+        pieces.append(tokenizer.encode(document.text[done:begin]))
+        size, done = size + len(pieces[-1]), begin
+        starts.append(size)
+        sentences.append(sentence)
+    if not starts:
+        raise ValueError(f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens")
+    pieces.append(tokenizer.encode(document.text[done:]))
+    tokens = np.concatenate(pieces).astype(np.int32)
+    return Passages(document.name, tokens, np.asarray(starts, np.int32), tuple(sentences))
+
+
+def unseen(candidates: Passages, training_text: str, tokenizer: Tokenizer) -> Passages:
+    """The passages whose first sentence occurs nowhere in `training_text`.
+
+    Raises:
+        ValueError: none is left.
+    """
+    keep = [
+        i for i, s in enumerate(candidates.sentences) if tokenizer.decode(s) not in training_text
+    ]
+    if not keep:
+        raise ValueError(f"every sentence of {candidates.name} occurs in the training text")
+    return Passages(
+        candidates.name,
+        candidates.tokens,
+        candidates.starts[keep],
+        tuple(candidates.sentences[i] for i in keep),
+    )
+
+
+def windows(documents: Sequence[Passages], *, length: int, per_document: int, bos: int):
+    """Evenly spaced clean windows for validation: tokens int32 [n, length + 1], document [n].
+
+    Each begins with `bos` at a sentence start; windows of one document do not overlap.
+
+    Raises:
+        ValueError: a document too short for `per_document` windows.
+    """
+    rows, names = [], []
+    for document in documents:
+        room = len(document.tokens) // per_document
+        for k in range(per_document):
+            at = np.searchsorted(document.starts, k * room)
+            start = document.starts[min(at, len(document.starts) - 1)]
+            if start + length > min((k + 1) * room, len(document.tokens)) or start < k * room:
+                raise ValueError(
+                    f"{document.name} ({len(document.tokens)} tokens) does not hold {per_document} "
+                    f"windows of {length}: ask for fewer"
+                )
+            rows.append(np.concatenate([[bos], document.tokens[start : start + length]]))
+            names.append(document.name)
+    return np.stack(rows).astype(np.int32), np.asarray(names)

@@ -1,0 +1,164 @@
+"""Training windows: packed passages, retrieval taught in them, grain iterators over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import grain
+import jax
+import numpy as np
+
+from longrope_jax.data.passages import Passages
+from longrope_jax.data.tasks import FirstSentence, Passkey, encode
+from longrope_jax.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How training windows teach the two tasks, the same for every method.
+
+    Attributes:
+        first_sentence: share of passages that ask for their first sentence at a random place.
+        passkey: share of passages that state a key at a random place and ask for it later.
+        answer_weight: loss weight of an answer's tokens; text has 1, prompts and facts 0.
+    """
+
+    first_sentence: float = 0.0
+    passkey: float = 0.0
+    answer_weight: float = 1.0
+
+    def __post_init__(self):
+        if min(self.first_sentence, self.passkey) < 0 or self.first_sentence + self.passkey > 1:
+            raise ValueError(f"shares of taught passages must lie in 0..1 together, got {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class WindowMaker:
+    """Makes one training window from a passage number and a random generator (grain's random_map).
+
+    A window holds T + 1 tokens: BOS and a passage; where a document ends before the window does,
+    another random passage follows as a segment of its own.
+    """
+
+    documents: tuple[Passages, ...]
+    tokenizer: Tokenizer
+    length: int
+    teaching: Teaching
+    first_sentence: FirstSentence
+    passkey: Passkey
+    bos: str
+
+    def __post_init__(self):
+        index = [(d, s) for d, doc in enumerate(self.documents) for s in range(len(doc.starts))]
+        object.__setattr__(self, "_index", np.asarray(index, np.int32))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __call__(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """tokens int32 [T+1], weights float32 [T] of the targets, segment_start int32 [T]."""
+        room = self.length + 1
+        tokens, weights, starts = [], [], []
+        while room > 0:
+            segment, weight = self._segment(number, room, rng)
+            starts.append(np.full(len(segment), self.length + 1 - room, np.int32))
+            tokens.append(segment)
+            weights.append(weight)
+            room -= len(segment)
+            number = rng.integers(len(self))
+        return {
+            "tokens": np.concatenate(tokens).astype(np.int32),
+            "weights": np.concatenate(weights)[1:].astype(np.float32),
+            "segment_start": np.concatenate(starts)[:-1],
+        }
+
+    def _segment(self, number: int, room: int, rng: np.random.Generator):
+        d, s = self._index[number]
+        document = self.documents[d]
+        sentence = document.sentences[s]
+        text = document.tokens[document.starts[s] :][: room - 1]
+        insertions = self._insertions(len(text), sentence, room, rng)
+        pieces = [(encode(self.tokenizer, self.bos), 0.0)]
+        done = 0
+        for at, tokens, weight in insertions:
+            pieces += [(text[done:at], 1.0), (tokens, weight)]
+            done = at
+        pieces.append((text[done:], 1.0))
+        tokens = np.concatenate([p for p, _ in pieces])[:room]
+        weights = np.concatenate([np.full(len(p), w) for p, w in pieces])[:room]
+        return tokens, weights
+
+    def _insertions(self, size: int, sentence, room: int, rng: np.random.Generator):
+        """(place in the text, tokens, weight) of what is taught, in order; none if it won't fit."""
+        draw, teaching = rng.random(), self.teaching
+        if draw < teaching.first_sentence:
+            prompt = encode(self.tokenizer, self.first_sentence.prompt)
+            answer = np.concatenate([sentence, encode(self.tokenizer, self.first_sentence.end)])
+            last = min(size, room - 1 - len(prompt) - len(answer))
+            if last < len(sentence):
+                return []
+            at = int(rng.integers(len(sentence), last + 1))
+            return [(at, prompt, 0.0), (at, answer, teaching.answer_weight)]
+        if draw < teaching.first_sentence + teaching.passkey:
+            key = self.passkey.draw(rng)
+            fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
+            prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
+            last = min(size, room - 1 - len(fact) - len(prompt) - len(answer))
+            if last < 0:
+                return []
+            a, b = sorted(rng.integers(0, last + 1, size=2).tolist())
+            return [(a, fact, 0.0), (b, prompt, 0.0), (b, answer, teaching.answer_weight)]
+        return []
+
+
+def taught_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:
+    """Measured over random windows: answers' share of the tokens and of the loss weight."""
+    weight = maker.teaching.answer_weight
+    # Weight 2 tells answers from text (1) and prompts (0), whatever the real weight is.
+    marked = replace(maker, teaching=replace(maker.teaching, answer_weight=2.0))
+    rng = np.random.default_rng(seed)
+    marks = [marked(int(rng.integers(len(maker))), rng)["weights"] for _ in range(windows)]
+    answer, text = np.concatenate(marks) == 2, np.concatenate(marks) == 1
+    total = weight * answer.sum() + text.sum()
+    return {
+        "answer_tokens": float(answer.mean()),
+        "answer_loss_weight": float(weight * answer.sum() / total),
+    }
+
+
+def iterator(maker: WindowMaker, *, batch: int, seed: int) -> grain.DatasetIterator:
+    """Endless shuffled batches {name: [B, ...]}; its state is a small JSON-able dict.
+
+    On several hosts each gets its own part of the global batch of B = `batch`.
+
+    Raises:
+        ValueError: a batch that does not divide over the hosts, or fewer passages than hosts.
+    """
+    hosts = jax.process_count()
+    if batch % hosts or len(maker) < hosts:
+        raise ValueError(f"a batch of {batch} windows does not divide over {hosts} hosts")
+    dataset = grain.MapDataset.range(len(maker)).seed(seed).shuffle()
+    dataset = dataset.slice(slice(jax.process_index(), None, hosts)).repeat()
+    dataset = dataset.random_map(maker).batch(batch // hosts)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def training_windows(
+    documents: Sequence[Passages],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    teaching: Teaching | None = None,
+    first_sentence: FirstSentence | None = None,
+    passkey: Passkey | None = None,
+    bos: str = "<bos>",
+) -> WindowMaker:
+    """Windows of `length` + 1 tokens from these documents; plain text without `teaching`."""
+    return WindowMaker(
+        tuple(documents),
+        tokenizer,
+        length,
+        teaching or Teaching(),
+        first_sentence or FirstSentence(),
+        passkey or Passkey(),
+        bos,
+    )

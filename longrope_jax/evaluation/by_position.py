@@ -1,0 +1,111 @@
+"""Loss by position in the context: curves, blocks, bins for the power law, prefixes.
+
+Column t of `nll` [n, T] is the loss of a token that sees t + 1 tokens before it (BOS included).
+Means are host float64, one row per sample, ready for `statistics` and `power_law.bootstrap_fit`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrope_jax import llama, rotary
+from longrope_jax.evaluation.perplexity import as_rotary, check_vocabulary, score_tokens
+
+
+class ContextBins(NamedTuple):
+    """Geometric mean context of each bin in tokens, float64 [bins]; mean nll, float64 [n, bins]."""
+
+    lengths: np.ndarray
+    nll: np.ndarray
+
+
+def nll_by_position(
+    config: llama.LlamaConfig,
+    params: dict,
+    method: rotary.Method | rotary.Rotary,
+    tokens: ArrayLike,
+    *,
+    batch_size: int = 8,
+) -> np.ndarray:
+    """Loss in nats, float32 [n, T] on the host, of samples `tokens` [n, T+1].
+
+    `method` is a rotary method, made for T tokens, or the result of `rotary.make`. Samples
+    (memory-mapped or not) go through in batches of one shape. ValueError: not [n, T+1] integers with n, T >= 1, ids that
+    aren't in the vocabulary.
+    """
+    tokens = np.asarray(tokens)
+    integers = np.issubdtype(tokens.dtype, np.integer)
+    if tokens.ndim != 2 or not integers or len(tokens) < 1 or tokens.shape[1] < 2:
+        kind = f"{tokens.dtype} {tokens.shape}"
+        raise ValueError(f"samples must be token ids [n, T+1] with n, T at least 1, got {kind}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_vocabulary(config, "a sample", tokens)
+    rot = as_rotary(config, method, tokens.shape[1] - 1)
+    nll = np.empty((len(tokens), tokens.shape[1] - 1), np.float32)
+    for start in range(0, len(tokens), batch_size):
+        rows = nll[start : start + batch_size]
+        batch = np.zeros((batch_size, tokens.shape[1]), np.int32)  # the last one is padded
+        batch[: len(rows)] = tokens[start : start + batch_size]
+        rows[:] = np.asarray(score_tokens(config, params, rot, batch).nll)[: len(rows)]
+    return nll
+
+
+def position_blocks(nll: ArrayLike, block: int) -> np.ndarray:
+    """Means over blocks of `block` positions, [n, ceil(T/block)]; the last may be shorter.
+
+    Figure 9a of Llama 2 Long: 32,768 positions in blocks of 500 are 66 points. ValueError: block
+    outside 1..T.
+    """
+    nll = _curves(nll)
+    T = nll.shape[1]
+    if not 1 <= block <= T:
+        raise ValueError(f"block must lie in 1..{T} positions, got {block}")
+    return _segment_means(nll, np.arange(0, T, block))
+
+
+def context_bins(nll: ArrayLike, edges: Sequence[int]) -> ContextBins:
+    """Means over bins of context length: bin i holds edges[i] <= c < edges[i+1], for c in 1..T.
+
+    Points for the power law (Llama 2 Long, Figure 1, which doesn't say what c is: here, how many
+    tokens a prediction sees). Log-spaced edges: np.unique(np.geomspace(1, T + 1, k).astype(int)).
+    ValueError: fewer than 2 edges, or edges that don't rise within 1..T+1.
+    """
+    nll, edges = _curves(nll), np.asarray(edges)
+    T = nll.shape[1]
+    whole = edges.ndim == 1 and np.issubdtype(edges.dtype, np.integer)
+    rising = whole and len(edges) > 1 and (np.diff(edges) > 0).all()
+    if not (rising and edges[0] >= 1 and edges[-1] <= T + 1):
+        raise ValueError(f"edges must be 2 or more rising integers in 1..{T + 1}, got {edges}")
+    starts, stop = edges[:-1] - 1, edges[-1] - 1
+    log_context = np.log(np.arange(1, stop + 1))[None]
+    lengths = np.exp(_segment_means(log_context, starts)[0])
+    return ContextBins(lengths, _segment_means(nll[:, :stop], starts))
+
+
+def prefix_means(nll: ArrayLike, lengths: Sequence[int]) -> np.ndarray:
+    """Mean over the first c tokens for each c of `lengths`: [n, len(lengths)].
+
+    exp of it is the perplexity of one pass at length c, all lengths from one forward. ValueError:
+    a length that isn't an integer in 1..T.
+    """
+    nll, lengths = _curves(nll), np.asarray(lengths)
+    T = nll.shape[1]
+    whole = lengths.ndim == 1 and lengths.size and np.issubdtype(lengths.dtype, np.integer)
+    if not whole or lengths.min() < 1 or lengths.max() > T:
+        raise ValueError(f"lengths must be integers in 1..{T}, got {lengths}")
+    return np.cumsum(nll, axis=1, dtype=np.float64)[:, lengths - 1] / lengths
+
+
+def _segment_means(nll: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    sums = np.add.reduceat(nll, starts, axis=1, dtype=np.float64)
+    return sums / np.diff([*starts, nll.shape[1]])
+
+
+def _curves(nll: ArrayLike) -> np.ndarray:
+    nll = np.asarray(nll)
+    if nll.ndim != 2 or not nll.size:
+        raise ValueError(f"losses by position must be [n, T], got shape {nll.shape}")
+    return nll

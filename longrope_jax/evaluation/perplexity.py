@@ -1,0 +1,184 @@
+"""Perplexity of whole documents: one pass or sliding windows, token-weighted, memory bounded.
+
+The sums take any scoring function; the model enters only in `score_tokens`, compiled once per
+(config, shape). Dimensions: B batch, T predictions per window, V vocabulary.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrope_jax import llama, rotary
+from longrope_jax.evaluation.windowing import Windowing, check_scorable, windows
+from longrope_jax.sharding import constrain
+from longrope_jax.training.loss import TokenScores, token_scores
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_tokens(
+    config: llama.LlamaConfig, params: dict, rotary: rotary.Rotary, tokens: jax.Array
+) -> TokenScores:
+    """Scores tokens[:, 1:], each given the tokens before it, of int32 `tokens` [B, T+1].
+
+    Returns nll in nats, float32 [B, T], and whether the greedy choice was right, bool [B, T].
+    Other parameters or another rotary do not recompile; no [T, V] array is ever held.
+    """
+    hidden, _ = llama.Llama(config).apply({"params": params}, tokens[:, :-1], rotary=rotary)
+    scores = token_scores(config, params, hidden, tokens[:, 1:])
+    # Replicated on a mesh, so that every host of several can read its copy.
+    return jax.tree.map(lambda x: constrain(x, None, None), scores)
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity and what it was computed from.
+
+    Attributes:
+        windowing: name of the windowing; perplexities of different windowings don't compare.
+        nll: mean over all scored tokens, nats.
+        perplexity: exp(nll).
+        window_mean_perplexity: exp of the unweighted mean of the windows' means, the number of
+            YaRN's and LongRoPE's scripts: a full first window weighs as much as a short last one.
+        tokens: scored.
+        windows: scored.
+        document_nll: float64 [n_docs], sums in nats.
+        document_tokens: int64 [n_docs], scored; with document_nll / document_tokens the weights
+            and values for `statistics.cluster_bootstrap`.
+    """
+
+    windowing: str
+    nll: float
+    perplexity: float
+    window_mean_perplexity: float
+    tokens: int
+    windows: int
+    document_nll: np.ndarray
+    document_tokens: np.ndarray
+
+
+def perplexity(
+    config: llama.LlamaConfig,
+    params: dict,
+    method: rotary.Method | rotary.Rotary,
+    documents: Sequence[ArrayLike],
+    windowing: Windowing,
+    *,
+    bos: int | None = None,
+    batch_size: int = 8,
+) -> PerplexityResult:
+    """Perplexity of `documents` (1-D arrays of token ids, without BOS if `bos` is given).
+
+    Args:
+        config: of the model.
+        params: of the model.
+        method: a rotary method, made for windowing.length tokens, or the result of `rotary.make`.
+        documents: of any length, memory-mapped or not.
+        windowing: `windowing.OnePass` or `windowing.Sliding`; its length fixes the compiled shape.
+        bos: token put before every window.
+        batch_size: windows per step, which with the length fixes the memory.
+
+    Raises:
+        ValueError: no documents, one without a token to score, ids that aren't in the vocabulary.
+    """
+    rot = as_rotary(config, method, windowing.length)
+    documents = [np.asarray(document) for document in documents]
+    for i, document in enumerate(documents):
+        check_vocabulary(config, f"document {i}", document)
+    check_vocabulary(config, "bos", [] if bos is None else [bos])
+
+    def score(tokens):
+        return score_tokens(config, params, rot, tokens).nll
+
+    return perplexity_from(score, documents, windowing, bos=bos, batch_size=batch_size)
+
+
+def perplexity_from(
+    score: Callable[[np.ndarray], ArrayLike],
+    documents: Sequence[ArrayLike],
+    windowing: Windowing,
+    *,
+    bos: int | None = None,
+    batch_size: int = 8,
+) -> PerplexityResult:
+    """As `perplexity`, from any `score`: int32 tokens [batch_size, length+1] to nll [.., length].
+
+    Batches all have that shape; short windows are padded on the right with zeros.
+    """
+    documents = [np.asarray(document) for document in documents]
+    _check_documents(documents, bos, batch_size)
+    sums, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+    means, n_windows = 0.0, 0
+    for i, nll in _scored(score, documents, windowing, bos, batch_size):
+        sums[i] += nll.sum()
+        counts[i] += nll.size
+        means += nll.mean()
+        n_windows += 1
+    mean = float(sums.sum() / counts.sum())
+    return PerplexityResult(
+        windowing=windowing.name,
+        nll=mean,
+        perplexity=_exp(mean),
+        window_mean_perplexity=_exp(float(means) / n_windows),
+        tokens=int(counts.sum()),
+        windows=n_windows,
+        document_nll=sums,
+        document_tokens=counts,
+    )
+
+
+def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int, np.ndarray]]:
+    """Each window's document and the float64 nll of the tokens that it scores."""
+    prefix = [] if bos is None else [bos]
+    layout = (
+        (i, window)
+        for i, document in enumerate(documents)
+        for window in windows(len(document), windowing, bos=bos is not None)
+    )
+    while batch := list(itertools.islice(layout, batch_size)):
+        # Causal models never see the padding on the right, and its scores are not read.
+        tokens = np.zeros((batch_size, windowing.length + 1), np.int32)
+        for row, (i, (start, end, _)) in zip(tokens, batch, strict=False):
+            row[: len(prefix) + end - start] = np.concatenate([prefix, documents[i][start:end]])
+        nll = np.asarray(score(tokens), np.float64)
+        for row, (i, (start, end, first)) in zip(nll, batch, strict=False):
+            origin = start + 1 - len(prefix)  # the token that the first output predicts
+            yield i, row[first - origin : end - origin]
+
+
+def as_rotary(
+    config: llama.LlamaConfig, method: rotary.Method | rotary.Rotary, length: int
+) -> rotary.Rotary:
+    """`method` made for `length` tokens unless it is made already."""
+    if isinstance(method, rotary.Rotary):
+        return method
+    return rotary.make(method, head_dim=config.head_dim, seq_len=length)
+
+
+def check_vocabulary(config: llama.LlamaConfig, what: str, ids: ArrayLike) -> None:
+    """Raises ValueError if an id lies outside the vocabulary: the model would answer NaN."""
+    ids = np.asarray(ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"{what} has token {wrong}, the vocabulary is 0..{config.vocab_size - 1}")
+
+
+def _check_documents(documents: list[np.ndarray], bos: int | None, batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not documents:
+        raise ValueError("perplexity needs at least 1 document, got none")
+    for i, document in enumerate(documents):
+        check_scorable(f"document {i}", document.size, bos is not None)
+        if document.ndim != 1 or not np.issubdtype(document.dtype, np.integer):
+            kind = f"{document.dtype} {document.shape}"
+            raise ValueError(f"document {i} must be a 1-D array of token ids, got {kind}")
+
+
+def _exp(nll: float) -> float:
+    with np.errstate(over="ignore"):  # infinity is the answer for an untrained or broken model
+        return float(np.exp(nll))

@@ -1,0 +1,95 @@
+"""Orbax checkpoints of state and data iterator; the one file that knows orbax."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run; a save that was cut off by a kill is never seen again."""
+
+    def __init__(self, directory: str | Path, *, keep: int = 1):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data_state: dict | None = None) -> None:
+        """Starts writing in the background; the arrays are copied before this returns."""
+        args = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data_state or {})}
+        self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
+        """(state, data state) of a step, the newest by default.
+
+        Args:
+            abstract_state: ShapeDtypeStructs with the shardings to restore to; any mesh.
+
+        Raises:
+            ValueError: no checkpoint, or one of another shape.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise ValueError(f"no checkpoint in {self._manager.directory}")
+        args = {"state": ocp.args.StandardRestore(abstract_state), "data": ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"checkpoint {step} in {self._manager.directory} does not fit this model: {reason}"
+            ) from error
+        return restored["state"], restored["data"]
+
+    def close(self) -> None:
+        """Waits for writes in the background."""
+        self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def restore_params(directory: str | Path, abstract_params: Any) -> Any:
+    """Parameters alone from a run's newest checkpoint, e.g. to continue under another method.
+
+    Args:
+        directory: of the run's checkpoints.
+        abstract_params: ShapeDtypeStructs with shardings.
+
+    Raises:
+        ValueError: no checkpoint, or one of another shape.
+    """
+    directory = Path(directory).absolute()
+    if not directory.is_dir():
+        raise ValueError(f"no checkpoint in {directory}")
+    with Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest()
+    if step is None:
+        raise ValueError(f"no checkpoint in {directory}")
+    tree = {"params": abstract_params}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+            restored = checkpointer.restore(directory / str(step) / "state", args=args)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"checkpoint {step} in {directory} does not fit: {reason}") from error
+    _check_shapes(directory, abstract_params, restored["params"])
+    return restored["params"]
+
+
+def _check_shapes(directory, expected, found) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
+    ):
+        if a.shape != b.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name} in {directory} has shape {b.shape}, this model {a.shape}")

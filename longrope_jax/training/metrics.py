@@ -1,0 +1,65 @@
+"""Metrics as JSON lines and TensorBoard events; on resume the log is cut back to the checkpoint."""
+
+import json
+import os
+from pathlib import Path
+
+# Fields that two runs of the same training may differ in.
+WALL_CLOCK = ("seconds", "tokens_per_second")
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a run, one object per logged step, and TensorBoard events beside it.
+
+    Opening it for a run that resumes at `step` drops later lines and a line cut off by a kill.
+
+    Raises:
+        ValueError: `tensorboard` without the extra `longrope_jax[experiments]`.
+    """
+
+    def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = True):
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        _cut_back(path, step)
+        self._file = path.open("a")
+        self._board = _board(directory / "tensorboard", step) if tensorboard else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line and hands it to the operating system."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read(directory: str | Path) -> list[dict]:
+    """The logged lines of a run, in order; an unfinished last line is left out."""
+    path = Path(directory) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _cut_back(path: Path, step: int) -> None:
+    kept = [line for line in read(path.parent) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+def _board(directory: Path, step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "TensorBoard events need tensorboardX: pip install 'longrope_jax[experiments]', or "
+            "pass tensorboard=False"
+        ) from error
+    return SummaryWriter(str(directory), purge_step=step + 1)

@@ -1,0 +1,133 @@
+"""Train state and the compiled step: forward, backward and update, with gradient accumulation."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from longrope_jax import llama, sharding
+from longrope_jax.rotary import Rotary
+from longrope_jax.training import optimizer as optimizer_lib
+from longrope_jax.training.loss import token_scores
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds of the model; steps draw no random numbers."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def abstract_state(
+    config: llama.LlamaConfig, optimizer: optimizer_lib.OptimizerConfig, mesh: Mesh
+) -> TrainState:
+    """ShapeDtypeStructs of the state with their shardings on `mesh`.
+
+    Raises:
+        ValueError: a shape that does not divide over the mesh.
+    """
+    boxed = jax.eval_shape(lambda: _init(config, optimizer, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        nn.meta.unbox(boxed),
+        sharding.shardings(mesh, boxed),
+    )
+
+
+def init_state(
+    config: llama.LlamaConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    mesh: Mesh,
+    *,
+    seed: int = 0,
+    params: Any = None,
+) -> TrainState:
+    """A state at step 0 on the mesh, born sharded: fresh, or from given parameters."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
+    with jax.set_mesh(mesh):
+        if params is None:
+            make = functools.partial(_init, config, optimizer)
+            return jax.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)(
+                jax.random.key(seed)
+            )
+        params = jax.device_put(params, shardings.params)
+        init = optimizer_lib.make(optimizer).init
+        opt_state = jax.jit(init, out_shardings=shardings.opt_state)(params)
+        return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def _init(config, optimizer, key) -> TrainState:
+    params = llama.init_boxed(config, key)
+    return TrainState(jnp.int32(0), params, optimizer_lib.make(optimizer).init(params))
+
+
+@functools.lru_cache
+def make_train_step(
+    config: llama.LlamaConfig, optimizer: optimizer_lib.OptimizerConfig, mesh: Mesh
+):
+    """The jitted step (state, rotary, batch) -> (state, metrics); the state is donated.
+
+    One function per configuration, so that a sweep over rotaries compiles once. The batch is a
+    dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
+    with A microbatches whose gradients are accumulated before one update. Metrics are float32
+    scalars: loss (weighted mean in nats), grad_norm, learning_rate, tokens.
+    """
+    transform = optimizer_lib.make(optimizer)
+    learning_rate = optimizer_lib.schedule(optimizer)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
+
+    def step(state: TrainState, rotary: Rotary, batch):
+        loss, grads = _accumulated(config, state.params, rotary, batch)
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(state.step),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def on_mesh(state, rotary, batch):
+        with jax.set_mesh(mesh):
+            return jitted(state, rotary, batch)
+
+    on_mesh.jitted = jitted
+    return on_mesh
+
+
+def _accumulated(config, params, rotary, batch):
+    """Weighted mean loss over all microbatches, and its gradient."""
+    total = jnp.maximum(batch["weights"].sum(), 1.0)
+
+    def loss(params, micro):
+        return weighted_nll(config, params, rotary, micro) / total
+
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, jax.value_and_grad(loss)(params, micro)), None
+
+    if batch["weights"].shape[0] == 1:
+        return jax.value_and_grad(loss)(params, jax.tree.map(lambda x: x[0], batch))
+    zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+def weighted_nll(config, params, rotary, batch) -> jax.Array:
+    """Sum over [B, T] of weight times negative log-likelihood, in nats."""
+    tokens = batch["tokens"]
+    hidden, _ = llama.Llama(config).apply(
+        {"params": params}, tokens[:, :-1], rotary=rotary, segment_start=batch["segment_start"]
+    )
+    return (token_scores(config, params, hidden, tokens[:, 1:]).nll * batch["weights"]).sum()
