@@ -1,11 +1,14 @@
-"""Eight CPU devices for the sharding tests, and every registered rotary method as a fixture."""
+"""Eight CPU devices, every registered rotary method, parameters that cost nothing to make."""
 
 import dataclasses
+from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from longrope_jax import rotary
+from longrope_jax import llama, rotary
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -27,3 +30,21 @@ def example(name):
 @pytest.fixture(scope="session", params=rotary.names())
 def spec(request):
     return example(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """Function from a LlamaConfig to parameters drawn by numpy: no compilation, no init code."""
+
+    def draw(config, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+
+        def one(path, x):
+            if path[-1].key == "scale":
+                return jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype)
+            return jnp.asarray(rng.normal(size=x.shape) * config.d_model**-0.5, x.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, shapes)
+
+    return draw

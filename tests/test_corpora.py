@@ -241,11 +241,11 @@ def test_a_folder_may_mix_text_and_json_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo \xe2\x80\x9cquoted\xe2\x80\x9d")
     (tmp_path / "sub" / "a.md").write_text("*kept*")
     first = json.dumps({"text": "first\u2028same", "name": "n"}, ensure_ascii=False)
-    lines = [first, "", json.dumps({"text": "third"})]
+    lines = [first, "", json.dumps({"text": "third\r\nline"})]
     (tmp_path / "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert load(tmp_path) == (
         Document("a.txt", "one\ntwo “quoted”"),
-        Document("c.jsonl:3", "third"),
+        Document("c.jsonl:3", "third\nline"),
         Document("n", "first\u2028same"),
         Document("sub/a.md", "*kept*"),
     )

@@ -88,7 +88,7 @@ def scratch_registry(monkeypatch):
     monkeypatch.setattr(rotary.registry, "_ENTRIES", dict(rotary.registry._ENTRIES))
 
 
-def test_a_users_method_works_end_to_end(scratch_registry):
+def test_a_users_method_works_end_to_end(scratch_registry, random_params):
     @rotary.register("mine")
     @dataclasses.dataclass(frozen=True)
     class Mine:
@@ -101,7 +101,7 @@ def test_a_users_method_works_end_to_end(scratch_registry):
             return rotary.Frequencies(self.speed / np.arange(1, head_dim // 2 + 1))
 
     config = llama.LlamaConfig(61, 32, 2, 4, 2, 8, 48)
-    params = jax.jit(functools.partial(llama.init_params, config))(jax.random.key(0))
+    params = random_params(config)
     tokens = jnp.arange(12)[None] % 61
 
     logits = jax.jit(functools.partial(llama.logits, config))

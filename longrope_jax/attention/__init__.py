@@ -1,5 +1,7 @@
 """Causal attention: one function, its back ends behind it."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 
@@ -58,7 +60,8 @@ def _check(q, k, v, segment_start, query_start) -> None:
     S, K = k.shape[1:3]
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} key heads")
-    if isinstance(query_start, int) and not 0 <= query_start <= S - T:
+    known = isinstance(query_start, numbers.Integral)
+    if T > S or (known and not 0 <= query_start <= S - T):
         raise ValueError(f"{T} queries from {query_start} do not lie within {S} keys")
     if segment_start is not None and segment_start.shape != (B, T):
         raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")

@@ -11,7 +11,8 @@ def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
     q = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
     key = jnp.arange(S)
-    visible = (key >= first_key[..., None]) & (key <= last_key[..., None])
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+    visible = ((key >= first_key[..., None]) & (key <= last_key[..., None]))[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
+    weights = jnp.where(visible, weights, 0)  # a row that sees nothing gives 0
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
     return out.reshape(B, T, N, H).astype(q.dtype)

@@ -32,8 +32,8 @@ def nll_by_position(
     """Loss in nats, float32 [n, T] on the host, of samples `tokens` [n, T+1].
 
     `method` is a rotary method, made for T tokens, or the result of `rotary.make`. Samples
-    (memory-mapped or not) go through in batches of one shape. ValueError: not [n, T+1] integers with n, T >= 1, ids that
-    aren't in the vocabulary.
+    (memory-mapped or not) go through in batches of one shape. ValueError: not [n, T+1] integers
+    with n, T >= 1, or ids that aren't in the vocabulary.
     """
     tokens = np.asarray(tokens)
     integers = np.issubdtype(tokens.dtype, np.integer)

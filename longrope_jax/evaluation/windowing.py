@@ -1,7 +1,7 @@
 """Which tokens of a long document a window scores: one pass or sliding. Pure host code."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class OnePass:
     """
 
     length: int
+    full_last: ClassVar[bool] = False
 
     def __post_init__(self):
         _check_windowing(self.length, self.length)
@@ -77,8 +78,8 @@ def windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Window]:
     found, first = [], int(not bos)
     for start in range(0, n_tokens, windowing.stride):
         end = min(start + span, n_tokens)
-        if end == n_tokens and getattr(windowing, "full_last", False):
-            start = max(0, end - span)
+        if windowing.full_last:
+            start = max(0, end - span)  # moves the last window alone: the others are full
         found.append(Window(start, end, first))
         first = end
         if end == n_tokens:

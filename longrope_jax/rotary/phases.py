@@ -171,7 +171,7 @@ def _check_positions(positions) -> None:
     if isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
         return
     low, high = np.min(positions), np.max(positions)
-    if low < 0 or high >= MAX_POSITION:
+    if not (low >= 0 and high < MAX_POSITION):  # so written, NaN is refused too
         raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
 
 

@@ -1,0 +1,63 @@
+"""Scoring FIRST-SENTENCE-RETRIEVAL and passkey samples."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from longrope_jax import generate, llama
+from longrope_jax.data.tasks import Samples
+from longrope_jax.evaluation.perplexity import score_tokens
+from longrope_jax.evaluation.scoring import rouge_l_scores
+from longrope_jax.rotary import Rotary
+
+
+def exact_matches(
+    config: llama.LlamaConfig, params, rotary: Rotary, samples: Samples, *, batch: int = 16
+) -> np.ndarray:
+    """Whether greedy decoding would give the answer to the token, bool [n].
+
+    One teacher-forced pass: greedy decoding is right exactly when every token of the answer is the
+    most likely one after the right tokens before it.
+    """
+    results = []
+    for rows in _batches(len(samples.tokens), batch):
+        correct = score_tokens(config, params, rotary, samples.tokens[rows]).correct
+        results.append(np.all(np.asarray(correct) | ~samples.answer[rows, 1:], axis=1))
+    return np.concatenate(results)[: len(samples.tokens)]
+
+
+def answers(
+    config: llama.LlamaConfig,
+    params,
+    rotary: Rotary,
+    samples: Samples,
+    *,
+    end: int | None,
+    batch: int = 16,
+) -> list[np.ndarray]:
+    """Greedy answers, int32, cut before the token `end` (None: as long as the longest answer)."""
+    prompts = samples.tokens[:, : samples.prompt_length]
+    longest = samples.tokens.shape[1] - samples.prompt_length
+    results = []
+    for rows in _batches(len(prompts), batch):
+        results.append(np.asarray(generate.greedy(config, params, rotary, prompts[rows], longest)))
+    return [_cut(row, end) for row in np.concatenate(results)[: len(prompts)]]
+
+
+def rouge_l_of_answers(
+    found: list[np.ndarray], samples: Samples, decode: Callable[[np.ndarray], str]
+) -> np.ndarray:
+    """ROUGE-L (0 to 100) of each generated answer against its reference, float64 [n]."""
+    references = [decode(reference) for reference in samples.references()]
+    return rouge_l_scores([decode(answer) for answer in found], references)
+
+
+def _batches(n: int, batch: int) -> Iterator[np.ndarray]:
+    """Row numbers in groups of one size, the last filled up with the last row."""
+    for start in range(0, n, batch):
+        yield np.minimum(np.arange(start, start + batch), n - 1)
+
+
+def _cut(row: np.ndarray, end: int | None) -> np.ndarray:
+    stops = np.flatnonzero(row == end) if end is not None else []
+    return row[: stops[0]] if len(stops) else row
