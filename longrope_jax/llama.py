@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import attend
+from longrope_jax.attention import BACKENDS, attend
 from longrope_jax.sharding import constrain
 
 REMAT = ("none", "full")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ class LlamaConfig:
     """Architecture; hashable, static under jit.
 
     Raises:
-        ValueError: heads that do not divide, odd head_dim, unknown layout or remat policy.
+        ValueError: a size below 1, heads that do not divide, odd head_dim, unknown layout,
+            attention back end, remat policy or dtype.
     """
 
     vocab_size: int  # V, tokens
@@ -43,11 +46,15 @@ class LlamaConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
+        for what in _SIZES:
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be positive, got {getattr(self, what)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_heads} heads are no multiple of {self.n_kv_heads} kv heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
-        for what, known in (("rotary_layout", rotary_lib.LAYOUTS), ("remat", REMAT)):
+        named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
+        for what, known in (named | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
             if getattr(self, what) not in known:
                 raise ValueError(rotary_lib.unknown(what, getattr(self, what), known))
 

@@ -1,5 +1,7 @@
 """Both back ends equal float64; blockwise in memory linear in T, and only where something shows."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,26 +56,17 @@ def value_and_gradients(args, *, backend="auto", **where):
     d_out = jnp.asarray(np.random.default_rng(9).normal(size=args[0].shape), jnp.float32)
 
     @jax.jit
-    def run(q, k, v, where):
-        out, back = jax.vjp(lambda *x: attend(*x, backend=backend, **where), q, k, v)
-        return out, back(d_out.astype(out.dtype))
+    def run(q, k, v, segment_start, query_start):
+        fixed = where.get("query_start", 0)  # an int stays one, an array is traced
+        start = fixed if isinstance(fixed, int) else query_start
 
-    if isinstance(where.get("query_start"), int):
-        fixed = where.pop("query_start")
-        return run_static(args, d_out, backend, fixed, where)
-    return run(*args, where)
-
-
-def run_static(args, d_out, backend, query_start, where):
-    @jax.jit
-    def run(q, k, v, where):
         def f(*x):
-            return attend(*x, backend=backend, query_start=query_start, **where)
+            return attend(*x, backend=backend, segment_start=segment_start, query_start=start)
 
         out, back = jax.vjp(f, q, k, v)
         return out, back(d_out.astype(out.dtype))
 
-    return run(*args, where)
+    return run(*args, where.get("segment_start"), where.get("query_start"))
 
 
 def check_against_truth(B, T, S, K, G, H, packed, per_row, seed=0):
@@ -124,7 +117,7 @@ def test_values_and_gradients(B, T, S, K, G, H, packed, per_row):
     per_row=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_values_and_gradients_anywhere(B, T, extra, K, G, H, packed, per_row, seed):
     check_against_truth(B, T, T + extra, K, G, H, packed, per_row, seed)
 
@@ -189,13 +182,16 @@ def test_packed_row_equals_its_documents_alone(backend):
     args = inputs(2, 23, 23, 2, 2, 8)
     packing = np.broadcast_to(np.repeat(starts, lengths), (2, 23))
     out, grads = value_and_gradients(args, backend=backend, segment_start=jnp.asarray(packing))
-    d_out = np.random.default_rng(9).normal(size=args[0].shape).astype(np.float32)
     for start, length in zip(starts, lengths, strict=True):
         part = slice(start, start + length)
-        alone, back = jax.vjp(attend, *(x[:, part] for x in args))
-        np.testing.assert_allclose(out[:, part], alone, atol=2e-6)
-        for mine, theirs in zip(grads, back(jnp.asarray(d_out[:, part])), strict=True):
-            np.testing.assert_allclose(mine[:, part], theirs, atol=5e-6)
+        last = np.broadcast_to(np.arange(length), (2, length))
+        alone = truth(*(x[:, part] for x in args), 0 * last, last)
+        np.testing.assert_allclose(out[:, part], alone, atol=3e-6)
+    part = slice(5, 16)
+    d_out = jnp.asarray(np.random.default_rng(9).normal(size=args[0].shape)[:, part], jnp.float32)
+    alone = jax.jit(lambda *x: jax.vjp(attend, *x)[1](d_out))(*(x[:, part] for x in args))
+    for mine, theirs in zip(grads, alone, strict=True):
+        np.testing.assert_allclose(mine[:, part], theirs, atol=5e-6)
 
 
 def test_key_blocks_that_no_query_sees_are_not_computed():
@@ -252,7 +248,7 @@ def test_memory_of_gradients_by_length(backend, low, high, monkeypatch):
         return step.lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
 
     sizes = [temporary(T) for T in (2048, 4096, 8192, 16_384)]
-    ratios = [b / a for a, b in zip(sizes, sizes[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(sizes)]
     assert low < ratios[-1] and max(ratios) < high, sizes
 
 

@@ -46,8 +46,9 @@ def attend(
     if backend not in _BACKENDS:
         raise ValueError(unknown("attention backend", backend, BACKENDS))
     _check(q, k, v, segment_start, query_start)
-    B, T, _, H = q.shape
-    starts = jnp.broadcast_to(jnp.asarray(query_start, jnp.int32), (B,))
+    T, H = q.shape[1], q.shape[3]
+    # One row where all rows are alike: block bounds then need no reduction over a sharded batch.
+    starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
     last_key = starts[:, None] + jnp.arange(T, dtype=jnp.int32)
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
     return _BACKENDS[backend](q, k, v, first_key, last_key, H**-0.5)
@@ -63,5 +64,7 @@ def _check(q, k, v, segment_start, query_start) -> None:
     known = isinstance(query_start, numbers.Integral)
     if T > S or (known and not 0 <= query_start <= S - T):
         raise ValueError(f"{T} queries from {query_start} do not lie within {S} keys")
+    if jnp.shape(query_start) not in ((), (B,)):  # remat turns an int into a traced scalar
+        raise ValueError(f"query_start has shape {jnp.shape(query_start)}, needs {(B,)}")
     if segment_start is not None and segment_start.shape != (B, T):
         raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")

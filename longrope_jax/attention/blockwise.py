@@ -21,7 +21,10 @@ BLOCK_K = 256
 
 
 def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
-    """[B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t]."""
+    """[B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
+
+    first_key and last_key are [B, T], or [1, T] where all rows are alike.
+    """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
