@@ -67,6 +67,12 @@ class Samples:
     prompt_length: int
     documents: np.ndarray
 
+    def first(self, count: int) -> "Samples":
+        """The first `count` samples."""
+        return Samples(
+            self.tokens[:count], self.answer[:count], self.prompt_length, self.documents[:count]
+        )
+
     def references(self) -> list[np.ndarray]:
         """The answers' tokens."""
         return [row[mask] for row, mask in zip(self.tokens, self.answer, strict=True)]

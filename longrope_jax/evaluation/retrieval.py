@@ -11,19 +11,24 @@ from longrope_jax.evaluation.scoring import rouge_l_scores
 from longrope_jax.rotary import Rotary
 
 
-def exact_matches(
+def teacher_forced(
     config: llama.LlamaConfig, params, rotary: Rotary, samples: Samples, *, batch: int = 16
-) -> np.ndarray:
-    """Whether greedy decoding would give the answer to the token, bool [n].
+) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the samples with the right answers given.
 
-    One teacher-forced pass: greedy decoding is right exactly when every token of the answer is the
-    most likely one after the right tokens before it.
+    Greedy decoding gives the whole answer exactly when every token of it is the most likely one
+    after the right tokens before it, so nothing need be generated to count exact matches.
+
+    Returns:
+        bool [n], every token of the answer right; float32 [n], share of its tokens right.
     """
+    mask = samples.answer[:, 1:]
     results = []
-    for rows in _batches(len(samples.tokens), batch):
+    for rows in _batches(len(mask), batch):
         correct = score_tokens(config, params, rotary, samples.tokens[rows]).correct
-        results.append(np.all(np.asarray(correct) | ~samples.answer[rows, 1:], axis=1))
-    return np.concatenate(results)[: len(samples.tokens)]
+        results.append(np.asarray(correct) & mask[rows])
+    share = np.concatenate(results)[: len(mask)].sum(1) / mask.sum(1)
+    return share == 1, share.astype(np.float32)
 
 
 def answers(

@@ -1,5 +1,6 @@
 """Orbax checkpoints of state and data iterator; the one file that knows orbax."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Checkpoints:
             abstract_state: ShapeDtypeStructs with the shardings to restore to; any mesh.
 
         Raises:
-            ValueError: no checkpoint, or one of another shape.
+            ValueError: no checkpoint, one of another shape, or a damaged file.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -38,11 +39,8 @@ class Checkpoints:
         args = {"state": ocp.args.StandardRestore(abstract_state), "data": ocp.args.JsonRestore()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"checkpoint {step} in {self._manager.directory} does not fit this model: {reason}"
-            ) from error
+        except Exception as error:  # orbax raises bare Exception for a damaged file
+            raise _unreadable(step, self._manager.directory, error) from error
         return restored["state"], restored["data"]
 
     def close(self) -> None:
@@ -64,7 +62,7 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
         abstract_params: ShapeDtypeStructs with shardings.
 
     Raises:
-        ValueError: no checkpoint, or one of another shape.
+        ValueError: no checkpoint, one of another shape, or a damaged file.
     """
     directory = Path(directory).absolute()
     if not directory.is_dir():
@@ -79,11 +77,17 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
         with ocp.PyTreeCheckpointer() as checkpointer:
             args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
             restored = checkpointer.restore(directory / str(step) / "state", args=args)
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"checkpoint {step} in {directory} does not fit: {reason}") from error
+    except Exception as error:  # orbax raises bare Exception for a damaged file
+        raise _unreadable(step, directory, error) from error
     _check_shapes(directory, abstract_params, restored["params"])
     return restored["params"]
+
+
+def _unreadable(step: int, directory, error: Exception) -> ValueError:
+    reason = textwrap.shorten(str(error).strip().partition("\n")[0], 200)
+    return ValueError(
+        f"checkpoint {step} in {directory} is of another shape than this model or damaged: {reason}"
+    )
 
 
 def _check_shapes(directory, expected, found) -> None:

@@ -1,0 +1,112 @@
+"""Pretraining at the short length, and continuation at the long one."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from experiments.ablation import plan
+from experiments.ablation.study import Study
+from experiments.progress import StudyProgress
+from longrope_jax import rotary
+from longrope_jax.data import windows
+from longrope_jax.training import checkpoints, loop, step
+from longrope_jax.training.optimizer import OptimizerConfig
+
+# Continuations draw other windows than pretraining did.
+_CONTINUATION_SEED = 10_000
+
+
+def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
+    """Parameters that `run` starts from: of a given checkpoint, or pretrained here first."""
+    config = study.config
+    if config.init_checkpoint:
+        folder = Path(config.init_checkpoint)
+    else:
+        _pretrain(study, run, progress)
+        folder = study.workdir / "runs" / run.pretrained / "checkpoints"
+    optimizer = _optimizer(config.continuation, 1.0)
+    abstract = step.abstract_state(study.model, optimizer, study.mesh).params
+    return checkpoints.restore_params(folder, abstract)
+
+
+def _pretrain(study: Study, run: plan.Run, progress: StudyProgress) -> None:
+    config = study.config
+    folder = study.workdir / "runs" / run.pretrained
+    with checkpoints.Checkpoints(folder / "checkpoints") as existing:
+        if existing.latest() == config.pretraining.steps:
+            return
+    note = "" if run.taught else ", not taught"
+    progress.describe(f"pretraining, seed {run.seed}{note}")
+    optimizer = _optimizer(config.pretraining, 1.0)
+    _fit(
+        study,
+        step.init_state(study.model, optimizer, study.mesh, seed=run.seed),
+        optimizer,
+        folder,
+        phase="pretraining",
+        maker=study.training_windows(config.length, taught=run.taught),
+        seed=run.seed,
+        method=plan.pretraining_method(config),
+        progress=progress,
+    )
+
+
+def continued(
+    study: Study, run: plan.Run, params, progress: StudyProgress, hooks: dict[int, Callable]
+):
+    """Parameters after continuing from `params` under the run's method at the long length."""
+    optimizer = _optimizer(study.config.continuation, run.rate)
+    progress.describe(f"{run.row}, seed {run.seed}")
+    state = _fit(
+        study,
+        step.init_state(study.model, optimizer, study.mesh, params=params),
+        optimizer,
+        study.workdir / "runs" / run.slug,
+        phase="continuation",
+        maker=study.training_windows(plan.continued_length(study.config), taught=run.taught),
+        seed=_CONTINUATION_SEED + run.seed,
+        method=run.method,
+        progress=progress,
+        hooks=hooks,
+    )
+    return state.params
+
+
+def _fit(
+    study, state, optimizer, folder, *, phase, maker, seed, method, progress, hooks=None
+) -> step.TrainState:
+    settings = study.config[phase]
+    costs = plan.costs(study.config, study.model)
+    flops = costs.pretraining if phase == "pretraining" else costs.continuation
+    train_step = step.make_train_step(study.model, optimizer, study.mesh)
+    return loop.fit(
+        state,
+        train_step,
+        windows.iterator(maker, batch=settings.batch, seed=seed),
+        rotary=rotary.make(method, head_dim=study.model.head_dim, seq_len=maker.length),
+        loop=loop.LoopConfig(
+            steps=settings.steps,
+            accumulation=settings.accumulation,
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+        ),
+        mesh=study.mesh,
+        directory=folder,
+        on_step=functools.partial(_advance, progress, flops * jax.process_count()),
+        hooks=hooks,
+    )
+
+
+def _advance(progress: StudyProgress, flops: float, _: int, tokens: int) -> None:
+    progress.advance(flops * tokens, tokens)
+
+
+def _optimizer(settings, rate: float) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=settings.learning_rate * rate,
+        total_steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+    )
