@@ -73,14 +73,14 @@ _COMMON = {
         "passkey_fact": "The key is {key}. ",
         "passkey_prompt": "The key is ",
         # Shares of training passages that teach each task, and the loss weight of their answers.
-        "taught_first_sentence": 0.6,
-        "taught_passkey": 0.4,
+        "taught_first_sentence": 0.9,
+        "taught_passkey": 0.9,
         "answer_weight": 4.0,
     },
     "evaluation": {
         "windows_per_document": 6,
         "samples": 200,  # per length, teacher-forced
-        "generated": 40,  # per length, greedy, for ROUGE-L
+        "generated": 40,  # per length, greedy, for ROUGE-L; also of each side measurement
         "lengths": (0.125, 0.25, 0.5, 0.75, 1.0),  # of retrieval, times the continued length
         "scales": (0.5, 0.75, 1.0, 2.0),  # Giraffe's matrix, times the method's own scale
         "tokens_per_batch": 8192,
@@ -118,8 +118,15 @@ def _phase(steps: int, batch: int, rate: float, warmup: int, **changes) -> dict:
 
 _PRESETS = {
     "tiny": {
-        "length": 32,
+        "length": 64,
         "held_out": 2,
+        "evaluation": {
+            **_COMMON["evaluation"],
+            "windows_per_document": 2,
+            "samples": 4,
+            "generated": 2,
+            "lengths": (0.25, 1.0),
+        },
         "model": _model(16, 1, 1),
         "rows": {
             name: {"method": _METHODS[name], "seeds": 2, "taught": True, "rate": 1.0, "times": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -93,6 +94,7 @@ def _message(error: Exception) -> str:
 def _checked(main: Main, command: str) -> None:
     # Otherwise jax tells of every kind of device that this machine has not.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every step of a save
     try:
         main(flags.FLAGS.config, Path(flags.FLAGS.workdir), command)
     except ValueError as error:

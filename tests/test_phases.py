@@ -108,8 +108,27 @@ def test_float32_mode_has_the_recorded_error_of_peers(row):
     rot = rotary.from_frequencies(f, seq_len=1024)
     cos = phases(rot, np.array([position]), precision="float32").query.cos
     error = np.abs(cos - truth(f.inv_freq, [position])[0]).max()
-    # Each frequency is rounded once more or less than by the peer: the size agrees, not the digits.
+    # The peer rounds inside its power too: the size agrees, not the digits.
     assert peer_error / 3 < error < 3 * peer_error
+
+
+@pytest.mark.parametrize("base", [1e4, 5e5])
+def test_float32_mode_is_the_product_of_rounded_numbers(base):
+    f, positions = plain(rotary.RoPE(base)), np.array([1, 4095, 131_071, 1_048_575, LAST])
+    rot = rotary.from_frequencies(f, seq_len=1024)
+    cos, sin = phases(rot, positions, precision="float32").key
+    angle = np.float32(positions)[:, None] * np.float32(f.inv_freq)
+    # Two rounding rules may pick neighbours for a frequency that lies halfway between them.
+    same = np.abs(cos - np.cos(np.float64(angle))) < 1e-6
+    assert same[:, 0].all() and same.mean() > 0.97
+    assert (np.abs(sin - np.sin(np.float64(angle))) < 1e-6).mean() > 0.97
+
+
+def test_float32_mode_knows_start_tokens():
+    f = rotary.Frequencies([0.3], start_inv_freq=[1.0], start_count=5)
+    cos = phases(rotary.from_frequencies(f, seq_len=64), np.arange(12), precision="float32").key.cos
+    truth = np.cos(np.arange(12) * np.where(np.arange(12) < 5, 1.0, 0.3))
+    np.testing.assert_allclose(cos[:, 0], truth, atol=1e-6)
 
 
 def test_unknown_precision_is_refused():

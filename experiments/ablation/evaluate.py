@@ -46,9 +46,17 @@ class Evaluator:
         f = self.method.frequencies(head_dim=self.study.model.head_dim, seq_len=length)
         return rotary.from_frequencies(rotary.rescale(f, scale), seq_len=length)
 
-    def teacher_forced(self, params, task: str, length: int, scale=1.0, control="none"):
-        """(all tokens right [n], share of tokens right [n]) of the test samples."""
-        samples = self.study.samples(task, length, control)
+    def teacher_forced(self, params, task: str, length: int):
+        """(all tokens right [samples], share of tokens right [samples])."""
+        return self._teacher_forced(params, self.study.samples(task, length), length)
+
+    def side(self, params, length: int, scale: float = 1.0, control: str = "none") -> np.ndarray:
+        """Share of answer tokens right [generated], of FIRST-SENTENCE-RETRIEVAL."""
+        samples = self.study.samples("first sentence", length, control)
+        samples = samples.first(self.study.config.evaluation.generated)
+        return self._teacher_forced(params, samples, length, scale)[1]
+
+    def _teacher_forced(self, params, samples, length: int, scale: float = 1.0):
         exact, share = retrieval.teacher_forced(
             self.study.model,
             params,
@@ -89,7 +97,7 @@ def curve_hooks(study: Study, run: plan.Run, progress: StudyProgress) -> dict:
 
     def measure(state) -> None:
         nll = evaluator.by_position(state.params, length=full)
-        _, share = evaluator.teacher_forced(state.params, "first sentence", full)
+        share = evaluator.side(state.params, full)
         arrays = {"loss": nll.mean(1), "answer_tokens": share}
         save_arrays(_curve_path(study, run, int(state.step)), arrays)
 
@@ -106,7 +114,7 @@ def measure_untrained(study: Study, run: plan.Run, params, progress: StudyProgre
     evaluator = Evaluator(study, run.method, progress)
     progress.describe(f"{run.row}, seed {run.seed}: untrained")
     full = plan.continued_length(study.config)
-    _, share = evaluator.teacher_forced(params, "first sentence", full)
+    share = evaluator.side(params, full)
     return _positions("untrained", evaluator.by_position(params)) | {
         "untrained/answer_tokens": share
     }
@@ -158,11 +166,9 @@ def _retrieval(study: Study, evaluator: Evaluator, params) -> dict:
         arrays[f"{name}/answer_tokens"] = np.stack([share for _, share in results])
     for control in ("removed", "other"):
         arrays[f"control/{control}/rouge"] = evaluator.rouge(params, lengths[-1], control)
-        exact, share = evaluator.teacher_forced(
-            params, "first sentence", lengths[-1], control=control
+        arrays[f"control/{control}/answer_tokens"] = evaluator.side(
+            params, lengths[-1], control=control
         )
-        arrays[f"control/{control}/exact"] = exact
-        arrays[f"control/{control}/answer_tokens"] = share
     return arrays
 
 
@@ -178,7 +184,7 @@ def _matrix(study: Study, evaluator: Evaluator, params, nll: np.ndarray) -> dict
         own = scale == 1
         at = nll[:, :full] if own else evaluator.by_position(params, scale, full)
         losses.append(at.mean(1))
-        shares.append(evaluator.teacher_forced(params, "first sentence", full, scale)[1])
+        shares.append(evaluator.side(params, full, scale))
     return {"matrix/loss": np.stack(losses), "matrix/answer_tokens": np.stack(shares)}
 
 

@@ -152,7 +152,7 @@ def evaluation_tokens(config: ConfigDict, documents: int) -> int:
     e, full = config.evaluation, continued_length(config)
     windows = documents * e.windows_per_document
     per_length = (2 * e.samples + e.generated) * sum(retrieval_lengths(config))
-    full_length = (2 * e.samples + 2 * e.generated) * full
-    matrix = len(e.scales) * (windows + e.samples) * full
-    curve = len(config.continuation.evaluate_at) * (windows + e.samples) * full
-    return 2 * windows * 2 * full + per_length + full_length + matrix + curve
+    # Controls are scored and generated; scales and the curve have a window and a sample each.
+    side = 5 * e.generated + (len(e.scales) - 1) * windows + len(e.scales) * e.generated
+    side += len(config.continuation.evaluate_at) * (windows + e.generated)
+    return 2 * windows * 2 * full + per_length + side * full

@@ -34,9 +34,8 @@ def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
 def _pretrain(study: Study, run: plan.Run, progress: StudyProgress) -> None:
     config = study.config
     folder = study.workdir / "runs" / run.pretrained
-    with checkpoints.Checkpoints(folder / "checkpoints") as existing:
-        if existing.latest() == config.pretraining.steps:
-            return
+    if checkpoints.latest_step(folder / "checkpoints") == config.pretraining.steps:
+        return
     note = "" if run.taught else ", not taught"
     progress.describe(f"pretraining, seed {run.seed}{note}")
     optimizer = _optimizer(config.pretraining, 1.0)

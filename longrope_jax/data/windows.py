@@ -18,7 +18,8 @@ class Teaching:
 
     Attributes:
         first_sentence: share of passages that ask for their first sentence at a random place.
-        passkey: share of passages that state a key at a random place and ask for it later.
+        passkey: share of passages that state a key at a random place and ask for it later; a
+            passage too short for both tasks gets one of them.
         answer_weight: loss weight of an answer's tokens; text has 1, prompts and facts 0.
     """
 
@@ -27,8 +28,8 @@ class Teaching:
     answer_weight: float = 1.0
 
     def __post_init__(self):
-        if min(self.first_sentence, self.passkey) < 0 or self.first_sentence + self.passkey > 1:
-            raise ValueError(f"shares of taught passages must lie in 0..1 together, got {self}")
+        if not (0 <= self.first_sentence <= 1 and 0 <= self.passkey <= 1):
+            raise ValueError(f"shares of taught passages must lie in 0..1, got {self}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +89,41 @@ class WindowMaker:
         return tokens, weights
 
     def _insertions(self, size: int, sentence, room: int, rng: np.random.Generator):
-        """(place in the text, tokens, weight) of what is taught, in order; none if it won't fit."""
-        draw, teaching = rng.random(), self.teaching
-        if draw < teaching.first_sentence:
-            prompt = encode(self.tokenizer, self.first_sentence.prompt)
-            answer = np.concatenate([sentence, encode(self.tokenizer, self.first_sentence.end)])
-            last = min(size, room - 1 - len(prompt) - len(answer))
-            if last < len(sentence):
-                return []
-            at = int(rng.integers(len(sentence), last + 1))
-            return [(at, prompt, 0.0), (at, answer, teaching.answer_weight)]
-        if draw < teaching.first_sentence + teaching.passkey:
-            key = self.passkey.draw(rng)
-            fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
-            prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
-            last = min(size, room - 1 - len(fact) - len(prompt) - len(answer))
-            if last < 0:
-                return []
-            a, b = sorted(rng.integers(0, last + 1, size=2).tolist())
-            return [(a, fact, 0.0), (b, prompt, 0.0), (b, answer, teaching.answer_weight)]
-        return []
+        """(place in the text, tokens, weight) of what is taught, in order of place."""
+        teaching = self.teaching
+        drawn = [
+            (self._ask_first_sentence(sentence), teaching.first_sentence),
+            (self._ask_passkey(rng), teaching.passkey),
+        ]
+        room -= 1  # BOS
+        first = len(sentence)  # nothing is put into the sentence itself
+        insertions = []
+        for i in rng.permutation(len(drawn)):
+            groups, share = drawn[i]
+            length = sum(len(tokens) for group in groups for tokens, _ in group)
+            latest = min(size, room - length)
+            # Both questions fit a long passage; of a short one the second is left out.
+            if rng.random() >= share or latest < max([first, *(at for at, _, _ in insertions)]):
+                continue
+            places = sorted(rng.integers(first, latest + 1, size=len(groups)).tolist())
+            for at, group in zip(places, groups, strict=True):
+                insertions += [(at, tokens, weight) for tokens, weight in group]
+            room -= length
+        return sorted(insertions, key=lambda insertion: insertion[0])
+
+    def _ask_first_sentence(self, sentence):
+        """One group of (tokens, weight), inserted at one place: prompt and answer."""
+        prompt = encode(self.tokenizer, self.first_sentence.prompt)
+        end = encode(self.tokenizer, self.first_sentence.end)
+        answer = np.concatenate([sentence, end])
+        return [[(prompt, 0.0), (answer, self.teaching.answer_weight)]]
+
+    def _ask_passkey(self, rng: np.random.Generator):
+        """Two groups: the fact, and somewhere behind it prompt and answer."""
+        key = self.passkey.draw(rng)
+        fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
+        prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
+        return [[(fact, 0.0)], [(prompt, 0.0), (answer, self.teaching.answer_weight)]]
 
 
 def taught_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:

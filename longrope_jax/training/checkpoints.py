@@ -54,6 +54,14 @@ class Checkpoints:
         self.close()
 
 
+def latest_step(directory: str | Path) -> int | None:
+    """Step of the newest whole checkpoint in a run's folder; None without one."""
+    if not Path(directory).is_dir():
+        return None
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.latest()
+
+
 def restore_params(directory: str | Path, abstract_params: Any) -> Any:
     """Parameters alone from a run's newest checkpoint, e.g. to continue under another method.
 
@@ -65,10 +73,7 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
         ValueError: no checkpoint, one of another shape, or a damaged file.
     """
     directory = Path(directory).absolute()
-    if not directory.is_dir():
-        raise ValueError(f"no checkpoint in {directory}")
-    with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest()
+    step = latest_step(directory)
     if step is None:
         raise ValueError(f"no checkpoint in {directory}")
     tree = {"params": abstract_params}

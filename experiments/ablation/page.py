@@ -1,0 +1,226 @@
+"""Tables and report of the ablation, computed from scores."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import report
+from experiments.ablation import compare, draw, plan
+from experiments.ablation.compare import Hypothesis, Scores
+from longrope_jax.evaluation.statistics import Interval
+
+_CAPTION = (
+    "Perplexity over the first c tokens of held-out windows, weighted by token, in one pass; "
+    "untrained is before the continuation. Loss is nats per token at the continued length, loss "
+    "far that of its last quarter. ROUGE-L (0 to 100), answer tokens and passkey at the continued "
+    "length. 95 % intervals in brackets: bootstrap over seeds and documents."
+)
+
+
+def write_all(scores: Scores, workdir: Path, command: str, taught: dict | None) -> None:
+    """results.json, CSV files, figures and report.html; prints the tables."""
+    versions = report.versions()
+    hypotheses = compare.hypotheses(scores)
+    header, rows = summary(scores)
+    report.save_csv(workdir / "summary.csv", header, rows)
+    report.save_csv(workdir / "per_document.csv", *per_document(scores))
+    results = {
+        "command": command,
+        "config": scores.config,
+        "versions": versions,
+        "taught": taught,
+        "seeds": {row: len(runs) for row, runs in scores.runs.items()},
+        "summary": [dict(zip(header, row, strict=True)) for row in rows],
+        "hypotheses": {h.name: h.verdict for h in hypotheses},
+        "checks": [c for h in hypotheses for c in h.checks],
+        "turns": compare.turns_table(scores.config),
+        "power_laws": {row: compare.fit(scores, row) for row in scores.rows()},
+        "power": compare.power_for_paper_gap(scores, "RoPE PI", "RoPE ABF"),
+        "controls": controls(scores)[1],
+    }
+    report.save_json(workdir / "results.json", results)
+    figures = draw.all_figures(scores, workdir)
+    sections = _sections(scores, hypotheses, figures, taught)
+    report.write_html(
+        workdir / "report.html", "Base-frequency ablation", command, sections, versions
+    )
+    report.print_table("Base frequencies: turns of the slowest pair", *turns(scores.config))
+    report.print_table("Base-frequency ablation", header, rows)
+    report.print_table("Hypotheses", *verdicts(hypotheses))
+
+
+def summary(scores: Scores) -> tuple[list[str], list[list]]:
+    """One line per row of the study."""
+    lengths = compare.eval_lengths(scores.config)
+    long = lengths.index(plan.continued_length(scores.config))
+    header = ["row", "seeds", f"untrained ppl {lengths[long]}"]
+    header += [f"ppl {n}" for n in lengths]
+    header += ["loss", "loss far", "ROUGE-L", "answer tokens", "passkey"]
+    lines = []
+    for row in scores.rows():
+        line = [row, scores.seeds(row), compare.perplexities(scores, row, "untrained")[long]]
+        line += compare.perplexities(scores, row, "trained")
+        names = ("loss", "loss at long range", "ROUGE-L", "answer tokens", "passkey")
+        line += [_interval(compare.QUANTITIES[n](scores, row).interval()) for n in names]
+        lines.append([f"{v:.3f}" if isinstance(v, float) else v for v in line])
+    return header, lines
+
+
+def _interval(interval: Interval, digits: int = 3) -> str:
+    e, low, high = (
+        f"{float(v):.{digits}f}" for v in (interval.estimate, interval.low, interval.high)
+    )
+    return f"{e} [{low}, {high}]"
+
+
+def per_document(scores: Scores) -> tuple[list[str], Iterable[list]]:
+    """Every row, seed and held-out document: loss, ROUGE-L, answer tokens, passkey."""
+    names = ("loss untrained", "loss", "loss at long range", "ROUGE-L", "answer tokens", "passkey")
+    lines = []
+    for row in scores.rows():
+        found = [compare.QUANTITIES[name](scores, row) for name in names]
+        for seed in range(scores.seeds(row)):
+            for document in np.unique(found[0].documents):
+                means = [q.values[seed][q.documents == document].mean() for q in found]
+                lines.append([row, seed, document, *(f"{m:.5f}" for m in means)])
+    return ["row", "seed", "document", *names], lines
+
+
+def controls(scores: Scores) -> tuple[list[str], list[list]]:
+    """Retrieval at the continued length beside its two controls and chance."""
+    header = ["row", "ROUGE-L", "sentence removed", "other sentence", "chance"]
+    header += ["answer tokens", "removed", "other"]
+    lines = []
+    for row in scores.rows():
+        rouge = [scores.get(row, "retrieval/rouge")[:, -1]]
+        rouge += [scores.get(row, f"control/{c}/rouge") for c in ("removed", "other")]
+        rouge.append(scores.get(row, "chance/rouge"))
+        share = [scores.get(row, "first_sentence/answer_tokens")[:, -1]]
+        share += [scores.get(row, f"control/{c}/answer_tokens") for c in ("removed", "other")]
+        lines.append(
+            [row, *(f"{v.mean():.1f}" for v in rouge), *(f"{v.mean():.3f}" for v in share)]
+        )
+    return header, lines
+
+
+def turns(config: ConfigDict) -> tuple[list[str], list[list]]:
+    """The table of `compare.turns_table`."""
+    header = ["case", "turns here", "negative scores here", "turns in paper", "negative in paper"]
+    return header, [[r[0], *(f"{v:.3f}" for v in r[1:])] for r in compare.turns_table(config)]
+
+
+def verdicts(hypotheses: list[Hypothesis]) -> tuple[list[str], list[list]]:
+    """Each hypothesis, then its checks."""
+    lines = []
+    for h in hypotheses:
+        lines.append([f"{h.name}: {h.claim}", "", h.verdict.upper()])
+        for c in h.checks:
+            found = _interval(c.difference, 4) if c.difference else ""
+            lines.append([f"    {c.text}", found, c.verdict])
+    return ["hypothesis", "difference", "verdict"], lines
+
+
+def _sections(scores: Scores, hypotheses, figures, taught) -> list[report.Section]:
+    config = scores.config
+    captions = {
+        "loss by position": "Shade: 95 % band over documents and seeds. Dotted: pretraining and "
+        "continued length.",
+        "retrieval by length": "Figure 5b of Llama 2 Long in miniature.",
+        "loss against steps": "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
+        "power law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long.",
+        "scale matrix": "Frequencies divided by the scale, as in Giraffe's evaluation.",
+    }
+    drawn = {n: report.Figure(p, captions[n]) for n, p in figures.items()}
+    main = report.Table(*summary(scores), caption=_CAPTION)
+    return [
+        report.Section("Verdicts", [report.Table(*verdicts(hypotheses)), _power(scores)]),
+        report.Section("Table 5 in miniature", [main, drawn["loss by position"]]),
+        report.Section(
+            "Retrieval",
+            [drawn["retrieval by length"], report.Table(*controls(scores)), _by_length(scores)],
+        ),
+        report.Section("During the continuation", [drawn["loss against steps"]]),
+        report.Section("Power law of the context", [drawn["power law"], _laws(scores)]),
+        report.Section("Other scales than its own", [drawn["scale matrix"], _matrix(scores)]),
+        report.Section("Bases", [report.Table(*turns(config))]),
+        report.Section("Departures from the paper", [report.Text(departures(config, taught))]),
+    ]
+
+
+def _power(scores: Scores) -> report.Text:
+    needed = compare.power_for_paper_gap(scores, "RoPE PI", "RoPE ABF")
+    if needed is None:
+        return report.Text("")
+    gap = f"To resolve the paper's gap of {compare.PAPER_GAP} nats between PI and ABF"
+    if needed.documents is None and needed.seeds is None and needed.balanced is None:
+        return report.Text(f"{gap}: not to be said from one seed, or out of reach.")
+    parts = []
+    if needed.documents:
+        parts.append(f"{needed.documents} documents with these seeds")
+    if needed.seeds:
+        parts.append(f"{needed.seeds} seeds with these documents")
+    if needed.balanced:
+        parts.append(f"{needed.balanced[0]} documents and {needed.balanced[1]} seeds together")
+    return report.Text(f"{gap}, with power 0.8, it would take " + ", or ".join(parts) + ".")
+
+
+def _by_length(scores: Scores) -> report.Table:
+    lengths = scores.get(scores.rows()[0], "retrieval/lengths", 1)[0]
+    names = {
+        "ROUGE-L": "retrieval/rouge",
+        "answer tokens": "first_sentence/answer_tokens",
+        "exact": "first_sentence/exact",
+        "passkey": "passkey/exact",
+    }
+    lines = []
+    for row in scores.rows():
+        for name, key in names.items():
+            means = scores.get(row, key).astype(float).mean((0, 2))
+            lines.append([row, name, *(f"{m:.3f}" for m in means)])
+    return report.Table(["row", "score", *(f"{n} tokens" for n in lengths)], lines)
+
+
+def _laws(scores: Scores) -> report.Table:
+    lines = []
+    for row in scores.rows():
+        fitted = compare.fit(scores, row)
+        if fitted:
+            triple = (fitted.alpha, fitted.beta, fitted.gamma)
+            lines.append([row, *(_interval(i) for i in triple)])
+    return report.Table(["row", "alpha", "beta", "gamma"], lines)
+
+
+def _matrix(scores: Scores) -> report.Table:
+    scales = [f"{s:g}" for s in scores.config.evaluation.scales]
+    lines = []
+    for row in scores.rows():
+        for name, key in (("loss", "matrix/loss"), ("answer tokens", "matrix/answer_tokens")):
+            lines.append([row, name, *(f"{v:.3f}" for v in scores.get(row, key).mean((0, 2)))])
+    return report.Table(["row", "score", *scales], lines)
+
+
+def departures(config: ConfigDict, taught: dict | None) -> str:
+    """How this run differs from the paper's, with its numbers."""
+    first, then = (plan.phase_tokens(config, name) for name in ("pretraining", "continuation"))
+    lines = [
+        f"Size: {dict(config.model)}; the paper's model has 7 billion parameters.",
+        f"Lengths: {config.length:,} continued at {plan.continued_length(config):,} tokens; the "
+        "paper has 4,096 and 32,768.",
+        f"Budget: {first:,} tokens of pretraining and {then:,} of continuation per row; the paper "
+        "has 2 trillion and 80 billion.",
+        f"Tokens: {config.tokenizer}; text: {config.corpus}, {config.held_out} documents held out.",
+    ]
+    if taught:
+        lines.append(
+            "Retrieval is taught, to all rows but those marked 'not taught' alike: answers are "
+            f"{taught['answer_tokens']:.1%} of the tokens of a continuation and carry "
+            f"{taught['answer_loss_weight']:.1%} of the loss (weight "
+            f"{config.retrieval.answer_weight:g} each). The paper's 7B model needed no teaching."
+        )
+    lines.append(
+        "A document is a passage that begins at a sentence of a held-out text; a test passage's "
+        "first sentence occurs nowhere in the training text."
+    )
+    return "\n\n".join(lines)

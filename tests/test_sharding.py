@@ -1,0 +1,296 @@
+"""On eight fake devices: same numbers, really sharded, the expected collectives, and refusals."""
+
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from longrope_jax import llama, rotary, sharding
+from longrope_jax.training.loss import token_scores
+
+# Every size is another number, so that shapes in the compiled program can be recognised.
+B, T, V = 8, 24, 56
+CONFIG = llama.LlamaConfig(V, 32, 2, 4, 2, 16, 80)
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"fsdp": 8},
+    "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def loss(params, tokens, rot):
+    hidden, _ = llama.Llama(CONFIG).apply({"params": params}, tokens, rotary=rot)
+    return token_scores(CONFIG, params, hidden, jnp.roll(tokens, -1, axis=1), chunk=12).nll.mean()
+
+
+def shardings_of(config, mesh):
+    boxed = jax.eval_shape(partial(llama.init_boxed, config), jax.random.key(0))
+    return sharding.shardings(mesh, boxed)
+
+
+def sharded_parameters(config, mesh):
+    shardings = shardings_of(config, mesh)
+    with jax.set_mesh(mesh):
+        make = jax.jit(partial(llama.init_params, config), out_shardings=shardings)
+        return make(jax.random.key(0)), shardings
+
+
+def collectives(hlo):
+    """(kind, shapes, groups of devices) of each collective in the compiled program."""
+    found = []
+    for line in hlo.splitlines():
+        match = re.search(rf"= (.*?) ({KINDS})(?:-start)?\(", line)
+        if match:
+            found.append((match[2], match[1], device_groups(line)))
+    return found
+
+
+def device_groups(line):
+    """The groups of devices that exchange, from HLO's list or its reshaped count 0, 1, ..."""
+    if match := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+        return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", match[1])]
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, dims, order = ([int(n) for n in (m or "").split(",") if n] for m in match.groups())
+        count = np.arange(np.prod(dims)).reshape(dims)
+        return count.transpose(order or None).reshape(shape).tolist()
+    return None
+
+
+TOKENS = np.random.default_rng(0).integers(0, V, (B, T)).astype(np.int32)
+ROT = rotary.make(rotary.RoPE(), head_dim=16, seq_len=T)
+
+
+def compiled(sizes, devices=None, params=None):
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    if params is None:
+        params, shardings = sharded_parameters(CONFIG, mesh)
+    else:
+        shardings = shardings_of(CONFIG, mesh)
+        params = jax.device_put(params, shardings)
+    tokens = sharding.shard_batch(mesh, TOKENS)
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
+        program = step.lower(params, tokens, ROT).compile()
+        value, grads = program(params, tokens, ROT)
+    hlo = program.as_text()
+    return SimpleNamespace(
+        params=params, value=value, grads=grads, hlo=hlo, collectives=collectives(hlo)
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    assert jax.device_count() == 8
+    return compiled({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def sharded(request, one_device):
+    # Made where they lie on the mixed mesh, moved there on the others: cheaper to compile.
+    params = None if request.param == "mixed" else jax.device_get(one_device.params)
+    run = compiled(MESHES[request.param], params=params)
+    return SimpleNamespace(name=request.param, **vars(run))
+
+
+def shard_shape(x):
+    shapes = {shard.data.shape for shard in x.addressable_shards}
+    assert len(shapes) == 1 and len(x.addressable_shards) == 8
+    return shapes.pop()
+
+
+def parts(name):
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | MESHES[name]
+    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["tensor"]
+
+
+# Numbers
+
+
+def test_one_device_mesh_equals_no_mesh(one_device):
+    value = jax.jit(loss)(jax.device_get(one_device.params), TOKENS, ROT)
+    assert float(one_device.value) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_loss_and_gradients_equal_one_device(sharded, one_device):
+    equal = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(equal, sharded.params, one_device.params)
+    assert float(sharded.value) == pytest.approx(float(one_device.value), rel=1e-5)
+    jax.tree.map(equal, sharded.grads, one_device.grads)
+
+
+# Where things lie
+
+
+def test_parameters_and_gradients_are_sharded(sharded):
+    _, fsdp, tensor = parts(sharded.name)
+    D, F, N, K, H = 32 // fsdp, 80 // tensor, 4 // tensor, 2 // tensor, 16
+    for tree in (sharded.params, sharded.grads):
+        layers = tree["layers"]
+        assert shard_shape(tree["embed"]) == (V // tensor, D)
+        assert shard_shape(tree["unembed"]) == (D, V // tensor)
+        assert shard_shape(tree["final_norm"]["scale"]) == (D,)
+        assert shard_shape(layers["mlp_norm"]["scale"]) == (2, D)
+        assert shard_shape(layers["mlp"]["gate"]) == (2, D, F)
+        assert shard_shape(layers["mlp"]["down"]) == (2, F, D)
+        assert shard_shape(layers["attention"]["wq"]) == (2, D, N, H)
+        assert shard_shape(layers["attention"]["wk"]) == (2, D, K, H)
+        assert shard_shape(layers["attention"]["wo"]) == (2, N, H, D)
+
+
+def test_activations_are_sharded(sharded):
+    """Shapes per device in the compiled program; none has the whole batch."""
+    batch, _, tensor = parts(sharded.name)
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", sharded.hlo)}
+    here = B // batch
+    assert (here, T, 32) in shapes  # residual
+    # XLA drops axes of size one here and there, so the rest is compared without them.
+    bare = {tuple(n for n in shape if n > 1) for shape in shapes}
+
+    def present(*shape):
+        return tuple(n for n in shape if n > 1) in bare
+
+    assert present(here, T, 80 // tensor)  # SwiGLU
+    assert present(here, T, 4 // tensor, 16)  # queries
+    assert present(here, 12, V // tensor)  # logits of a chunk
+    assert not any(s[:2] == (B, T) for s in shapes)
+    if tensor > 1:
+        assert not present(here, T, 80) and not present(here, 12, V)
+        assert not present(here, T, 4, 16)
+
+
+def test_hidden_states_keep_their_sharding(random_params):
+    seen = []
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    params = random_params(CONFIG)  # not sharded by themselves
+
+    @jax.jit
+    def hidden(params, tokens):
+        x, _ = llama.Llama(CONFIG).apply({"params": params}, tokens, rotary=ROT)
+        jax.debug.inspect_array_sharding(x, callback=seen.append)
+        return x
+
+    with jax.set_mesh(mesh):
+        out = hidden(params, sharding.shard_batch(mesh, TOKENS))
+    assert shard_shape(out) == (2, T, 32)
+    assert seen[0].shard_shape((B, T, 32)) == (2, T, 32)
+
+
+# Collectives
+
+
+def test_one_device_has_no_collectives(one_device):
+    assert one_device.collectives == []
+
+
+def test_collectives_are_the_expected_ones(sharded):
+    kinds = {kind for kind, _, _ in sharded.collectives}
+    assert kinds - {"all-gather", "all-reduce", "reduce-scatter"} == set()
+    assert "all-reduce" in kinds or "reduce-scatter" in kinds  # gradients
+    assert ("all-gather" in kinds) == ("fsdp" in MESHES[sharded.name])  # parameters
+    # Block bounds of attention are the same everywhere: no whole numbers travel.
+    assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
+
+
+def test_tensor_parallelism_sums_activations_over_pairs(sharded):
+    batch, _, tensor = parts(sharded.name)
+    activation = f"f32[{B // batch},{T},32]"
+    sums = [
+        groups for kind, s, groups in sharded.collectives if "reduce" in kind and activation in s
+    ]
+    if tensor == 1:
+        assert not sums
+    else:  # out of attention and of the MLP, and their way back
+        assert len(sums) >= 4
+        assert [[0, 1], [2, 3], [4, 5], [6, 7]] in sums
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "sizes, said",
+    [
+        ({"data": 4, "sequence": 2}, "sequence axis above 1 is not supported"),
+        ({"data": 3}, "does not divide 8 devices"),
+        ({"data": -1, "fsdp": 3}, "does not divide 8 devices"),
+        ({"data": 4}, "does not divide 8 devices"),
+        ({"data": 16}, "does not divide 8 devices"),
+        ({"data": -1, "fsdp": -1}, "does not divide 8 devices"),
+        ({"data": 0, "fsdp": 8}, "data must be positive or -1, got 0"),
+        ({"fsdp": -2}, "fsdp must be positive or -1, got -2"),
+    ],
+)
+def test_mesh_that_does_not_fit_is_refused(sizes, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.make_mesh(**sizes)
+
+
+def test_minus_one_takes_what_is_left():
+    assert dict(sharding.make_mesh(data=-1, tensor=2).shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "sequence": 1,
+        "tensor": 2,
+    }
+
+
+def test_heads_that_do_not_divide_are_refused():
+    config = llama.LlamaConfig(V, 32, 2, 6, 3, 16, 80)
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    with pytest.raises(ValueError, match=r"axis of size 3 .* does not divide by 2"):
+        sharded_parameters(config, mesh)
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"axis of size 3 .*does not divide"):
+        jax.eval_shape(partial(llama.logits, config), params, TOKENS, ROT)
+
+
+def test_vocabulary_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"axis of size 55 .* does not divide by 2"):
+        sharded_parameters(
+            llama.LlamaConfig(55, 32, 2, 4, 2, 16, 80), sharding.make_mesh(data=4, tensor=2)
+        )
+
+
+def test_misspelt_logical_axis_is_refused():
+    x = jnp.zeros((8, 4))
+    with pytest.raises(ValueError, match="unknown logical axis 'bach'; did you mean 'batch'"):
+        sharding.constrain(x, "bach", None)
+    boxed = nn.LogicallyPartitioned(x, ("embedd", None))
+    with pytest.raises(ValueError, match="did you mean 'embed'"):
+        sharding.shardings(sharding.make_mesh(data=8), {"w": boxed})
+
+
+def test_wrong_number_of_axes_is_refused():
+    mesh = sharding.make_mesh(data=8)
+    with pytest.raises(ValueError, match="1 logical axes for an array of shape"):
+        sharding.shardings(mesh, nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("embed",)))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="3 logical axes for an array"):
+        sharding.constrain(jnp.zeros((8, 4)), "batch", None, None)
+
+
+def test_batch_that_does_not_divide_is_refused():
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    with pytest.raises(ValueError, match="batch of 12 does not divide over 8"):
+        sharding.shard_batch(mesh, {"tokens": np.zeros((12, 4), np.int32)})
+    params = jax.eval_shape(partial(llama.init_params, CONFIG), jax.random.key(0))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"axis of size 6 .* not divide by 8"):
+        jax.eval_shape(partial(llama.logits, CONFIG), params, TOKENS[:6], ROT)
+
+
+def test_batch_lies_over_data_and_fsdp():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    x = sharding.shard_batch(mesh, {"x": np.arange(24).reshape(8, 3)})["x"]
+    assert x.sharding.spec == P(("data", "fsdp")) and shard_shape(x) == (2, 3)
+    np.testing.assert_array_equal(x, np.arange(24).reshape(8, 3))
+
+
+def test_what_has_no_box_is_replicated():
+    mesh = sharding.make_mesh(data=8)
+    assert sharding.shardings(mesh, {"step": jnp.zeros(())})["step"].spec == P()
