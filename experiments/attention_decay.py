@@ -87,8 +87,9 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[dict]:
     )
     draw_curves(curves, workdir / "decay.png")
     draw_heatmaps(curves, config.heatmap_points, workdir / "heatmap.png")
-    _write_page(rows, workdir, command, versions)
-    report.print_table("Attention score against distance", *_table(rows))
+    title = "Attention score against distance"
+    report.write_html(workdir / "report.html", title, command, sections(rows, workdir), versions)
+    report.print_table(title, *_table(rows))
     return rows
 
 
@@ -216,9 +217,8 @@ def _map_axes(count: int) -> tuple[Figure, list[Axes]]:
     return fig, list(grid.flat[:count])
 
 
-def _write_page(
-    rows: list[dict], workdir: Path, command: str, versions: dict[str, str | None]
-) -> None:
+def sections(rows: list[dict], workdir: Path) -> list[report.Section]:
+    """Parts of the report, from the rows that `main` returned and its figures."""
     by_distance = [
         report.Figure(workdir / "decay.png", "Score of all-ones vectors by distance."),
         report.Table(*_table(rows)),
@@ -226,12 +226,10 @@ def _write_page(
     ]
     caption = "Score of a query at m and a key at n, both sampled evenly; grey: n after m."
     by_position = [report.Figure(workdir / "heatmap.png", caption)]
-    sections = [
+    return [
         report.Section("Score by distance", by_distance),
         report.Section("Score by query and key position", by_position),
     ]
-    title = "Attention score against distance"
-    report.write_html(workdir / "report.html", title, command, sections, versions)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from longrope_jax.data.windows import taught_share
 from longrope_jax.training.checkpoints import latest_step
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> compare.Scores:
-    """Runs what is not done yet, then writes tables, figures and report into `workdir`.
+def main(config: ConfigDict, workdir: Path, command: str = "") -> list[report.Section]:
+    """Runs what is not done yet, writes tables and figures into `workdir`, returns the report.
 
     Raises:
         ValueError: a bad config, before anything is trained.
@@ -46,10 +46,9 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> compare.Scores
             for run in pending:
                 execute(study, run, progress)
     scores = compare.load(config, workdir)
-    if study.writes:
-        page.write_all(scores, workdir, command, _taught(study, pending))
-        print(f"report: {workdir / 'report.html'}")
-    return scores
+    if not study.writes:
+        return []
+    return page.write_all(scores, workdir, command, _taught(study, pending))
 
 
 def execute(study: Study, run: plan.Run, progress: StudyProgress) -> None:

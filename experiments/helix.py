@@ -54,7 +54,13 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         (row for panel in panels for row in _points(panel)),
     )
     draw(panels, workdir / "helix.png")
-    _write_page(result, workdir)
+    report.write_html(
+        workdir / "report.html",
+        "Helix picture of position encodings",
+        command,
+        sections(result, workdir),
+        result["versions"],
+    )
     report.print_table("Spacing of positions, in radii", *_table(result))
     return result
 
@@ -110,7 +116,8 @@ def _table(result: dict) -> tuple[list[str], list[list]]:
     return header, rows
 
 
-def _write_page(result: dict, workdir: Path) -> None:
+def sections(result: dict, workdir: Path) -> list[report.Section]:
+    """Parts of the report, from what `main` returned and its figure."""
     config, slowdown = result["config"], result["pair_slowdown"]
     share = f"{slowdown[1]:.1%}" if len(slowdown) > 1 else "no share, there is none,"
     fast_pairs = (
@@ -122,11 +129,7 @@ def _write_page(result: dict, workdir: Path) -> None:
         report.Table(*_table(result)),
         report.Text(_DEFINITIONS + "\n\n" + fast_pairs),
     ]
-    title = "Helix picture of position encodings"
-    sections = [report.Section("Figure 8 of Llama 2 Long", picture)]
-    report.write_html(
-        workdir / "report.html", title, result["command"], sections, result["versions"]
-    )
+    return [report.Section("Figure 8 of Llama 2 Long", picture)]
 
 
 if __name__ == "__main__":

@@ -278,16 +278,23 @@ def test_restore_params_reads_parameters_alone(saved):
     assert params["embed"].sharding == abstract(mesh).params["embed"].sharding
 
 
-CHANGES = [{"d_ff": 64}, {"n_layers": 3}, {"vocab_size": 128}, {"tie_embeddings": True}]
+@pytest.fixture
+def collected():
+    """A restore that fails leaves orbax's other reads behind, which complain when collected."""
+    yield
+    gc.collect()
 
 
+orbax_complains = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+CHANGES = [{"d_ff": 64}, {"n_layers": 3}, {"vocab_size": 128}]
+
+
+@orbax_complains
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.parametrize("what", ["state", "params"])
-def test_a_checkpoint_of_another_shape_is_one_line(what, changes, saved):
+def test_a_checkpoint_of_another_shape_is_one_line(what, changes, saved, collected):
     directory, _ = saved
     other = abstract(one_device(), **changes)
-    if what == "params" and "tie_embeddings" in changes:
-        pytest.skip("the tied model's parameters are all there")
     with pytest.raises(ValueError, match=str(directory)) as error:
         restore(what, directory, other)
     assert "\n" not in str(error.value) and "shape" in str(error.value)
@@ -312,9 +319,9 @@ def test_no_checkpoint_is_one_line(tmp_path):
         manager.restore(abstract(one_device()))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@orbax_complains
 @pytest.mark.parametrize("what", ["state", "params"])
-def test_a_damaged_checkpoint_is_one_line(what, saved, tmp_path):
+def test_a_damaged_checkpoint_is_one_line(what, saved, collected):
     """Every large file in turn cut in half; only the newest checkpoint is kept: no falling back."""
     directory, expected = saved
     files = [p for p in directory.rglob("*") if p.is_file() and p.stat().st_size > 3000]
@@ -333,7 +340,6 @@ def test_a_damaged_checkpoint_is_one_line(what, saved, tmp_path):
         finally:
             file.write_bytes(whole)
     assert refused >= 3
-    gc.collect()  # orbax leaves coroutines behind, which complain when they are collected
     restore(what, directory, abstract(one_device()))
 
 

@@ -19,8 +19,10 @@ _CAPTION = (
 )
 
 
-def write_all(scores: Scores, workdir: Path, command: str, taught: dict | None) -> None:
-    """results.json, CSV files, figures and report.html; prints the tables."""
+def write_all(
+    scores: Scores, workdir: Path, command: str, taught: dict | None
+) -> list[report.Section]:
+    """results.json, CSV files, figures and report.html; prints the tables, returns the report."""
     versions = report.versions()
     hypotheses = compare.hypotheses(scores)
     header, rows = summary(scores)
@@ -49,6 +51,7 @@ def write_all(scores: Scores, workdir: Path, command: str, taught: dict | None) 
     report.print_table("Base frequencies: turns of the slowest pair", *turns(scores.config))
     report.print_table("Base-frequency ablation", header, rows)
     report.print_table("Hypotheses", *verdicts(hypotheses))
+    return sections
 
 
 def summary(scores: Scores) -> tuple[list[str], list[list]]:

@@ -80,7 +80,7 @@ def make_train_step(
     One function per configuration, so that a sweep over rotaries compiles once. The batch is a
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
     with A microbatches whose gradients are accumulated before one update. Metrics are float32
-    scalars: loss (weighted mean in nats), grad_norm, learning_rate, tokens.
+    scalars: loss (weighted mean in nats), grad_norm, learning_rate.
     """
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
@@ -93,7 +93,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

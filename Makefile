@@ -1,0 +1,28 @@
+# Everything on a fresh machine: `make reproduce` and `make test`. Only Python 3.11 or newer is needed.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo yes),$(p))))
+VENV ?= .venv
+RUNS ?= runs/reproduce
+PRESET ?= cpu
+BIN := $(VENV)/bin
+
+.PHONY: reproduce test lint clean
+
+reproduce: $(VENV)/experiments.installed
+	$(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
+
+test: $(VENV)/test.installed
+	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One stamp per extra, remade when setup.cfg changes.
+$(VENV)/%.installed: setup.cfg
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(RUNS)
