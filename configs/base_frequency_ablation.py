@@ -113,7 +113,8 @@ def _phase(steps: int, batch: int, rate: float, warmup: int, **changes) -> dict:
     """One phase of training: steps of `batch` windows of its length."""
     phase = {"steps": steps, "batch": batch, "learning_rate": rate, "warmup_steps": warmup}
     defaults = {"accumulation": 1, "weight_decay": 0.1, "log_every": 10, "checkpoint_every": 100}
-    return phase | defaults | changes
+    # Passages shorter than the window are packed into it; 0: a passage fills its window.
+    return phase | defaults | {"shortest_passage": 0} | changes
 
 
 _PRESETS = {
@@ -142,17 +143,24 @@ _PRESETS = {
         "length": 64,
         "model": _model(128, 2, 4),
         "rows": _rows(2, swept=(5, 500)),
-        "pretraining": _phase(750, 32, 3e-3, 40),
-        "continuation": _phase(125, 8, 1.5e-3, 10, checkpoint_every=50, evaluate_at=(0.25, 0.5)),
+        "pretraining": _phase(1000, 32, 3e-3, 50),
+        "continuation": _phase(
+            250, 4, 1.5e-3, 20, checkpoint_every=50, evaluate_at=(0.2, 0.4, 0.6, 0.8)
+        ),
     },
     "laptop": {
         "length": 256,
-        "model": _model(128, 4, 4),
+        "model": _model(128, 4, 2),
         "rows": _rows(3, swept=(5, 500), learning_rates=(("1/2", 0.5), ("x2", 2.0))),
-        "pretraining": _phase(1000, 16, 3e-3, 50, checkpoint_every=50),
-        "continuation": _phase(
-            120, 4, 1.5e-3, 10, checkpoint_every=20, evaluate_at=(0.25, 0.5, 0.75)
-        ),
+        "pretraining": _phase(1500, 8, 3e-3, 75, shortest_passage=48),
+        "continuation": _phase(128, 2, 1.5e-3, 10, checkpoint_every=16, evaluate_at=(0.33, 0.67)),
+        "retrieval": {**_COMMON["retrieval"], "answer_weight": 10.0},
+        "evaluation": {
+            **_COMMON["evaluation"],
+            "windows_per_document": 3,
+            "generated": 30,
+            "lengths": (0.125, 0.375, 1.0),
+        },
     },
     # Llama 2 Long sections 2.1 and 4.1: 7B from Llama 2 at 4k to 32k, 80B tokens at 4M per step.
     "tpu_7b": {

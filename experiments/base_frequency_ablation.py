@@ -83,8 +83,11 @@ def _taught(study: Study, pending: list[plan.Run]) -> dict | None:
     """Measured share of taught answers; kept in a file, so that redrawing needs no corpus."""
     path = study.workdir / "scores" / "taught.json"
     if pending:
-        maker = study.training_windows(plan.continued_length(study.config), taught=True)
-        report.save_json(path, taught_share(maker))
+        shares = {
+            phase: taught_share(study.training_windows(phase, taught=True))
+            for phase in ("pretraining", "continuation")
+        }
+        report.save_json(path, shares)
     return json.loads(path.read_text()) if path.exists() else None
 
 

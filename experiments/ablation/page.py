@@ -217,10 +217,14 @@ def departures(config: ConfigDict, taught: dict | None) -> str:
     ]
     if taught:
         lines.append(
-            "Retrieval is taught, to all rows but those marked 'not taught' alike: answers are "
-            f"{taught['answer_tokens']:.1%} of the tokens of a continuation and carry "
-            f"{taught['answer_loss_weight']:.1%} of the loss (weight "
-            f"{config.retrieval.answer_weight:g} each). The paper's 7B model needed no teaching."
+            "Retrieval is taught, to all rows but those marked 'not taught' alike; answers have "
+            f"loss weight {config.retrieval.answer_weight:g} per token: "
+            + "; ".join(
+                f"in {phase} they are {share['answer_tokens']:.1%} of the tokens and carry "
+                f"{share['answer_loss_weight']:.1%} of the weight"
+                for phase, share in taught.items()
+            )
+            + ". The paper's 7B model needed no teaching."
         )
     lines.append(
         "A document is a passage that begins at a sentence of a held-out text; a test passage's "

@@ -77,7 +77,7 @@ def method(config: ConfigDict, row: ConfigDict) -> rotary.Method:
 
 
 def runs(config: ConfigDict) -> list[Run]:
-    """All runs: seed by seed, so that a study cut short has whole columns of methods."""
+    """All runs: rows of several seeds first, seed by seed; cut short, a study still says much."""
     planned = []
     for row, settings in config.rows.items():
         spec = method(config, settings)
@@ -88,7 +88,7 @@ def runs(config: ConfigDict) -> list[Run]:
             slug = f"{name}-seed{seed}-{mark}"
             pretrained = pretraining_slug(config, seed, taught)
             planned.append(Run(row, spec, seed, taught, rate, slug, pretrained))
-    return sorted(planned, key=lambda run: (run.seed, not run.taught))
+    return sorted(planned, key=lambda run: (config.rows[run.row].seeds == 1, run.seed))
 
 
 def pretraining_slug(config: ConfigDict, seed: int, taught: bool) -> str:

@@ -76,14 +76,16 @@ class Study:
         r = self.config.retrieval
         return tasks.Passkey(fact=r.passkey_fact, prompt=r.passkey_prompt)
 
-    def training_windows(self, length: int, *, taught: bool) -> windows.WindowMaker:
-        """Windows of `length` + 1 tokens, with or without taught retrieval."""
+    def training_windows(self, phase: str, *, taught: bool) -> windows.WindowMaker:
+        """Windows of "pretraining" or "continuation", with or without taught retrieval."""
+        full = plan.continued_length(self.config)
         r = self.config.retrieval
         teaching = windows.Teaching(r.taught_first_sentence, r.taught_passkey, r.answer_weight)
         return windows.training_windows(
             self.training,
             self.tokenizer,
-            length=length,
+            length=self.config.length if phase == "pretraining" else full,
+            shortest=self.config[phase].shortest_passage or None,
             teaching=teaching if taught else None,
             first_sentence=self.first_sentence,
             passkey=self.passkey,

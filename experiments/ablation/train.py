@@ -45,7 +45,7 @@ def _pretrain(study: Study, run: plan.Run, progress: StudyProgress) -> None:
         optimizer,
         folder,
         phase="pretraining",
-        maker=study.training_windows(config.length, taught=run.taught),
+        taught=run.taught,
         seed=run.seed,
         method=plan.pretraining_method(config),
         progress=progress,
@@ -64,7 +64,7 @@ def continued(
         optimizer,
         study.workdir / "runs" / run.slug,
         phase="continuation",
-        maker=study.training_windows(plan.continued_length(study.config), taught=run.taught),
+        taught=run.taught,
         seed=_CONTINUATION_SEED + run.seed,
         method=run.method,
         progress=progress,
@@ -74,9 +74,10 @@ def continued(
 
 
 def _fit(
-    study, state, optimizer, folder, *, phase, maker, seed, method, progress, hooks=None
+    study, state, optimizer, folder, *, phase, taught, seed, method, progress, hooks=None
 ) -> step.TrainState:
     settings = study.config[phase]
+    maker = study.training_windows(phase, taught=taught)
     costs = plan.costs(study.config, study.model)
     flops = costs.pretraining if phase == "pretraining" else costs.continuation
     train_step = step.make_train_step(study.model, optimizer, study.mesh)

@@ -109,18 +109,20 @@ def first_sentence_samples(
         raise ValueError(unknown("control", control, CONTROLS))
     rng = np.random.default_rng(seed)
     prompt, end = encode(tokenizer, task.prompt), encode(tokenizer, task.end)
-    longest = max(len(s) for d in documents for s in d.sentences) + len(end)
+    longest = max(len(s) for d in documents for s in d.sentences)
     rows = []
     for i in range(count):
         document = documents[i % len(documents)]
         start, sentence = _draw(document, rng, room=length)
-        _, other = _draw(documents[rng.integers(len(documents))], rng, room=0)
+        other = _another(documents, rng, sentence)
+        if control == "other" and np.array_equal(other, sentence):
+            raise ValueError("the documents have no second sentence: control 'other' needs one")
         head = {"none": sentence, "removed": sentence[:0], "other": other}[control]
         body = document.tokens[start + len(sentence) :]
         answer = np.concatenate([sentence, end])
-        context = np.concatenate([encode(tokenizer, bos), head, body])
+        context = np.concatenate([[tokenizer.special(bos)], head, body])
         rows.append((context, answer, document.name))
-    return _assemble(rows, prompt, longest, length)
+    return _assemble(rows, prompt, longest + len(end), length, stated=1 + longest)
 
 
 def passkey_samples(
@@ -143,19 +145,29 @@ def passkey_samples(
         raise ValueError(unknown("control", control, CONTROLS))
     rng = np.random.default_rng(seed)
     prompt, rows = tokenizer.encode(task.prompt), []
-    for i in range(count):
+    drawn = [_draw_keys(task, documents[i % len(documents)], rng, length) for i in range(count)]
+    longest = max(len(tokenizer.encode(key)) for _, key, _ in drawn)
+    stated = 0
+    for i, (start, key, other) in enumerate(drawn):
         document = documents[i % len(documents)]
-        start, _ = _draw(document, rng, room=length)
-        key, other = task.draw(rng), task.draw(rng)
-        stated = {"none": key, "removed": None, "other": other}[control]
-        fact = tokenizer.encode(task.fact.format(key=stated) if stated else "")
-        answer = tokenizer.encode(key)
-        room = length - 1 - len(fact) - len(prompt) - len(answer)
+        said = {"none": key, "removed": None, "other": other}[control]
+        fact = tokenizer.encode(task.fact.format(key=said) if said else "")
+        room = length - 1 - len(fact) - len(prompt) - longest
         depth = round(max(room, 0) * (i * _GOLDEN % 1))
         text = document.tokens[start:]
-        context = np.concatenate([encode(tokenizer, bos), text[:depth], fact, text[depth:]])
-        rows.append((context, answer, document.name))
-    return _assemble(rows, prompt, max(len(r[1]) for r in rows), length)
+        context = np.concatenate([[tokenizer.special(bos)], text[:depth], fact, text[depth:]])
+        rows.append((context, tokenizer.encode(key), document.name))
+        stated = max(stated, 1 + len(fact))
+    return _assemble(rows, prompt, longest, length, stated)
+
+
+def _draw_keys(task: Passkey, document: Passages, rng: np.random.Generator, length: int):
+    """Where the text starts, the key, and another key."""
+    start, _ = _draw(document, rng, room=length)
+    key, other = task.draw(rng), task.draw(rng)
+    while other == key:
+        other = task.draw(rng)
+    return start, key, other
 
 
 def _draw(document: Passages, rng: np.random.Generator, *, room: int):
@@ -167,10 +179,20 @@ def _draw(document: Passages, rng: np.random.Generator, *, room: int):
     return int(document.starts[i]), document.sentences[i]
 
 
-def _assemble(rows, prompt, longest: int, length: int) -> Samples:
+def _another(documents: Sequence[Passages], rng: np.random.Generator, sentence):
+    """A random sentence, drawn again while it is the same as `sentence`."""
+    for _ in range(100):
+        _, other = _draw(documents[rng.integers(len(documents))], rng, room=0)
+        if not np.array_equal(other, sentence):
+            break
+    return other
+
+
+def _assemble(rows, prompt, longest: int, length: int, stated: int) -> Samples:
+    """Contexts cut to what prompt and longest answer leave, which must hold `stated` tokens."""
     prompt_length = length - longest
     room = prompt_length - len(prompt)
-    if room < longest:
+    if room < stated:
         raise ValueError(f"{length} tokens do not hold a question and its answer: take more")
     tokens = np.zeros((len(rows), length), np.int32)
     answer = np.zeros((len(rows), length), bool)

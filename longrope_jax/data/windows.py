@@ -36,8 +36,9 @@ class Teaching:
 class WindowMaker:
     """Makes one training window from a passage number and a random generator (grain's random_map).
 
-    A window holds T + 1 tokens: BOS and a passage; where a document ends before the window does,
-    another random passage follows as a segment of its own.
+    A window holds T + 1 tokens: BOS and a passage; where the passage ends before the window does,
+    another random one follows as a segment of its own. A passage ends with its document or, with
+    `shortest` below T, after a log-uniformly random number of tokens between `shortest` and T.
     """
 
     documents: tuple[Passages, ...]
@@ -47,8 +48,11 @@ class WindowMaker:
     first_sentence: FirstSentence
     passkey: Passkey
     bos: str
+    shortest: int
 
     def __post_init__(self):
+        if not 1 <= self.shortest <= self.length:
+            raise ValueError(f"shortest must lie in 1..{self.length} tokens, got {self.shortest}")
         index = [(d, s) for d, doc in enumerate(self.documents) for s in range(len(doc.starts))]
         object.__setattr__(self, "_index", np.asarray(index, np.int32))
 
@@ -60,7 +64,8 @@ class WindowMaker:
         room = self.length + 1
         tokens, weights, starts = [], [], []
         while room > 0:
-            segment, weight = self._segment(number, room, rng)
+            size = round(self.shortest * (self.length / self.shortest) ** rng.random()) + 1
+            segment, weight = self._segment(number, min(size, room), rng)
             starts.append(np.full(len(segment), self.length + 1 - room, np.int32))
             tokens.append(segment)
             weights.append(weight)
@@ -78,7 +83,7 @@ class WindowMaker:
         sentence = document.sentences[s]
         text = document.tokens[document.starts[s] :][: room - 1]
         insertions = self._insertions(len(text), sentence, room, rng)
-        pieces = [(encode(self.tokenizer, self.bos), 0.0)]
+        pieces = [([self.tokenizer.special(self.bos)], 0.0)]
         done = 0
         for at, tokens, weight in insertions:
             pieces += [(text[done:at], 1.0), (tokens, weight)]
@@ -167,8 +172,12 @@ def training_windows(
     first_sentence: FirstSentence | None = None,
     passkey: Passkey | None = None,
     bos: str = "<bos>",
+    shortest: int | None = None,
 ) -> WindowMaker:
-    """Windows of `length` + 1 tokens from these documents; plain text without `teaching`."""
+    """Windows of `length` + 1 tokens from these documents; plain text without `teaching`.
+
+    Without `shortest` a passage fills its window or ends with its document.
+    """
     return WindowMaker(
         tuple(documents),
         tokenizer,
@@ -177,4 +186,5 @@ def training_windows(
         first_sentence or FirstSentence(),
         passkey or Passkey(),
         bos,
+        shortest or length,
     )
