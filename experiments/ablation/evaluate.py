@@ -98,8 +98,9 @@ def curve_hooks(study: Study, run: plan.Run, progress: StudyProgress) -> dict:
     def measure(state) -> None:
         nll = evaluator.by_position(state.params, length=full)
         share = evaluator.side(state.params, full)
-        arrays = {"loss": nll.mean(1), "answer_tokens": share}
-        save_arrays(_curve_path(study, run, int(state.step)), arrays)
+        if study.writes:
+            arrays = {"loss": nll.mean(1), "answer_tokens": share}
+            save_arrays(_curve_path(study, run, int(state.step)), arrays)
 
     at = study.config.continuation.evaluate_at
     return {max(1, round(share * steps)): measure for share in at}
@@ -128,7 +129,7 @@ def measure(study: Study, run: plan.Run, params, progress: StudyProgress) -> dic
     arrays = _positions("trained", nll) | {"documents": study.validation[1]}
     arrays |= _retrieval(study, evaluator, params)
     arrays |= _matrix(study, evaluator, params, nll)
-    for step in curve_hooks(study, run, progress):
+    for step in curve_hooks(study, run, progress) if study.writes else ():
         with np.load(_curve_path(study, run, step)) as saved:
             arrays |= {f"curve/{step}/{name}": saved[name] for name in saved.files}
     return arrays

@@ -113,11 +113,20 @@ def _hash(parts: dict) -> str:
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> LlamaConfig:
-    """The model: a published preset with changes, or a shape of its own."""
+    """The model: a published preset with changes, or a shape of its own.
+
+    Raises:
+        ValueError: a published vocabulary too small for the tokenizer.
+    """
     fields = {k: v for k, v in config.model.items() if k != "preset"}
-    if config.model.preset:
-        return preset(config.model.preset, **fields)
-    return LlamaConfig(vocab_size=vocab_size, **fields)
+    if not config.model.preset:
+        return LlamaConfig(vocab_size=vocab_size, **fields)
+    model = preset(config.model.preset, **fields)
+    if model.vocab_size < vocab_size:
+        raise ValueError(
+            f"{config.model.preset} has {model.vocab_size} tokens, the tokenizer {vocab_size}"
+        )
+    return model
 
 
 def retrieval_lengths(config: ConfigDict) -> list[int]:

@@ -52,6 +52,11 @@ def _pretrain(study: Study, run: plan.Run, progress: StudyProgress) -> None:
     )
 
 
+def data_seed(run: plan.Run) -> int:
+    """Seed of the continuation's data order: the same for every method."""
+    return _CONTINUATION_SEED + run.seed
+
+
 def continued(
     study: Study, run: plan.Run, params, progress: StudyProgress, hooks: dict[int, Callable]
 ):
@@ -65,7 +70,7 @@ def continued(
         study.workdir / "runs" / run.slug,
         phase="continuation",
         taught=run.taught,
-        seed=_CONTINUATION_SEED + run.seed,
+        seed=data_seed(run),
         method=run.method,
         progress=progress,
         hooks=hooks,

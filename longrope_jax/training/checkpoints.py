@@ -4,7 +4,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 
@@ -84,7 +83,6 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
             restored = checkpointer.restore(directory / str(step) / "state", args=args)
     except Exception as error:  # orbax raises bare Exception for a damaged file
         raise _unreadable(step, directory, error) from error
-    _check_shapes(directory, abstract_params, restored["params"])
     return restored["params"]
 
 
@@ -93,12 +91,3 @@ def _unreadable(step: int, directory, error: Exception) -> ValueError:
     return ValueError(
         f"checkpoint {step} in {directory} is of another shape than this model or damaged: {reason}"
     )
-
-
-def _check_shapes(directory, expected, found) -> None:
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
-    ):
-        if a.shape != b.shape:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"{name} in {directory} has shape {b.shape}, this model {a.shape}")

@@ -78,17 +78,22 @@ def fit(
         if step:
             state, data_state = checkpoints.restore(jax.tree.map(_abstract, state))
             data.set_state(data_state)
-        log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
-        clock = time.perf_counter()
+        log = None
+        if jax.process_index() == 0:
+            log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
+        clock, unlogged = time.perf_counter(), 0
         while step < loop.steps:
             batch = _microbatches(next(data), loop.accumulation, mesh)
             state, metrics = train_step(state, rotary, batch)
             step += 1
             tokens = batch["weights"].size
-            if step % loop.log_every == 0 or step == loop.steps:
+            unlogged += tokens
+            if log and (step % loop.log_every == 0 or step == loop.steps):
+                values = {k: float(v) for k, v in metrics.items()}
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                speed = {"seconds": seconds, "tokens_per_second": tokens * loop.log_every / seconds}
-                log.write(step, {k: float(v) for k, v in metrics.items()} | speed)
+                speed = {"seconds": seconds, "tokens_per_second": unlogged / seconds}
+                log.write(step, values | speed)
+                unlogged = 0
             if on_step:
                 jax.block_until_ready(metrics)
                 on_step(step, tokens)
@@ -96,7 +101,8 @@ def fit(
                 hooks[step](state)
             if step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks:
                 checkpoints.save(step, state, data.get_state())
-        log.close()
+        if log:
+            log.close()
     return state
 
 
