@@ -419,3 +419,16 @@ def test_scores_depend_on_the_distance_alone(spec):
 
     np.testing.assert_allclose(scores(0), scores(67), atol=5e-5)
     np.testing.assert_allclose(scores(0), scores(3900), atol=5e-5)
+
+
+def test_the_same_parameters_in_both_spellings_are_one():
+    config = {
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+        "rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    }
+    assert rotary.from_hf(config) == rotary.PositionInterpolation(factor=4.0)
+
+
+def test_a_partial_rotary_factor_in_a_config_is_not_ignored():
+    with pytest.raises(ValueError, match=r"partial_rotary_factor=0\.5"):
+        rotary.from_hf({"rope_theta": 1e4, "partial_rotary_factor": 0.5})

@@ -121,7 +121,7 @@ def power_laws(scores: Scores):
         fitted = compare.fit(scores, row)
         if fitted:
             law = (fitted.alpha.estimate, fitted.beta.estimate, fitted.gamma.estimate)
-            curve = (law[0] / lengths) ** law[1] + law[2]
+            curve = (law[0] / lengths.astype(float)) ** law[1] + law[2]
             ax.plot(lengths, curve, color=colour, label=row)
     ax.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="loss, nats per token")
     ax.legend()

@@ -82,7 +82,8 @@ def bootstrap_fit(
     logs = stretched_interval(
         _log_triple(start, x), draws, len(np.unique(np.asarray(clusters))) - 1, confidence
     )
-    ends = np.exp([logs.estimate, logs.low, logs.high])
+    with np.errstate(over="ignore"):  # an end at infinity says that the data do not bound it
+        ends = np.exp([logs.estimate, logs.low, logs.high])
     return PowerLawIntervals(*(Interval(*map(float, column)) for column in ends.T))
 
 

@@ -33,18 +33,26 @@ def from_hf(config: dict[str, Any]) -> Method:
 
 
 def _parameters(config: dict[str, Any]) -> dict[str, Any]:
-    new, old = config.get("rope_parameters"), config.get("rope_scaling")
-    if new and old and dict(new) != dict(old):
+    for key in ("partial_rotary_factor", "rotary_pct"):
+        if config.get(key) not in (None, 1, 1.0):
+            raise ValueError(f"{key}={config[key]}: partial rotary has no method here yet")
+    spellings = [dict(c) for k in ("rope_parameters", "rope_scaling") if (c := config.get(k))]
+    found = [_one_type(parameters) for parameters in spellings]
+    if len(found) == 2 and found[0] != found[1]:
         raise ValueError("rope_parameters and rope_scaling contradict each other: keep one")
-    parameters = dict(new or old or {})
-    types = {parameters.pop(k) for k in ("rope_type", "type") if k in parameters}
-    if len(types) > 1:
-        raise ValueError(f"rope_type and type contradict each other: {sorted(types)}")
+    parameters = found[0] if found else {"rope_type": "default"}
     thetas = {c["rope_theta"] for c in (parameters, config) if c.get("rope_theta") is not None}
     if len(thetas) > 1:
         raise ValueError(f"two values of rope_theta: {sorted(thetas)}")
-    theta = thetas.pop() if thetas else _DEFAULT_THETA
-    return parameters | {"rope_type": types.pop() if types else "default", "rope_theta": theta}
+    return parameters | {"rope_theta": thetas.pop() if thetas else _DEFAULT_THETA}
+
+
+def _one_type(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with `rope_type` alone, whichever spelling they had."""
+    types = {parameters.pop(k) for k in ("rope_type", "type") if k in parameters}
+    if len(types) > 1:
+        raise ValueError(f"rope_type and type contradict each other: {sorted(types)}")
+    return parameters | {"rope_type": types.pop() if types else "default"}
 
 
 def to_hf(spec: Method) -> dict[str, Any]:
