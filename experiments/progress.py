@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from longrope_jax.training.flops import mfu
+
 _LINE_EVERY = 15.0  # seconds between two lines in a log file
 
 
@@ -19,8 +21,8 @@ class StudyProgress:
     def __init__(self, total: float, done: float = 0.0):
         self._total, self._done, self._before = total, done, done
         self._text, self._began, self._last_line = "", time.monotonic(), 0.0
-        self._tokens, self._tokens_since = 0, self._began
-        self._speed = 0.0
+        self._tokens, self._flops, self._since = 0, 0.0, self._began
+        self._speed = ""
         self._console = Console()
         self._bar = None
         if self._console.is_terminal:
@@ -28,7 +30,7 @@ class StudyProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[speed]} tokens/s"),
+                TextColumn("{task.fields[speed]}"),
                 TimeElapsedColumn(),
                 TextColumn("left {task.fields[left]}"),
             )
@@ -46,15 +48,19 @@ class StudyProgress:
 
     def describe(self, text: str) -> None:
         """Names what is being done now."""
-        self._text, self._tokens, self._tokens_since = text, 0, time.monotonic()
+        self._text, self._tokens, self._flops, self._since = text, 0, 0.0, time.monotonic()
         self._show()
 
     def advance(self, flops: float, tokens: int) -> None:
         """Counts work that has just been done."""
         self._done += flops
+        self._flops += flops
         self._tokens += tokens
-        elapsed = time.monotonic() - self._tokens_since
-        self._speed = self._tokens / elapsed if elapsed > 0 else 0.0
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        rate = self._flops / elapsed
+        used = mfu(rate)
+        share = "" if used is None else f", MFU {used:.0%}"
+        self._speed = f"{self._tokens / elapsed:,.0f} tokens/s, {rate / 1e9:,.0f} GFLOP/s{share}"
         self._show()
 
     def _left(self) -> str:
@@ -66,12 +72,12 @@ class StudyProgress:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
     def _show(self) -> None:
-        speed, left = f"{self._speed:,.0f}", self._left()
+        speed, left = self._speed or "starting", self._left()
         if self._bar:
             fields = {"description": self._text, "speed": speed, "left": left}
             self._bar.update(self._task, completed=min(self._done, self._total), **fields)
         elif time.monotonic() - self._last_line > _LINE_EVERY:
             self._last_line = time.monotonic()
             share = min(self._done / self._total, 1.0)
-            line = f"[{share:4.0%}] {self._text}: {speed} tokens/s, {left} left"
+            line = f"[{share:4.0%}] {self._text}: {speed}, {left} left"
             print(line, flush=True)

@@ -404,8 +404,7 @@ def test_flops_of_llama_2_7b():
 
 
 def test_mfu(monkeypatch):
-    assert flops.mfu(CONFIG, T, 1.0) is None  # a CPU has no data sheet here
+    assert flops.mfu(1e9) is None  # a CPU has no data sheet here
     kind = jax.devices()[0].device_kind
     monkeypatch.setitem(flops.PEAK_FLOPS, kind, 1e6)
-    speed = 0.3 * 8e6 / flops.train_flops_per_token(CONFIG, T)
-    np.testing.assert_allclose(flops.mfu(CONFIG, T, speed), 0.3)
+    np.testing.assert_allclose(flops.mfu(0.3 * 8e6), 0.3)  # 8 devices

@@ -1,4 +1,4 @@
-"""Model FLOPs, for tokens/s in terms of the hardware."""
+"""Model FLOPs, and what share of the hardware they use (MFU)."""
 
 import jax
 
@@ -28,9 +28,7 @@ def train_flops_per_token(config: LlamaConfig, length: int) -> float:
     return 6.0 * (c.n_layers * layer + c.d_model * c.vocab_size) + 3.0 * attention
 
 
-def mfu(config: LlamaConfig, length: int, tokens_per_second: float) -> float | None:
-    """Share of the devices' bf16 peak; None where the peak of the device is not known."""
+def mfu(flops_per_second: float) -> float | None:
+    """Share of all devices' bf16 peak; None where the peak of the device is not known."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    if peak is None:
-        return None
-    return train_flops_per_token(config, length) * tokens_per_second / (peak * jax.device_count())
+    return None if peak is None else flops_per_second / (peak * jax.device_count())
