@@ -15,6 +15,7 @@ from longrope_jax.evaluation import power_law
 from longrope_jax.evaluation.statistics import (
     Interval,
     PowerNeeded,
+    cluster_bootstrap,
     paired_difference,
     power_needed,
     two_way_bootstrap,
@@ -221,23 +222,34 @@ def perplexities(scores: Scores, row: str, stage: str) -> list[float]:
 
 
 def position_curve(scores: Scores, row: str, stage: str) -> tuple[np.ndarray, Interval]:
-    """(tokens of context [blocks], loss with a band over documents and seeds)."""
+    """(position of each block [blocks], loss averaged over seeds with a band over documents)."""
     blocks = scores.get(row, f"{stage}/blocks")
     width = 2 * plan.continued_length(scores.config) / blocks.shape[-1]
     documents = scores.get(row, "documents", 1)[0]
-    return (np.arange(blocks.shape[-1]) + 0.5) * width, two_way_bootstrap(blocks, documents)
+    at = (np.arange(blocks.shape[-1]) + 0.5) * width
+    return at, cluster_bootstrap(blocks.mean(0), documents)
 
 
 @functools.cache
 def fit(scores: Scores, row: str) -> power_law.PowerLawIntervals | None:
     """L(c) = (alpha/c)^beta + gamma of the trained row, seeds averaged; None if none fits."""
-    lengths = scores.get(row, "trained/bin_lengths", 1)[0]
-    losses = scores.get(row, "trained/bins").mean(0)
+    lengths, losses = contexts(scores, row)
     try:
         documents = scores.get(row, "documents", 1)[0]
         return power_law.bootstrap_fit(lengths, losses, documents, n_resamples=200)
     except ValueError:
         return None  # losses that do not fall with length, as in an untrained model
+
+
+def contexts(scores: Scores, row: str) -> tuple[np.ndarray, np.ndarray]:
+    """(context lengths [bins], loss [windows, bins]) of the trained row, seeds averaged.
+
+    Every window begins with a short sentence, whose shape and not the context decides the loss of
+    its tokens, so only contexts beyond the longest such sentence count.
+    """
+    lengths = scores.get(row, "trained/bin_lengths", 1)[0]
+    beyond = lengths > max(scores.config.retrieval.sentence_tokens)
+    return lengths[beyond], scores.get(row, "trained/bins").mean(0)[:, beyond]
 
 
 def turns_table(config: ConfigDict) -> list[list]:

@@ -38,7 +38,7 @@ def _rows(scores: Scores) -> list[tuple[str, str]]:
 
 
 def loss_by_position(scores: Scores):
-    """Loss against position before and after training, with a band over documents and seeds."""
+    """Loss against position before and after training, with a band over documents."""
     fig, axes = report.subplots(1, 2, size=(10, 4.5), sharey=True)
     full = plan.continued_length(scores.config)
     tops = []
@@ -116,8 +116,8 @@ def power_laws(scores: Scores):
     """Loss against context (Figure 1) with the fit of each row."""
     fig, ax = report.subplots(size=(7, 4.5))
     for row, colour in _rows(scores):
-        lengths = scores.get(row, "trained/bin_lengths", 1)[0]
-        ax.plot(lengths, scores.get(row, "trained/bins").mean((0, 1)), "o", color=colour)
+        lengths, losses = compare.contexts(scores, row)
+        ax.plot(lengths, losses.mean(0), "o", color=colour)
         fitted = compare.fit(scores, row)
         if fitted:
             law = (fitted.alpha.estimate, fitted.beta.estimate, fitted.gamma.estimate)

@@ -11,11 +11,14 @@ from experiments.ablation import compare, draw, plan
 from experiments.ablation.compare import Hypothesis, Scores
 from longrope_jax.evaluation.statistics import Interval
 
-_CAPTION = (
-    "Perplexity over the first c tokens of held-out windows, weighted by token, in one pass; "
-    "untrained is before the continuation. Loss is nats per token at the continued length, loss "
-    "far that of its last quarter. ROUGE-L (0 to 100), answer tokens and passkey at the continued "
-    "length. 95 % intervals in brackets: bootstrap over seeds and documents."
+_PERPLEXITY = (
+    "Perplexity over the first tokens of held-out windows, weighted by token, in one pass, before "
+    "and after the continuation."
+)
+_SUMMARY = (
+    "At the continued length. Loss in nats per token, at long range that of the last quarter; "
+    "ROUGE-L from 0 to 100; shares of answer tokens and of keys that are right. 95 % intervals in "
+    "brackets: bootstrap over seeds and documents, wide where seeds are few."
 )
 
 
@@ -27,6 +30,7 @@ def write_all(
     hypotheses = compare.hypotheses(scores)
     header, rows = summary(scores)
     report.save_csv(workdir / "summary.csv", header, rows)
+    report.save_csv(workdir / "perplexity.csv", *perplexity_table(scores))
     report.save_csv(workdir / "per_document.csv", *per_document(scores))
     results = {
         "command": command,
@@ -34,7 +38,8 @@ def write_all(
         "versions": versions,
         "taught": taught,
         "seeds": {row: len(runs) for row, runs in scores.runs.items()},
-        "summary": [dict(zip(header, row, strict=True)) for row in rows],
+        "perplexity": _records(*perplexity_table(scores)),
+        "summary": _records(header, rows),
         "hypotheses": {h.name: h.verdict for h in hypotheses},
         "checks": [c for h in hypotheses for c in h.checks],
         "turns": compare.turns_table(scores.config),
@@ -49,26 +54,35 @@ def write_all(
         workdir / "report.html", "Base-frequency ablation", command, sections, versions
     )
     report.print_table("Base frequencies: turns of the slowest pair", *turns(scores.config))
-    report.print_table("Base-frequency ablation", header, rows)
+    report.print_table("Perplexity", *perplexity_table(scores))
+    report.print_table("At the continued length", header, rows)
     report.print_table("Hypotheses", *verdicts(hypotheses))
     return sections
 
 
-def summary(scores: Scores) -> tuple[list[str], list[list]]:
-    """One line per row of the study."""
+def _records(header: list[str], rows: list[list]) -> list[dict]:
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def perplexity_table(scores: Scores) -> tuple[list[str], list[list]]:
+    """Perplexity of every row at every length, before and after the continuation."""
     lengths = compare.eval_lengths(scores.config)
-    long = lengths.index(plan.continued_length(scores.config))
-    header = ["row", "seeds", f"untrained ppl {lengths[long]}"]
-    header += [f"ppl {n}" for n in lengths]
-    header += ["loss", "loss far", "ROUGE-L", "answer tokens", "passkey"]
+    header = ["row", "seeds", *(f"{stage} {n}" for stage in ("before", "after") for n in lengths)]
     lines = []
     for row in scores.rows():
-        line = [row, scores.seeds(row), compare.perplexities(scores, row, "untrained")[long]]
-        line += compare.perplexities(scores, row, "trained")
-        names = ("loss", "loss at long range", "ROUGE-L", "answer tokens", "passkey")
-        line += [_interval(compare.QUANTITIES[n](scores, row).interval()) for n in names]
-        lines.append([f"{v:.3f}" if isinstance(v, float) else v for v in line])
+        stages = [compare.perplexities(scores, row, s) for s in ("untrained", "trained")]
+        lines.append([row, scores.seeds(row), *(f"{v:.3f}" for stage in stages for v in stage)])
     return header, lines
+
+
+def summary(scores: Scores) -> tuple[list[str], list[list]]:
+    """Every row at the continued length, with intervals."""
+    names = ("loss untrained", "loss", "loss at long range", "ROUGE-L", "answer tokens", "passkey")
+    lines = [
+        [row, *(_interval(compare.QUANTITIES[n](scores, row).interval()) for n in names)]
+        for row in scores.rows()
+    ]
+    return ["row", *names], lines
 
 
 def _interval(interval: Interval, digits: int = 3) -> str:
@@ -128,18 +142,22 @@ def verdicts(hypotheses: list[Hypothesis]) -> tuple[list[str], list[list]]:
 def _sections(scores: Scores, hypotheses, figures, taught) -> list[report.Section]:
     config = scores.config
     captions = {
-        "loss by position": "Shade: 95 % band over documents and seeds. Dotted: pretraining and "
-        "continued length.",
+        "loss by position": "Mean over seeds; shade: 95 % band over documents. Dotted: pretraining "
+        "and continued length.",
         "retrieval by length": "Figure 5b of Llama 2 Long in miniature.",
         "loss against steps": "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
-        "power law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long.",
+        "power law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the "
+        "loss of tokens that see about c tokens, from the end of the windows' first sentence on.",
         "scale matrix": "Frequencies divided by the scale, as in Giraffe's evaluation.",
     }
     drawn = {n: report.Figure(p, captions[n]) for n, p in figures.items()}
-    main = report.Table(*summary(scores), caption=_CAPTION)
+    main = [
+        report.Table(*perplexity_table(scores), caption=_PERPLEXITY),
+        report.Table(*summary(scores), caption=_SUMMARY),
+    ]
     return [
         report.Section("Verdicts", [report.Table(*verdicts(hypotheses)), _power(scores)]),
-        report.Section("Table 5 in miniature", [main, drawn["loss by position"]]),
+        report.Section("Table 5 in miniature", [*main, drawn["loss by position"]]),
         report.Section(
             "Retrieval",
             [drawn["retrieval by length"], report.Table(*controls(scores)), _by_length(scores)],
