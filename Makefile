@@ -20,7 +20,7 @@ lint: $(VENV)/test.installed
 # One stamp per extra, remade when setup.cfg changes.
 $(VENV)/%.installed: setup.cfg
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 

@@ -58,10 +58,12 @@ _HYPOTHESES = {
 }
 
 _COMMON = {
-    "corpus": "plays",  # a name of data.corpora, or a path to your own text
+    # A name of data.corpora, or a path to your own text (another text needs another --workdir:
+    # finished runs are recognised by the path).
+    "corpus": "plays",
     "tokenizer": "bytes",  # or a path to a tokenizer.json
     "bos": "<bos>",
-    "held_out": 10,  # documents for validation and retrieval, or a tuple of their names
+    "held_out": 10,  # documents for validation and retrieval, chosen by the hash of their names
     "factor": 8,  # continued length over pretraining length
     "base_per_token": 10_000 / 4096,  # pretraining base = this times the pretraining length
     "abf_factor": 50,  # adjusted base over pretraining base
@@ -143,11 +145,10 @@ _PRESETS = {
     "cpu": {
         "length": 64,
         "model": _model(128, 2, 4),
-        "rows": _rows(2, swept=(5, 500)),
-        "pretraining": _phase(1000, 32, 3e-3, 50),
-        "continuation": _phase(
-            250, 4, 1.5e-3, 20, checkpoint_every=50, evaluate_at=(0.2, 0.4, 0.6, 0.8)
-        ),
+        "rows": _rows(2, swept=(5,)),
+        "pretraining": _phase(800, 32, 3e-3, 40),
+        "continuation": _phase(200, 4, 1.5e-3, 15, checkpoint_every=50, evaluate_at=(0.33, 0.67)),
+        "evaluation": {**_COMMON["evaluation"], "windows_per_document": 4, "generated": 30},
     },
     "laptop": {
         "length": 256,
@@ -178,7 +179,14 @@ _PRESETS = {
         "rows": _rows(1, untaught=False),
         "pretraining": _phase(0, 0, 3e-4, 0),
         "continuation": _phase(
-            20_000, 128, 2e-5, 2000, accumulation=4, checkpoint_every=500, evaluate_at=(0.25, 0.5)
+            19_073,  # 80 billion tokens
+            128,
+            2e-5,
+            2000,
+            accumulation=4,
+            checkpoint_every=500,
+            evaluate_at=(0.25, 0.5),
+            eps=1e-5,
         ),
         "retrieval": {
             **_COMMON["retrieval"],

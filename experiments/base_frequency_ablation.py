@@ -38,10 +38,13 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[report.Se
         sharding.start_multihost()
     planned = plan.runs(config)
     for text in (text for h in config.hypotheses.values() for text in h.checks):
-        compare.check(compare.Scores(config, {}), text)
+        compare.check(compare.Scores(config, {}, {}), text)
     study = Study(config, workdir)
-    pending = [run for run in planned if not study.is_done(run)]
+    pending = [run for run in planned if not study.is_done(run.slug)]
     if pending:
+        study.check()
+        for run in pending:
+            train.check(study, run)
         with StudyProgress(_work(study, pending)) as progress:
             for run in pending:
                 execute(study, run, progress)
@@ -54,12 +57,16 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[report.Se
 def execute(study: Study, run: plan.Run, progress: StudyProgress) -> None:
     """One row and seed: pretrain if need be, continue, measure before and after, save."""
     params = train.pretrained(study, run, progress)
+    if not study.is_done(run.pretrained):
+        pretrained = evaluate.measure_pretrained(study, params, progress)
+        if study.writes:
+            evaluate.save_arrays(study.scores_path(run.pretrained), pretrained)
     untrained = evaluate.measure_untrained(study, run, params, progress)
     hooks = evaluate.curve_hooks(study, run, progress)
     params = train.continued(study, run, params, progress, hooks)
     arrays = untrained | evaluate.measure(study, run, params, progress)
     if study.writes:
-        evaluate.save_arrays(study.scores_path(run), arrays)
+        evaluate.save_arrays(study.scores_path(run.slug), arrays)
 
 
 def _work(study: Study, pending: list[plan.Run]) -> float:
@@ -81,7 +88,8 @@ def _work(study: Study, pending: list[plan.Run]) -> float:
 
 def _taught(study: Study, pending: list[plan.Run]) -> dict | None:
     """Measured share of taught answers; kept in a file, so that redrawing needs no corpus."""
-    path = study.workdir / "scores" / "taught.json"
+    first = plan.runs(study.config)[0]
+    path = study.workdir / "scores" / f"taught-{first.slug.rpartition('-')[2]}.json"
     if pending:
         shares = {
             phase: taught_share(study.training_windows(phase, taught=True))

@@ -97,5 +97,5 @@ def _checked(main: Main, command: str) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every step of a save
     try:
         main(flags.FLAGS.config, Path(flags.FLAGS.workdir), command)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(str(error))

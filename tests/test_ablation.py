@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +55,7 @@ def finished(tiny, tmp_path_factory):
 
 
 def scores_of(config, runs: dict[str, list[dict]]) -> compare.Scores:
-    return compare.Scores(config, runs)
+    return compare.Scores(config, runs, {})
 
 
 def run_with_loss(loss: float, rng, windows=24) -> dict:
@@ -164,6 +166,9 @@ def test_a_hypothesis_with_one_reversed_check_is_reversed(tiny):
     [
         ("loss RoPE better than PI", "cannot read the check"),
         ("los: RoPE - RoPE ABF > 0", "unknown quantity 'los'; did you mean 'loss'?"),
+        ("loss: RoPE - chance > 0", "unknown row 'chance'"),
+        ("loss: chance - RoPE > 0", "unknown row 'chance'"),
+        ("loss: RoPE - RoPE ABF > -0.1", "must not be negative"),
         ("loss: RoPE - RoPE ABC > 0", "unknown row 'RoPE ABC'; did you mean 'RoPE ABF'?"),
     ],
 )
@@ -173,6 +178,59 @@ def test_a_bad_check_is_refused_before_anything_is_trained(tiny, tmp_path, check
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         base_frequency_ablation.main(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("continuation.warmup_steps", 10, "warmup_steps must be below total_steps"),
+        ("continuation.batch", 6, "batch of 6 does not divide over 8 devices"),
+        ("continuation.steps", 0, "continuation has no steps"),
+        ("continuation.evaluate_at", (1.5,), "evaluate_at must lie in"),
+        ("evaluation.windows_per_document", 1000, "ask for fewer"),
+        ("evaluation.lengths", (1.0, 0.25), "lengths must rise"),
+        ("evaluation.lengths", (0.02, 1.0), "do not hold"),
+        ("evaluation.generated", 50, "generated must be 1 to 4"),
+        ("factor", 6, "factor must be a power of two"),
+        ("length", 50, "a multiple of 64"),
+        ("retrieval.passkey_fact", "no key. ", "must hold {key}"),
+        ("retrieval.answer_weight", -3.0, "answer_weight must be positive"),
+        ("bos", "<box>", "<bos>"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_is_trained(tiny, tmp_path, field, value, message):
+    config = tiny.copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        base_frequency_ablation.main(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_is_left_out_and_the_rest_reported(finished, tiny, tmp_path):
+    shutil.copytree(finished / "scores", tmp_path / "scores")
+    run = next(r for r in plan.runs(tiny) if r.row == "RoPE" and r.seed == 1)
+    path = tmp_path / "scores" / f"{run.slug}.npz"
+    with np.load(path) as saved:
+        arrays = {k: saved[k] for k in saved.files}
+    arrays["trained/blocks"][0, 0] = np.nan
+    np.savez(path, **arrays)
+    scores = compare.load(tiny, tmp_path)
+    assert (len(scores.runs["RoPE"]), len(scores.runs["RoPE ABF"])) == (1, 2)
+
+
+def test_controls_are_judged_against_chance(tiny):
+    def run(rouge, rng):
+        arrays = {"retrieval/documents": np.repeat([f"d{i}" for i in range(6)], 4)}
+        noise = rng.standard_normal(24)
+        arrays |= {f"control/{c}/rouge": rouge + noise for c in ("removed", "other")}
+        return arrays | {"chance/rouge": np.full(24, 2.0)}
+
+    runs = {
+        row: [run(rouge, np.random.default_rng(seed)) for seed in range(3)]
+        for row, rouge in (("RoPE", 2.0), ("RoPE ABF", 40.0))
+    }
+    verdicts = [c.verdict for c in compare.controls(scores_of(tiny, runs))]
+    assert verdicts == ["holds", "holds", "reversed", "reversed"]
 
 
 def test_an_unknown_preset_or_placeholder_is_one_line(tiny):
@@ -194,7 +252,7 @@ def test_a_study_writes_tables_figures_and_a_report_without_references(finished)
     assert "Departures from the paper" in page and "the command" in page
     assert 'src="http' not in page
     assert all(p.stat().st_size < 300_000 for p in finished.glob("*.png"))
-    assert len(list(finished.glob("*.png"))) == 5
+    assert len(list(finished.glob("*.png"))) == 6
 
 
 def test_controls_and_scores_are_kept_per_seed_and_sample(finished, tiny):
@@ -234,7 +292,7 @@ def test_a_study_continues_from_a_given_checkpoint(finished, tiny, tmp_path):
     config.init_checkpoint = str(finished / "runs" / run.pretrained / "checkpoints")
     study = Study(config, tmp_path)
     loaded = train.pretrained(study, run, None)
-    optimizer = train._optimizer(tiny.continuation, 1.0)
+    optimizer = train.optimizer_config(tiny.continuation, 1.0)
     fresh = step.init_state(study.model, optimizer, study.mesh, seed=0).params
     assert np.abs(np.asarray(loaded["embed"]) - np.asarray(fresh["embed"])).max() > 0
     config.init_checkpoint = str(tmp_path / "nothing")

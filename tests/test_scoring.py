@@ -52,7 +52,7 @@ def test_scores_keep_the_order_of_the_pairs():
 @pytest.mark.parametrize("seed", range(20))
 def test_chance_never_scores_a_document_against_itself(seed):
     documents = ["a", "b", "a", "c", "b", "a", "d"]
-    found = chance_rouge_l([f"only {name}" for name in documents], documents, seed)
+    found = chance_rouge_l([f"only {name}" for name in documents], documents, seed=seed)
     np.testing.assert_allclose(found, 50.0)
 
 

@@ -31,6 +31,7 @@ class Scores:
 
     config: ConfigDict
     runs: dict[str, list[dict[str, np.ndarray]]]
+    pretrained: dict[str, dict[str, np.ndarray]]
 
     def rows(self) -> list[str]:
         """Labels of the rows that have at least one finished seed, in the config's order."""
@@ -50,14 +51,30 @@ class Scores:
 
 
 def load(config: ConfigDict, workdir: Path) -> Scores:
-    """Reads the scores of all finished runs of this config."""
+    """Reads the scores of all finished runs of this config.
+
+    Seeds of a row count up to the first that is missing or diverged, so that pairs stay pairs.
+    """
     found: dict[str, list] = {}
+    pretrained = {}
     for run in plan.runs(config):
-        path = workdir / "scores" / f"{run.slug}.npz"
-        if path.is_file():
-            with np.load(path) as saved:
-                found.setdefault(run.row, []).append({k: saved[k] for k in saved.files})
-    return Scores(config, found)
+        arrays = _read(workdir / "scores" / f"{run.slug}.npz")
+        if arrays and len(found.get(run.row, [])) == run.seed and _finite(arrays):
+            found.setdefault(run.row, []).append(arrays)
+        if start := _read(workdir / "scores" / f"{run.pretrained}.npz"):
+            pretrained[run.pretrained] = start
+    return Scores(config, found, pretrained)
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    with np.load(path) as saved:
+        return {k: saved[k] for k in saved.files}
+
+
+def _finite(arrays: dict[str, np.ndarray]) -> bool:
+    return all(np.isfinite(v).all() for v in arrays.values() if v.dtype.kind == "f")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +112,17 @@ def _last_length(name: str):
     return of
 
 
+def _control(control: str):
+    """Generated answers where the sentence asked for is not in the context."""
+
+    def of(scores: Scores, row: str, seeds: int | None = None) -> Quantity:
+        values = scores.get(row, f"control/{control}/rouge", seeds)
+        documents = scores.get(row, "retrieval/documents", 1)[0]
+        return Quantity(values, documents[: values.shape[1]])
+
+    return of
+
+
 # By the names that hypotheses use.
 QUANTITIES = {
     "loss": _loss("trained", 0, 1),
@@ -103,10 +131,12 @@ QUANTITIES = {
     "ROUGE-L": _last_length("retrieval/rouge"),
     "answer tokens": _last_length("first_sentence/answer_tokens"),
     "passkey": _last_length("passkey/exact"),
+    "ROUGE-L, sentence removed": _control("removed"),
+    "ROUGE-L, other sentence": _control("other"),
 }
 
-_DIFFERENCE = re.compile(r"^(.+?): (.+) - (.+) ([<>]) (-?[\d.]+)$")
-_EQUIVALENCE = re.compile(r"^(.+?): \|(.+) - (.+)\| <= ([\d.]+)$")
+_DIFFERENCE = re.compile(r"^(.+?): (.+) - (.+) ([<>]) (-?\d+(?:\.\d+)?)$")
+_EQUIVALENCE = re.compile(r"^(.+?): \|(.+) - (.+)\| <= (\d+(?:\.\d+)?)$")
 
 
 @dataclass(frozen=True)
@@ -129,11 +159,14 @@ def check(scores: Scores, text: str) -> Check:
         ValueError: text of another form, an unknown quantity or row.
     """
     quantity, a, b, claim, margin = _parse(text)
-    for row in (a, b):
-        if row != "chance" and not _is_number(row) and row not in scores.config.rows:
-            raise ValueError(rotary.unknown("row", row, scores.config.rows))
     if quantity not in QUANTITIES:
         raise ValueError(rotary.unknown("quantity", quantity, QUANTITIES))
+    for row in (a, b):
+        special = row is b and (_is_number(row) or (row == "chance" and "ROUGE" in quantity))
+        if not special and row not in scores.config.rows:
+            raise ValueError(rotary.unknown("row", row, scores.config.rows))
+    if margin < 0:
+        raise ValueError(f"the bound of the check {text!r} must not be negative")
     rows = [row for row in (a, b) if row in scores.config.rows]
     if not all(scores.runs.get(row) for row in rows):
         return Check(text, None, "not run", 0)
@@ -159,7 +192,7 @@ def _parse(text: str) -> tuple[str, str, str, str, float]:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+", text) is not None
+    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
 
 
 def _operand(scores: Scores, quantity, a, b, seeds, shape) -> np.ndarray:
@@ -194,6 +227,12 @@ def hypotheses(scores: Scores) -> list[Hypothesis]:
         Hypothesis(name, h.claim, tuple(check(scores, text) for text in h.checks))
         for name, h in scores.config.hypotheses.items()
     ]
+
+
+def controls(scores: Scores) -> list[Check]:
+    """Whether both controls of every row sit at chance, within the margin of H3."""
+    kinds = ("ROUGE-L, sentence removed", "ROUGE-L, other sentence")
+    return [check(scores, f"{k}: |{row} - chance| <= 5") for row in scores.rows() for k in kinds]
 
 
 def power_for_paper_gap(scores: Scores, a: str, b: str) -> PowerNeeded | None:

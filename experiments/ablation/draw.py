@@ -7,8 +7,10 @@ import numpy as np
 from experiments import report
 from experiments.ablation import compare, plan
 from experiments.ablation.compare import Scores
+from longrope_jax import rotary
 
 _TABLE_5 = ("RoPE", "RoPE PI", "RoPE ABF", "xPos ABF")
+_COLOUR = dict(zip(_TABLE_5, ("rope", "pi", "abf", "xpos_abf"), strict=True))
 
 
 def all_figures(scores: Scores, folder: Path) -> dict[str, Path]:
@@ -19,6 +21,7 @@ def all_figures(scores: Scores, folder: Path) -> dict[str, Path]:
         "loss against steps": loss_against_steps,
         "power law": power_laws,
         "scale matrix": scale_matrix,
+        "bases": bases,
     }
     paths = {}
     for name, draw in drawings.items():
@@ -32,9 +35,7 @@ def all_figures(scores: Scores, folder: Path) -> dict[str, Path]:
 def _rows(scores: Scores) -> list[tuple[str, str]]:
     """The main rows with their colours."""
     rows = [row for row in _TABLE_5 if scores.runs.get(row)] or scores.rows()
-    methods = ["pi" if "PI" in r else "xpos_abf" if "xPos" in r else "abf" if "ABF" in r else "rope"
-               for r in rows]  # fmt: skip
-    return list(zip(rows, report.colours(methods), strict=True))
+    return list(zip(rows, report.colours([_COLOUR.get(row, row) for row in rows]), strict=True))
 
 
 def loss_by_position(scores: Scores):
@@ -105,7 +106,9 @@ def steps_curve(scores: Scores, row: str, name: str) -> tuple[list[int], list[fl
         values = scores.get(row, key)
         if name == "loss":
             return float(values[..., : values.shape[-1] // 2].mean())
-        return float((values[:, -1] if values.ndim == 3 else values).mean())
+        # The same samples as at the steps between.
+        values = values[:, -1] if values.ndim == 3 else values
+        return float(values[:, : scores.config.evaluation.generated].mean())
 
     middle = [float(scores.get(row, f"curve/{s}/{name}").mean()) for s in between]
     steps = [0, *between, scores.config.continuation.steps]
@@ -143,3 +146,25 @@ def scale_matrix(scores: Scores):
     axes[1].set_ylabel("answer tokens right")
     axes[0].legend()
     return fig
+
+
+def bases(scores: Scores):
+    """Loss and retrieval at the long length against the base of the continuation."""
+    fig, axes = report.subplots(1, 2, size=(10, 4.2))
+    rows = base_rows(scores)
+    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
+        values = [compare.QUANTITIES[name](scores, row).values.mean() for _, row in rows]
+        ax.plot([base for base, _ in rows], values, "o-", color=report.colours(["abf"])[0])
+        ax.set(xscale="log", xlabel="base", ylabel=f"{name} at the long length")
+    return fig
+
+
+def base_rows(scores: Scores) -> list[tuple[float, str]]:
+    """(base, row) of the taught RoPE rows at the common learning rate, by base."""
+    rows = []
+    for row in scores.rows():
+        settings = scores.config.rows[row]
+        spec = plan.method(scores.config, settings)
+        if isinstance(spec, rotary.RoPE) and settings.taught and settings.rate == 1:
+            rows.append((spec.base, row))
+    return sorted(rows)

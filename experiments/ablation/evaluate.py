@@ -1,11 +1,14 @@
 """Everything that is measured of one run, as arrays per sample and document."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from experiments import report
 from experiments.ablation import plan
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
@@ -15,7 +18,6 @@ from longrope_jax.evaluation import retrieval
 from longrope_jax.evaluation.by_position import context_bins, nll_by_position, position_blocks
 from longrope_jax.evaluation.scoring import chance_rouge_l
 
-BLOCKS = 64  # of twice the continued length
 BINS_PER_DOUBLING = 2
 
 
@@ -35,9 +37,14 @@ class Evaluator:
         tokens = self.study.validation[0]
         tokens = tokens if length is None else tokens[:, : length + 1]
         T = tokens.shape[1] - 1
-        nll = nll_by_position(
-            self.study.model, params, self.rotary(T, scale), tokens, batch_size=self.study.batch(T)
-        )
+        with jax.set_mesh(self.study.mesh):
+            nll = nll_by_position(
+                self.study.model,
+                params,
+                self.rotary(T, scale),
+                tokens,
+                batch_size=self.study.batch(T),
+            )
         self.count(tokens.size)
         return nll
 
@@ -57,13 +64,14 @@ class Evaluator:
         return self._teacher_forced(params, samples, length, scale)[1]
 
     def _teacher_forced(self, params, samples, length: int, scale: float = 1.0):
-        exact, share = retrieval.teacher_forced(
-            self.study.model,
-            params,
-            self.rotary(length, scale),
-            samples,
-            batch=self.study.batch(length),
-        )
+        with jax.set_mesh(self.study.mesh):
+            exact, share = retrieval.teacher_forced(
+                self.study.model,
+                params,
+                self.rotary(length, scale),
+                samples,
+                batch=self.study.batch(length),
+            )
         self.count(samples.tokens.size)
         return exact, share
 
@@ -72,14 +80,15 @@ class Evaluator:
         samples = self.study.samples("first sentence", length, control)
         samples = samples.first(self.study.config.evaluation.generated)
         end = encode(self.study.tokenizer, self.study.first_sentence.end)
-        found = retrieval.answers(
-            self.study.model,
-            params,
-            self.rotary(length),
-            samples,
-            end=int(end[0]),
-            batch=self.study.batch(length),
-        )
+        with jax.set_mesh(self.study.mesh):
+            found = retrieval.answers(
+                self.study.model,
+                params,
+                self.rotary(length),
+                samples,
+                end=end,
+                batch=self.study.batch(length),
+            )
         self.count(samples.tokens.size)
         return retrieval.rouge_l_of_answers(found, samples, self.study.tokenizer.decode)
 
@@ -108,6 +117,18 @@ def curve_hooks(study: Study, run: plan.Run, progress: StudyProgress) -> dict:
 
 def _curve_path(study: Study, run: plan.Run, step: int) -> Path:
     return study.workdir / "runs" / run.slug / f"curve-{step}.npz"
+
+
+def measure_pretrained(study: Study, params, progress: StudyProgress) -> dict:
+    """What the pretrained model can do at its own length: the ceiling of every row."""
+    evaluator = Evaluator(study, plan.pretraining_method(study.config), progress)
+    length = study.config.length
+    tested = {t: evaluator.teacher_forced(params, t, length) for t in ("first sentence", "passkey")}
+    arrays = {"documents": study.samples("passkey", length).documents}
+    for task, (exact, share) in tested.items():
+        name = task.replace(" ", "_")
+        arrays |= {f"{name}/exact": exact, f"{name}/answer_tokens": share}
+    return arrays
 
 
 def measure_untrained(study: Study, run: plan.Run, params, progress: StudyProgress) -> dict:
@@ -141,7 +162,7 @@ def _positions(stage: str, nll: np.ndarray) -> dict:
     edges = np.unique(np.geomspace(1, T // 2 + 1, points).astype(int))
     bins = context_bins(nll, edges)
     return {
-        f"{stage}/blocks": position_blocks(nll, T // BLOCKS),
+        f"{stage}/blocks": position_blocks(nll, T // plan.BLOCKS),
         f"{stage}/bins": bins.nll,
         f"{stage}/bin_lengths": bins.lengths,
     }
@@ -190,9 +211,10 @@ def _matrix(study: Study, evaluator: Evaluator, params, nll: np.ndarray) -> dict
 
 
 def save_arrays(path: Path, arrays: dict) -> None:
-    """Writes float32 arrays to a compressed npz, whole or not at all."""
+    """Writes float32 arrays and the versions that made them to an npz, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     small = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+    small["versions"] = np.asarray(json.dumps(report.versions()))
     np.savez_compressed(temporary, **{k: np.asarray(v) for k, v in small.items()})
     os.replace(temporary, path)

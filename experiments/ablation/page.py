@@ -1,5 +1,6 @@
 """Tables and report of the ablation, computed from scores."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +13,14 @@ from experiments.ablation.compare import Hypothesis, Scores
 from longrope_jax.evaluation.statistics import Interval
 
 _PERPLEXITY = (
-    "Perplexity over the first tokens of held-out windows, weighted by token, in one pass, before "
-    "and after the continuation."
+    "Perplexity over the first tokens of held-out windows, weighted by token, in one pass over "
+    "twice the continued length, before and after the continuation."
+)
+_CONTROLS = (
+    "At the continued length, on the samples that answers are generated for. Both controls ask for "
+    "a sentence that is not there; chance scores random other documents' first sentences. Shares "
+    "of answer tokens count guesses from the answer's own beginning, so compare them with the "
+    "controls."
 )
 _SUMMARY = (
     "At the continued length. Loss in nats per token, at long range that of the last quarter; "
@@ -26,7 +33,7 @@ def write_all(
     scores: Scores, workdir: Path, command: str, taught: dict | None
 ) -> list[report.Section]:
     """results.json, CSV files, figures and report.html; prints the tables, returns the report."""
-    versions = report.versions()
+    versions = _versions(scores)
     hypotheses = compare.hypotheses(scores)
     header, rows = summary(scores)
     report.save_csv(workdir / "summary.csv", header, rows)
@@ -45,7 +52,8 @@ def write_all(
         "turns": compare.turns_table(scores.config),
         "power_laws": {row: compare.fit(scores, row) for row in scores.rows()},
         "power": compare.power_for_paper_gap(scores, "RoPE PI", "RoPE ABF"),
-        "controls": controls(scores)[1],
+        "controls": _records(*controls(scores)),
+        "pretrained": _records(*pretrained(scores)),
     }
     report.save_json(workdir / "results.json", results)
     figures = draw.all_figures(scores, workdir)
@@ -56,8 +64,17 @@ def write_all(
     report.print_table("Base frequencies: turns of the slowest pair", *turns(scores.config))
     report.print_table("Perplexity", *perplexity_table(scores))
     report.print_table("At the continued length", header, rows)
+    report.print_table("Retrieval and its controls", *controls(scores))
+    report.print_table("Pretrained models at their own length", *pretrained(scores))
     report.print_table("Hypotheses", *verdicts(hypotheses))
     return sections
+
+
+def _versions(scores: Scores) -> dict:
+    """Versions that made the scores; where runs differ, all values."""
+    made = [json.loads(str(run["versions"])) for runs in scores.runs.values() for run in runs]
+    keys = {key: None for versions in made for key in versions}
+    return {k: ", ".join(sorted({str(versions.get(k)) for versions in made})) for k in keys}
 
 
 def _records(header: list[str], rows: list[list]) -> list[dict]:
@@ -78,18 +95,32 @@ def perplexity_table(scores: Scores) -> tuple[list[str], list[list]]:
 def summary(scores: Scores) -> tuple[list[str], list[list]]:
     """Every row at the continued length, with intervals."""
     names = ("loss untrained", "loss", "loss at long range", "ROUGE-L", "answer tokens", "passkey")
-    lines = [
-        [row, *(_interval(compare.QUANTITIES[n](scores, row).interval()) for n in names)]
-        for row in scores.rows()
-    ]
+    tops = {"ROUGE-L": 100.0, "answer tokens": 1.0, "passkey": 1.0}
+    lines = []
+    for row in scores.rows():
+        found = [compare.QUANTITIES[n](scores, row).interval() for n in names]
+        cells = [_interval(f, top=tops.get(n, np.inf)) for n, f in zip(names, found, strict=True)]
+        lines.append([row, *cells])
     return ["row", *names], lines
 
 
-def _interval(interval: Interval, digits: int = 3) -> str:
-    e, low, high = (
-        f"{float(v):.{digits}f}" for v in (interval.estimate, interval.low, interval.high)
-    )
-    return f"{e} [{low}, {high}]"
+def _interval(interval: Interval, digits: int = 3, top: float = np.inf) -> str:
+    """Estimate [low, high]; limits of a bounded quantity are cut to 0..top."""
+    low, high = float(interval.low), float(interval.high)
+    if np.isfinite(top):
+        low, high = max(low, 0.0), min(high, top)
+    return f"{float(interval.estimate):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def pretrained(scores: Scores) -> tuple[list[str], list[list]]:
+    """What the pretrained models can do at their own length, the ceiling of every row."""
+    header = ["pretrained model", "first sentence", "its answer tokens", "passkey"]
+    names = ("first_sentence/exact", "first_sentence/answer_tokens", "passkey/exact")
+    lines = [
+        [slug.rpartition("-")[0], *(f"{float(arrays[n].mean()):.3f}" for n in names)]
+        for slug, arrays in sorted(scores.pretrained.items())
+    ]
+    return header, lines
 
 
 def per_document(scores: Scores) -> tuple[list[str], Iterable[list]]:
@@ -106,19 +137,25 @@ def per_document(scores: Scores) -> tuple[list[str], Iterable[list]]:
 
 
 def controls(scores: Scores) -> tuple[list[str], list[list]]:
-    """Retrieval at the continued length beside its two controls and chance."""
-    header = ["row", "ROUGE-L", "sentence removed", "other sentence", "chance"]
-    header += ["answer tokens", "removed", "other"]
+    """Retrieval at the continued length beside its two controls and chance, on one set of samples.
+
+    A control is at chance if its distance from it is within 5 points of ROUGE-L.
+    """
+    header = ["row", "ROUGE-L", "sentence removed", "at chance?", "other sentence", "at chance?"]
+    header += ["chance", "answer tokens", "removed", "other"]
+    verdicts = iter(compare.controls(scores))
+    n = scores.config.evaluation.generated
     lines = []
     for row in scores.rows():
-        rouge = [scores.get(row, "retrieval/rouge")[:, -1]]
-        rouge += [scores.get(row, f"control/{c}/rouge") for c in ("removed", "other")]
-        rouge.append(scores.get(row, "chance/rouge"))
-        share = [scores.get(row, "first_sentence/answer_tokens")[:, -1]]
-        share += [scores.get(row, f"control/{c}/answer_tokens") for c in ("removed", "other")]
-        lines.append(
-            [row, *(f"{v.mean():.1f}" for v in rouge), *(f"{v.mean():.3f}" for v in share)]
-        )
+        line = [row, f"{scores.get(row, 'retrieval/rouge')[:, -1].mean():.1f}"]
+        for control in ("removed", "other"):
+            line.append(f"{scores.get(row, f'control/{control}/rouge').mean():.1f}")
+            line.append(next(verdicts).verdict)
+        line.append(f"{scores.get(row, 'chance/rouge').mean():.1f}")
+        share = [scores.get(row, "first_sentence/answer_tokens")[:, -1, :n]]
+        names = ("control/removed/answer_tokens", "control/other/answer_tokens")
+        share += [scores.get(row, name)[:, :n] for name in names]
+        lines.append([*line, *(f"{v.mean():.3f}" for v in share)])
     return header, lines
 
 
@@ -148,6 +185,7 @@ def _sections(scores: Scores, hypotheses, figures, taught) -> list[report.Sectio
         "loss against steps": "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
         "power law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the "
         "loss of tokens that see about c tokens, from the end of the windows' first sentence on.",
+        "bases": "Taught RoPE rows; the pretraining base is the smallest.",
         "scale matrix": "Frequencies divided by the scale, as in Giraffe's evaluation.",
     }
     drawn = {n: report.Figure(p, captions[n]) for n, p in figures.items()}
@@ -160,12 +198,17 @@ def _sections(scores: Scores, hypotheses, figures, taught) -> list[report.Sectio
         report.Section("Table 5 in miniature", [*main, drawn["loss by position"]]),
         report.Section(
             "Retrieval",
-            [drawn["retrieval by length"], report.Table(*controls(scores)), _by_length(scores)],
+            [
+                drawn["retrieval by length"],
+                report.Table(*pretrained(scores), caption="At the pretraining length."),
+                report.Table(*controls(scores), caption=_CONTROLS),
+                _by_length(scores),
+            ],
         ),
         report.Section("During the continuation", [drawn["loss against steps"]]),
         report.Section("Power law of the context", [drawn["power law"], _laws(scores)]),
         report.Section("Other scales than its own", [drawn["scale matrix"], _matrix(scores)]),
-        report.Section("Bases", [report.Table(*turns(config))]),
+        report.Section("Bases", [drawn["bases"], report.Table(*turns(config))]),
         report.Section("Departures from the paper", [report.Text(departures(config, taught))]),
     ]
 
@@ -233,7 +276,7 @@ def departures(config: ConfigDict, taught: dict | None) -> str:
         "has 2 trillion and 80 billion.",
         f"Tokens: {config.tokenizer}; text: {config.corpus}, {config.held_out} documents held out.",
     ]
-    if taught:
+    if taught and config.retrieval.taught_first_sentence + config.retrieval.taught_passkey:
         lines.append(
             "Retrieval is taught, to all rows but those marked 'not taught' alike; answers have "
             f"loss weight {config.retrieval.answer_weight:g} per token: "

@@ -11,6 +11,8 @@ from longrope_jax import rotary
 from longrope_jax.llama import LlamaConfig, preset
 from longrope_jax.training.flops import train_flops_per_token
 
+BLOCKS = 64  # in which loss by position is kept, of twice the continued length
+
 # The parts of a config that decide what a run computes.
 _PARTS = (
     "corpus", "tokenizer", "bos", "held_out", "length", "factor", "base_per_token", "abf_factor",

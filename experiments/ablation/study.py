@@ -123,13 +123,56 @@ class Study:
         rows = self.config.evaluation.tokens_per_batch // length
         return max(parts, rows // parts * parts)
 
-    def scores_path(self, run: plan.Run) -> Path:
-        """Where a run's scores are kept."""
-        return self.workdir / "scores" / f"{run.slug}.npz"
+    def check(self) -> None:
+        """Everything that training and evaluation will ask of the config, before any training.
 
-    def is_done(self, run: plan.Run) -> bool:
-        """Whether a run's scores are there."""
-        return self.scores_path(run).is_file()
+        Raises:
+            ValueError: the first thing that cannot be honoured.
+        """
+        c = self.config
+        lengths, e = plan.retrieval_lengths(c), c.evaluation
+        if list(e.lengths) != sorted(set(e.lengths)) or e.lengths[-1] != 1:
+            raise ValueError(f"evaluation.lengths must rise to 1.0, got {tuple(e.lengths)}")
+        if not all(0 < at < 1 for at in c.continuation.evaluate_at):
+            raise ValueError(f"evaluate_at must lie in 0..1, got {c.continuation.evaluate_at}")
+        if not 1 <= e.generated <= e.samples:
+            raise ValueError(f"generated must be 1 to {e.samples} samples, got {e.generated}")
+        if c.factor & (c.factor - 1) or c.length * c.factor % plan.BLOCKS:
+            raise ValueError(
+                f"factor must be a power of two and length x factor a multiple of {plan.BLOCKS}, "
+                f"got {c.factor} and {c.length}"
+            )
+        for length in lengths:
+            self.samples("first sentence", length)
+            self.samples("passkey", length)
+        _ = self.validation, self.model
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        for phase in ("pretraining", "continuation"):
+            if phase == "pretraining" and self.config.init_checkpoint:
+                continue
+            settings = self.config[phase]
+            if settings.steps < 1:
+                raise ValueError(
+                    f"{phase} has no steps: set --config.{phase}.steps, or give a pretrained model "
+                    "with --config.init_checkpoint=DIR"
+                )
+            if settings.batch % (settings.accumulation * parts):
+                raise ValueError(
+                    f"{phase}.batch of {settings.batch} does not divide over {parts} devices and "
+                    f"{settings.accumulation} microbatches: change it or --config.mesh"
+                )
+            self.training_windows(phase, taught=True)
+
+    def scores_path(self, slug: str) -> Path:
+        """Where the scores of a run or a pretraining are kept."""
+        return self.workdir / "scores" / f"{slug}.npz"
+
+    def is_done(self, slug: str) -> bool:
+        """Whether these scores are there."""
+        return self.scores_path(slug).is_file()
 
     @property
     def writes(self) -> bool:

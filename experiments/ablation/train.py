@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-
 from experiments.ablation import plan
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
@@ -18,6 +16,16 @@ from longrope_jax.training.optimizer import OptimizerConfig
 _CONTINUATION_SEED = 10_000
 
 
+def check(study: Study, run: plan.Run) -> None:
+    """Raises ValueError for what training would refuse: optimizer, method at the long length."""
+    config = study.config
+    optimizer_config(config.continuation, run.rate)
+    if not config.init_checkpoint:
+        optimizer_config(config.pretraining, 1.0)
+    twice = 2 * plan.continued_length(config)
+    rotary.make(run.method, head_dim=study.model.head_dim, seq_len=twice)
+
+
 def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
     """Parameters that `run` starts from: of a given checkpoint, or pretrained here first."""
     config = study.config
@@ -26,7 +34,7 @@ def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
     else:
         _pretrain(study, run, progress)
         folder = study.workdir / "runs" / run.pretrained / "checkpoints"
-    optimizer = _optimizer(config.continuation, 1.0)
+    optimizer = optimizer_config(config.continuation, 1.0)
     abstract = step.abstract_state(study.model, optimizer, study.mesh).params
     return checkpoints.restore_params(folder, abstract)
 
@@ -38,7 +46,7 @@ def _pretrain(study: Study, run: plan.Run, progress: StudyProgress) -> None:
         return
     note = "" if run.taught else ", not taught"
     progress.describe(f"pretraining, seed {run.seed}{note}")
-    optimizer = _optimizer(config.pretraining, 1.0)
+    optimizer = optimizer_config(config.pretraining, 1.0)
     _fit(
         study,
         step.init_state(study.model, optimizer, study.mesh, seed=run.seed),
@@ -61,7 +69,7 @@ def continued(
     study: Study, run: plan.Run, params, progress: StudyProgress, hooks: dict[int, Callable]
 ):
     """Parameters after continuing from `params` under the run's method at the long length."""
-    optimizer = _optimizer(study.config.continuation, run.rate)
+    optimizer = optimizer_config(study.config.continuation, run.rate)
     progress.describe(f"{run.row}, seed {run.seed}")
     state = _fit(
         study,
@@ -99,7 +107,7 @@ def _fit(
         ),
         mesh=study.mesh,
         directory=folder,
-        on_step=functools.partial(_advance, progress, flops * jax.process_count()),
+        on_step=functools.partial(_advance, progress, flops),
         hooks=hooks,
     )
 
@@ -108,10 +116,12 @@ def _advance(progress: StudyProgress, flops: float, _: int, tokens: int) -> None
     progress.advance(flops * tokens, tokens)
 
 
-def _optimizer(settings, rate: float) -> OptimizerConfig:
+def optimizer_config(settings, rate: float) -> OptimizerConfig:
+    """AdamW of a phase, its learning rate times `rate`."""
     return OptimizerConfig(
         learning_rate=settings.learning_rate * rate,
         total_steps=settings.steps,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
+        eps=settings.get("eps", OptimizerConfig.eps),
     )

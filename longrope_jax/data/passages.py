@@ -49,26 +49,20 @@ def passages(
 ) -> Passages:
     """Tokenizes a document and keeps the sentences of min_tokens to max_tokens tokens.
 
-    Each stretch between two sentence starts is tokenized on its own, so that a passage begins with
-    a whole token.
+    The text is tokenized once; a sentence is the tokens that share a character with it.
 
     Raises:
         ValueError: no sentence of such a length.
     """
-    pieces, starts, sentences, size, done = [], [], [], 0, 0
-    for begin, end in sentence_spans(document.text):
-        sentence = tokenizer.encode(document.text[begin:end])
-        if not min_tokens <= len(sentence) <= max_tokens:
-            continue
-        pieces.append(tokenizer.encode(document.text[done:begin]))
-        size, done = size + len(pieces[-1]), begin
-        starts.append(size)
-        sentences.append(sentence)
-    if not starts:
+    tokens, spans = tokenizer.encode(document.text), tokenizer.spans(document.text)
+    edges = np.asarray(sentence_spans(document.text), int).reshape(-1, 2)
+    begin = np.searchsorted(spans[:, 1], edges[:, 0], side="right")
+    end = np.searchsorted(spans[:, 0], edges[:, 1], side="left")
+    kept = (end - begin >= min_tokens) & (end - begin <= max_tokens)
+    if not kept.any():
         raise ValueError(f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens")
-    pieces.append(tokenizer.encode(document.text[done:]))
-    tokens = np.concatenate(pieces).astype(np.int32)
-    return Passages(document.name, tokens, np.asarray(starts, np.int32), tuple(sentences))
+    sentences = tuple(tokens[i:j] for i, j in zip(begin[kept], end[kept], strict=True))
+    return Passages(document.name, tokens, begin[kept].astype(np.int32), sentences)
 
 
 def unseen(candidates: Passages, training_text: str, tokenizer: Tokenizer) -> Passages:

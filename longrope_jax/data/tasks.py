@@ -46,6 +46,10 @@ class Passkey:
     prompt: str = "What is the pass key? The pass key is "
     digits: int = 5
 
+    def __post_init__(self):
+        if self.fact.count("{key}") < 1 or self.fact.replace("{key}", "").count("{"):
+            raise ValueError(f"the fact must hold {{key}} and no other field, got {self.fact!r}")
+
     def draw(self, rng: np.random.Generator) -> str:
         """A key of `digits` digits."""
         return str(rng.integers(10 ** (self.digits - 1), 10**self.digits))

@@ -52,6 +52,12 @@ class ByteTokenizer:
             raise ValueError(f"{where}, which UTF-8 can't hold: clean the text") from error
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
+    def spans(self, text: str) -> np.ndarray:
+        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        widths = [len(character.encode()) for character in text]
+        first = np.repeat(np.arange(len(text)), widths)
+        return np.stack([first, first + 1], axis=1)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` [T]: specials skipped, invalid UTF-8 as U+FFFD. Raises ValueError for ids
         outside 0 to vocab_size - 1.
@@ -100,6 +106,11 @@ class HuggingFaceTokenizer:
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError(f"text that {self.path} can't encode: {error}") from error
         return np.asarray(ids, np.int32)
+
+    def spans(self, text: str) -> np.ndarray:
+        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        offsets = _opened(self.path).encode(text, add_special_tokens=False).offsets
+        return np.asarray(offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""

@@ -30,6 +30,8 @@ class Teaching:
     def __post_init__(self):
         if not (0 <= self.first_sentence <= 1 and 0 <= self.passkey <= 1):
             raise ValueError(f"shares of taught passages must lie in 0..1, got {self}")
+        if not self.answer_weight > 0:
+            raise ValueError(f"answer_weight must be positive, got {self.answer_weight}")
 
 
 @dataclass(frozen=True, eq=False)

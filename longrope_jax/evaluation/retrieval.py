@@ -37,10 +37,10 @@ def answers(
     rotary: Rotary,
     samples: Samples,
     *,
-    end: int | None,
+    end: np.ndarray,
     batch: int = 16,
 ) -> list[np.ndarray]:
-    """Greedy answers, int32, cut before the token `end` (None: as long as the longest answer)."""
+    """Greedy answers, int32, cut before the tokens `end` (empty: as long as the longest answer)."""
     prompts = samples.tokens[:, : samples.prompt_length]
     longest = samples.tokens.shape[1] - samples.prompt_length
     results = []
@@ -63,6 +63,7 @@ def _batches(n: int, batch: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + batch), n - 1)
 
 
-def _cut(row: np.ndarray, end: int | None) -> np.ndarray:
-    stops = np.flatnonzero(row == end) if end is not None else []
-    return row[: stops[0]] if len(stops) else row
+def _cut(row: np.ndarray, end: np.ndarray) -> np.ndarray:
+    size = len(end)
+    stops = [i for i in range(len(row) - size + 1) if size and (row[i : i + size] == end).all()]
+    return row[: stops[0]] if stops else row

@@ -25,11 +25,14 @@ def rouge_l_scores(predictions: Sequence[str], references: Sequence[str]) -> np.
     return np.array([rouge_l(*pair) for pair in zip(predictions, references, strict=True)], float)
 
 
-def chance_rouge_l(references: Sequence[str], documents: Sequence, seed: int = 0) -> np.ndarray:
+def chance_rouge_l(
+    references: Sequence[str], documents: Sequence, *, draws: int = 32, seed: int = 0
+) -> np.ndarray:
     """Score of a model that answers fluently from the wrong document: float64 [n], 0 to 100.
 
-    Reference i is scored against a reference drawn from another document; `documents` [n] names
-    the document of each. Documents are paired by a random cycle, so none meets itself. A failing
+    Reference i is scored against references drawn from other documents, and averaged over `draws`
+    of them; `documents` [n] names the document of each. In a draw documents are paired by a random
+    cycle, so none meets itself. A failing
     model is to be read against this and not against 0 (plain RoPE of Figure 5b settles near 7).
     Words as in `rouge_l`.
     ValueError: fewer than 2 documents, counts that differ.
@@ -40,8 +43,10 @@ def chance_rouge_l(references: Sequence[str], documents: Sequence, seed: int = 0
     names, index = np.unique(np.asarray(documents), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"chance needs at least 2 documents to swap, got {len(names)}")
-    others = _other_samples(index, len(names), np.random.default_rng(seed))
-    return rouge_l_scores([references[other] for other in others], references)
+    rng = np.random.default_rng(seed)
+    cycles = [_other_samples(index, len(names), rng) for _ in range(draws)]
+    scores = [rouge_l_scores([references[i] for i in cycle], references) for cycle in cycles]
+    return np.mean(scores, axis=0)
 
 
 def _other_samples(index: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
