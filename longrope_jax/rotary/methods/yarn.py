@@ -62,6 +62,7 @@ class YaRN:
                 "mscale",
                 "mscale_all_dim",
                 "truncate",
+                "finetuned",  # in the yarn repo's checkpoints; changes nothing in its code
             }
         ),
     )
@@ -203,7 +204,7 @@ class YaRN:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"rope_type yarn: {text}", stacklevel=5)
+    warnings.warn(f"rope_type yarn: {text}", stacklevel=4)
 
 
 @register("dynamic_yarn")
