@@ -260,6 +260,11 @@ def test_yarns_clamp_acts_where_the_slow_end_lies_beyond_the_last_pair():
     a, b = (inv_freq(rotary.YaRN(**many, clamp=c)) for c in ("dimension", "pairs"))
     assert b[-1] < a[-1] and np.all(b <= a)
     same(b[-1], theta()[-1] / 4)
+    # low 32.6, high 128.6 before the cut to 127: 64 pairs of this ramp are far from its end.
+    cut = rotary.YaRN(4, 2**16, 100.0, beta_fast=1000, truncate=False)
+    low = 64 * math.log(2**16 / (PI2 * 1000)) / math.log(100)
+    keep = 1 - np.clip((np.arange(64) - low) / (127 - low), 0, 1)
+    same(inv_freq(cut), theta(100.0) * (keep + (1 - keep) / 4))
 
 
 @pytest.mark.parametrize("ramp", ["dimension", "rotations"])
@@ -624,6 +629,10 @@ def test_configs_as_checkpoints_ship_them():
     yarn = {"max_position_embeddings": 65_536, "rope_scaling": {"type": "yarn", "finetuned": True}}
     yarn["rope_scaling"] |= {"factor": 16.0, "original_max_position_embeddings": 4096}
     assert rotary.from_hf(yarn) == rotary.YaRN(16.0, 4096)
+    not_raised = {"max_position_embeddings": 4096, "rope_scaling": yarn["rope_scaling"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rotary.from_hf(not_raised) == rotary.YaRN(16.0, 4096)
     qwen = {"max_position_embeddings": 32_768, "rope_theta": 1e6}
     qwen["rope_scaling"] = {"rope_type": "yarn", "original_max_position_embeddings": 32_768}
     assert rotary.from_hf(qwen) == rotary.YaRN(1.0, 32_768, 1e6)

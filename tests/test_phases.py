@@ -79,6 +79,15 @@ def test_every_method_is_exact(spec):
         assert exact_error(plain(spec, seq_len=seq_len), EDGES) < 1e-6
 
 
+@pytest.mark.parametrize("base", [1e2, 1e9])
+def test_every_method_is_exact_at_far_bases(spec, base):
+    if hasattr(spec, "inner"):
+        spec = dataclasses.replace(spec, inner=dataclasses.replace(spec.inner, base=base))
+    elif hasattr(spec, "base"):
+        spec = dataclasses.replace(spec, base=base)
+    assert exact_error(plain(spec, head_dim=16, seq_len=4096), EDGES) < 1e-6
+
+
 @given(turns=st.floats(0, 1, exclude_max=True), position=st.integers(0, LAST))
 @settings(max_examples=200, deadline=None)
 def test_any_frequency_below_one_turn_is_exact(turns, position):
