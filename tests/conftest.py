@@ -13,7 +13,13 @@ from longrope_jax import llama, rotary
 jax.config.update("jax_num_cpu_devices", 8)
 
 # A value for each option that some method requires; a new method may need a line here.
-REQUIRED = {"factor": 8.0}
+REQUIRED = {
+    "factor": 8.0,
+    "original_length": 512,
+    "long_factor": 8.0,
+    "inner": rotary.XPos(),
+    "fraction": 0.5,
+}
 
 
 def example(name):
@@ -21,7 +27,8 @@ def example(name):
     try:
         spec = rotary.build(name)
     except ValueError as error:
-        known = {key: value for key, value in REQUIRED.items() if key in str(error)}
+        needed = str(error).partition(":")[0].replace(",", "").split()
+        known = {key: value for key, value in REQUIRED.items() if key in needed}
         spec = rotary.build(name, **known)
     assert dataclasses.is_dataclass(spec)
     return spec

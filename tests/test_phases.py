@@ -79,6 +79,15 @@ def test_every_method_is_exact(spec):
         assert exact_error(plain(spec, seq_len=seq_len), EDGES) < 1e-6
 
 
+@pytest.mark.parametrize("base", [1e2, 1e9])
+def test_every_method_is_exact_at_far_bases(spec, base):
+    if hasattr(spec, "inner"):
+        spec = dataclasses.replace(spec, inner=dataclasses.replace(spec.inner, base=base))
+    elif hasattr(spec, "base"):
+        spec = dataclasses.replace(spec, base=base)
+    assert exact_error(plain(spec, head_dim=16, seq_len=4096), EDGES) < 1e-6
+
+
 @given(turns=st.floats(0, 1, exclude_max=True), position=st.integers(0, LAST))
 @settings(max_examples=200, deadline=None)
 def test_any_frequency_below_one_turn_is_exact(turns, position):
@@ -241,12 +250,15 @@ def leaves(rot):
 
 def test_all_methods_have_the_same_leaves(spec):
     rot = rotary.make(spec, head_dim=64, seq_len=128)
-    rope = rotary.make(rotary.RoPE(), head_dim=64, seq_len=4096)
+    # Partial rotary has fewer pairs, and then just the leaves of a smaller head.
+    rotated = 2 * len(spec.frequencies(head_dim=64, seq_len=128).inv_freq)
+    assert rotated == (32 if isinstance(spec, rotary.PartialRotary) else 64)
+    rope = rotary.make(rotary.RoPE(), head_dim=rotated, seq_len=4096)
     assert jax.tree.structure(rot) == jax.tree.structure(rope)
     assert leaves(rot) == leaves(rope)
     assert not any(weak for _, _, weak in leaves(rot))
     assert rot.hi.dtype == rot.lo.dtype == jnp.uint32
-    np.testing.assert_array_equal(rot.delta, np.zeros(32))
+    np.testing.assert_array_equal(rot.delta, np.zeros(rotated // 2))
 
 
 def test_unused_leaves_are_neutral():

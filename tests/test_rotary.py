@@ -430,5 +430,6 @@ def test_the_same_parameters_in_both_spellings_are_one():
 
 
 def test_a_partial_rotary_factor_in_a_config_is_not_ignored():
-    with pytest.raises(ValueError, match=r"partial_rotary_factor=0\.5"):
-        rotary.from_hf({"rope_theta": 1e4, "partial_rotary_factor": 0.5})
+    half = rotary.PartialRotary(rotary.RoPE(), 0.5)
+    assert rotary.from_hf({"rope_theta": 1e4, "partial_rotary_factor": 0.5}) == half
+    assert rotary.from_hf({"rope_theta": 1e4, "rotary_pct": 0.5}) == half

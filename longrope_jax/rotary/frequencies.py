@@ -86,6 +86,28 @@ def is_finite(value) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
+def check_positive(**values: float) -> None:
+    """Raises ValueError, naming the option, unless each value is finite and above 0."""
+    for name, value in values.items():
+        if not (is_finite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and positive, got {value!r}")
+
+
+def check_original_length(length: float) -> None:
+    """Raises ValueError unless `length`, tokens the model was trained on, is at least 2."""
+    if not (is_finite(length) and length >= 2):
+        raise ValueError(
+            f"original_length must be at least 2 tokens, got {length!r}; it is the length the "
+            "model was trained on before its extension"
+        )
+
+
+def check_fraction(fraction: float) -> None:
+    """Raises ValueError unless `fraction` lies in 0..1."""
+    if not (is_finite(fraction) and 0 <= fraction <= 1):
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction!r}")
+
+
 def check_base(base: float) -> None:
     """Raises ValueError unless `base` is finite and above 1."""
     if not (is_finite(base) and base > 1):

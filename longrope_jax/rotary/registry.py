@@ -80,6 +80,18 @@ def build(name: str, **options: Any) -> Method:
     return entry.cls(**merged)
 
 
+def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, with the nearest known value, unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(unknown(option, str(value), known))
+
+
+def check_method(option: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a rotary method (text is a typing error)."""
+    if isinstance(value, type) or not callable(getattr(value, "frequencies", None)):
+        raise ValueError(f"{option} must be a method, got {value!r}; write {option}=(rope)")
+
+
 def _has_default(field: dataclasses.Field) -> bool:
     missing = dataclasses.MISSING
     return field.default is not missing or field.default_factory is not missing
@@ -88,12 +100,15 @@ def _has_default(field: dataclasses.Field) -> bool:
 def parse(text: str) -> Method:
     """Reads `name` or `name:option=value,option=value`, e.g. `pi:factor=8,base=10_000`.
 
+    Commas inside brackets belong to the value: `long_factor=(1.0,2.0)` is a tuple, and
+    `inner=(pi:factor=8,base=500_000)` another method.
+
     Raises:
         ValueError: as `build`, or text of another form.
     """
     name, _, rest = text.partition(":")
     options = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, _split(rest)):
         option, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"cannot read {item!r} in {text!r}: write name:option=value,...")
@@ -104,11 +119,28 @@ def parse(text: str) -> Method:
     return build(name.strip(), **options)
 
 
+def _split(text: str) -> list[str]:
+    """The parts of `text` between commas that are outside all brackets."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "([") - (c in ")]")
+        if depth < 0:
+            break
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    if depth:
+        raise ValueError(f"brackets do not match in {text!r}")
+    return parts
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        nested = text.startswith("(") and text.endswith(")")
+        return parse(text[1:-1]) if nested else text
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

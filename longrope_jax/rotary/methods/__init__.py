@@ -1,7 +1,42 @@
 """Published methods, one file each; importing this package registers them all."""
 
+from longrope_jax.rotary.methods.dynamic_ntk import DynamicNTK
+from longrope_jax.rotary.methods.dynamic_pi import DynamicPI
+from longrope_jax.rotary.methods.giraffe import GiraffePower, GiraffeTruncated
+from longrope_jax.rotary.methods.hope import HoPE
+from longrope_jax.rotary.methods.llama3 import Llama3
+from longrope_jax.rotary.methods.log_n import LogN
+from longrope_jax.rotary.methods.longrope import LongRoPE
+from longrope_jax.rotary.methods.nope import NoPE
+from longrope_jax.rotary.methods.ntk_aware import NTKAware
+from longrope_jax.rotary.methods.ntk_by_parts import NTKByParts, NTKByPartsThreeWay
+from longrope_jax.rotary.methods.partial_rotary import PartialRotary
 from longrope_jax.rotary.methods.position_interpolation import PositionInterpolation
+from longrope_jax.rotary.methods.proportional import Proportional
+from longrope_jax.rotary.methods.resonance import Resonance
 from longrope_jax.rotary.methods.rope import RoPE
 from longrope_jax.rotary.methods.xpos import XPos
+from longrope_jax.rotary.methods.yarn import DynamicYaRN, YaRN
 
-__all__ = ["PositionInterpolation", "RoPE", "XPos"]
+__all__ = [
+    "DynamicNTK",
+    "DynamicPI",
+    "DynamicYaRN",
+    "GiraffePower",
+    "GiraffeTruncated",
+    "HoPE",
+    "Llama3",
+    "LogN",
+    "LongRoPE",
+    "NTKAware",
+    "NTKByParts",
+    "NTKByPartsThreeWay",
+    "NoPE",
+    "PartialRotary",
+    "PositionInterpolation",
+    "Proportional",
+    "Resonance",
+    "RoPE",
+    "XPos",
+    "YaRN",
+]

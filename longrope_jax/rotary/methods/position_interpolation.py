@@ -20,6 +20,8 @@ class PositionInterpolation:
         base: as in RoPE; default 10,000.
     """
 
+    HF_KEYS = frozenset({"factor"}), frozenset()
+
     factor: float
     base: float = 10_000.0
 
@@ -31,7 +33,7 @@ class PositionInterpolation:
         """[H/2] radians per token; the same at every `seq_len`."""
         return Frequencies(rope_inv_freq(self.base, head_dim) / self.factor)
 
-    def to_hf(self) -> dict:
+    def to_hf(self, head_dim: int | None = None) -> dict:
         """Hugging Face `rope_parameters` (transformers 5)."""
         return {"rope_type": "linear", "rope_theta": self.base, "factor": self.factor}
 

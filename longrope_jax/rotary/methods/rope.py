@@ -20,6 +20,8 @@ class RoPE:
         base: dimensionless; default 10,000 as in RoFormer, LLaMA and Llama 2.
     """
 
+    HF_KEYS = frozenset(), frozenset()
+
     base: float = 10_000.0
 
     def __post_init__(self):
@@ -29,7 +31,7 @@ class RoPE:
         """[H/2] radians per token; the same at every `seq_len`."""
         return Frequencies(rope_inv_freq(self.base, head_dim))
 
-    def to_hf(self) -> dict:
+    def to_hf(self, head_dim: int | None = None) -> dict:
         """Hugging Face `rope_parameters` (transformers 5)."""
         return {"rope_type": "default", "rope_theta": self.base}
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from longrope_jax.rotary.frequencies import Frequencies, check_base, is_finite, rope_inv_freq
+from longrope_jax.rotary.frequencies import Frequencies, check_base, check_positive, rope_inv_freq
 from longrope_jax.rotary.registry import register
 
 
@@ -32,10 +32,7 @@ class XPos:
 
     def __post_init__(self):
         check_base(self.base)
-        for name in ("gamma", "scale_base"):
-            value = getattr(self, name)
-            if not (is_finite(value) and value > 0):
-                raise ValueError(f"{name} must be finite and positive, got {value!r}")
+        check_positive(gamma=self.gamma, scale_base=self.scale_base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
         """[H/2] radians per token and log decay per token; the same at every `seq_len`."""

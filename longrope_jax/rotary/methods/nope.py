@@ -1,0 +1,22 @@
+"""NoPE: no position encoding at all."""
+
+import dataclasses
+
+import numpy as np
+
+from longrope_jax.rotary.frequencies import Frequencies, rope_inv_freq
+from longrope_jax.rotary.registry import register
+
+
+@register("nope")
+@dataclasses.dataclass(frozen=True)
+class NoPE:
+    """NoPE: theta_j = 0 for every pair, so no query or key turns.
+
+    A baseline; positions reach the model through the causal mask alone. Source: Kazemnejad et al.
+    (2305.19466). It has H/2 pairs like RoPE, all at rest, so that it runs in the same program.
+    """
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] zeros."""
+        return Frequencies(np.zeros_like(rope_inv_freq(2.0, head_dim)))

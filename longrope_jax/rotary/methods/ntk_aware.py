@@ -1,0 +1,94 @@
+"""NTK-aware scaling: a larger base instead of squeezed positions, in its four published forms."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from longrope_jax.rotary.frequencies import (
+    Frequencies,
+    check_base,
+    check_factor,
+    check_original_length,
+    check_positive,
+    rope_inv_freq,
+)
+from longrope_jax.rotary.registry import check_choice, register
+
+RULES = ("bloc97", "liu", "fixed", "mixed")
+
+
+def ntk_base(base: float, factor: float, head_dim: int) -> float:
+    """b' = b s^(d/(d-2)): the slowest pair is slowed down by exactly s, the fastest not at all.
+
+    Raises:
+        ValueError: fewer than two pairs, since one pair cannot be both.
+    """
+    if head_dim == 2:
+        raise ValueError("NTK-aware scaling needs head_dim of at least 4, got 2")
+    return base * factor ** (head_dim / (head_dim - 2))
+
+
+@register("ntk")
+@dataclasses.dataclass(frozen=True)
+class NTKAware:
+    """NTK-aware scaling: theta_j = (base s^(d/(d-2)))^(-2j/d), s = factor, d = head_dim.
+
+    Radians per token; j = 0..d/2-1. The four rules:
+      bloc97: the above. YaRN paper (2309.00071) section 3.1, Definition 1; code of the yarn repo.
+      liu: base^(log_{L/2pi}(sL/2pi)) for the base: Liu et al. (2310.05209), the "NTK" of LongRoPE2
+        (2502.20082); L = original_length, tokens.
+      fixed: theta_j / s^(2(j+1)/d): Su Jianlin (kexue.fm 9706), vLLM's NTKScalingRotaryEmbedding.
+      mixed: theta_j / exp(a (j+1)^c) with a (d/2)^c = ln s: the same sources, vLLM's mixed_b = c.
+
+    Attributes:
+        factor: s, extended over trained length, at least 1; no default.
+        base: as in RoPE; default 10,000.
+        rule: default "bloc97", the one that is meant by "NTK-aware" without more words.
+        original_length: L, tokens; for rule "liu" alone, where it has no default.
+        exponent: c of rule "mixed"; default 0.625 (Su).
+    """
+
+    factor: float
+    base: float = 10_000.0
+    rule: str = "bloc97"
+    original_length: float | None = None
+    exponent: float = 0.625
+
+    def __post_init__(self):
+        check_base(self.base)
+        check_factor(self.factor)
+        check_choice("rule of ntk", self.rule, RULES)
+        check_positive(exponent=self.exponent)
+        if self.rule == "liu":
+            check_original_length(self.original_length)
+            if self.original_length <= 2 * math.pi:
+                raise ValueError(f"rule liu needs original_length > 2 pi: {self.original_length}")
+        elif self.original_length is not None:
+            raise ValueError(f"original_length belongs to rule 'liu', the rule is {self.rule!r}")
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] radians per token; the same at every `seq_len`."""
+        theta = rope_inv_freq(self.base, head_dim)
+        pair = np.arange(1, head_dim // 2 + 1)
+        if self.rule == "fixed":
+            return Frequencies(theta / self.factor ** (2 * pair / head_dim))
+        if self.rule == "mixed":
+            share = (2 * pair / head_dim) ** self.exponent
+            return Frequencies(theta / self.factor**share)
+        return Frequencies(rope_inv_freq(self.new_base(head_dim), head_dim))
+
+    def new_base(self, head_dim: int) -> float:
+        """The base of the RoPE that equals this method (rules bloc97 and liu)."""
+        if self.rule == "bloc97":
+            return ntk_base(self.base, self.factor, head_dim)
+        if self.rule == "liu":
+            turns = self.original_length / (2 * math.pi)
+            return self.base ** (math.log(self.factor * turns) / math.log(turns))
+        raise ValueError(f"ntk with rule {self.rule!r} equals no RoPE of another base")
+
+    def to_hf(self, head_dim: int | None = None) -> dict:
+        """`rope_parameters` of the equal RoPE; Hugging Face has no type of its own for this."""
+        if self.rule == "bloc97" and head_dim is None:
+            raise ValueError("ntk exports as its base, which depends on head_dim: pass head_dim")
+        return {"rope_type": "default", "rope_theta": self.new_base(head_dim)}

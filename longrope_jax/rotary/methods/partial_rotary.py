@@ -1,0 +1,48 @@
+"""Partial rotary: a method on the first features of a head, the others pass."""
+
+import dataclasses
+
+from longrope_jax.rotary.frequencies import Frequencies, check_fraction, rope_inv_freq
+from longrope_jax.rotary.registry import Method, check_method, register
+
+
+@register("partial")
+@dataclasses.dataclass(frozen=True)
+class PartialRotary:
+    """Partial rotary: `inner` evaluated for the first int(fraction * H) features of a head.
+
+    Exponents run over the rotary dimension: theta_j = base^(-2j/(fraction H)) for plain RoPE; the
+    amplitude too falls on rotated features alone. The other reading, exponents over the whole head,
+    is `Proportional`. This is GPT-NeoX's and GPT-J's, and Hugging Face's `partial_rotary_factor`
+    for all its rope_types but "proportional".
+
+    The number of pairs, int(fraction * H)/2, is less than H/2: a different structure, so a model
+    compiles again for it (the half layout pairs feature j with j + R, which zeros cannot imitate).
+
+    Attributes:
+        inner: the method that is restricted; no default. In text: inner=(abf).
+        fraction: of the head's features, 0 to 1; no default (GPT-NeoX-20B 0.25, Phi-2 0.4).
+    """
+
+    inner: Method
+    fraction: float
+
+    def __post_init__(self):
+        check_method("inner", self.inner)
+        check_fraction(self.fraction)
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[R] radians per token, R = int(fraction * head_dim)/2; none for fraction 0."""
+        rope_inv_freq(2.0, head_dim)  # refuses what no head may be
+        rotary_dim = self.rotary_dim(head_dim)
+        if rotary_dim == 0:
+            return Frequencies([])
+        if rotary_dim % 2:
+            raise ValueError(
+                f"fraction {self.fraction} of head_dim {head_dim} is {rotary_dim}, an odd number"
+            )
+        return self.inner.frequencies(head_dim=rotary_dim, seq_len=seq_len)
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many features of a head turn."""
+        return int(self.fraction * head_dim)

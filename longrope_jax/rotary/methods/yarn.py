@@ -1,0 +1,243 @@
+"""YaRN and dynamic YaRN: by parts, with an attention temperature."""
+
+import dataclasses
+import math
+import warnings
+
+from longrope_jax.rotary.frequencies import (
+    Frequencies,
+    check_base,
+    check_factor,
+    check_original_length,
+    check_positive,
+    is_finite,
+    rope_inv_freq,
+)
+from longrope_jax.rotary.methods.ntk_by_parts import blend, keep_by_dimension, keep_by_rotations
+from longrope_jax.rotary.registry import check_choice, register
+
+RAMPS = ("dimension", "rotations")
+CLAMPS = ("dimension", "pairs")
+
+
+@register("yarn")
+@dataclasses.dataclass(frozen=True)
+class YaRN:
+    """YaRN: theta_j ((1-g_j)/s + g_j), queries and keys times 0.1 ln s + 1.
+
+    Radians per token; s = factor, L = original_length, d = head_dim, g_j = share that stays:
+      ramp "dimension": 1 - clip((j-low)/(high-low), 0, 1) with low and high the (fractional) pairs
+        that turn beta_fast and beta_slow times within L, (d/2) log_base(L/(2 pi beta)), rounded
+        outwards if `truncate`. The yarn repo, Hugging Face, LongRoPE's code and llama.cpp.
+      ramp "rotations": clip((r_j-beta_slow)/(beta_fast-beta_slow), 0, 1), r_j = L theta_j/(2 pi).
+        The paper's; up to 67% of the other's value away.
+    Source: YaRN (2309.00071) Definition 3 and section 3.4 (temperature: logits grow by the square
+    of the factor); mscale_all_dim and mscale from DeepSeek-V2's code.
+
+    Attributes:
+        factor: s, at least 1; no default.
+        original_length: L, tokens before the extension; no default.
+        base: as in RoPE; default 10,000.
+        beta_fast, beta_slow: turns in L; default 32 and 1 (paper, for LLaMA).
+        ramp: default "dimension", what released checkpoints use.
+        truncate: default True (yarn repo, Hugging Face); gpt-oss says False. Ramp "dimension" only.
+        clamp: highest value of high: "dimension" is d-1 (default; all original codes), "pairs" is
+            d/2-1, the last pair there is. Ramp "dimension" only.
+        mscale, mscale_all_dim: the factor on queries and keys is (0.1 mscale ln s + 1) / (0.1
+            mscale_all_dim ln s + 1); default 1 and 0, which is the paper's. With both equal it is
+            1; DeepSeek then scales the softmax by the square of the denominator, which is the
+            model's matter, not done here.
+        attention_factor: replaces that quotient; default None (Hugging Face's key).
+        attn_factor: multiplies it; default 1 (the yarn repo's and vLLM's key).
+    """
+
+    HF_KEYS = (
+        frozenset({"factor", "original_max_position_embeddings"}),
+        frozenset(
+            {
+                "attention_factor",
+                "attn_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+                "finetuned",  # in the yarn repo's checkpoints; changes nothing in its code
+            }
+        ),
+    )
+
+    factor: float
+    original_length: float
+    base: float = 10_000.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    ramp: str = "dimension"
+    truncate: bool = True
+    clamp: str = "dimension"
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    attn_factor: float = 1.0
+
+    def __post_init__(self):
+        check_factor(self.factor)
+        check_original_length(self.original_length)
+        check_base(self.base)
+        check_positive(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError(
+                f"beta_slow must be below beta_fast, got {self.beta_slow} and {self.beta_fast}"
+            )
+        check_choice("ramp of yarn", self.ramp, RAMPS)
+        check_choice("clamp of yarn", self.clamp, CLAMPS)
+        if not isinstance(self.truncate, bool):
+            raise ValueError(f"truncate must be True or False, got {self.truncate!r}")
+        for name in ("mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if not (is_finite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        check_positive(attn_factor=self.attn_factor)
+        if self.attention_factor is not None:
+            check_positive(attention_factor=self.attention_factor)
+            if (self.mscale, self.mscale_all_dim, self.attn_factor) != (1, 0, 1):
+                raise ValueError(
+                    "attention_factor replaces mscale, mscale_all_dim and attn_factor: give one"
+                )
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] radians per token and the amplitude; the same at every `seq_len`."""
+        theta = rope_inv_freq(self.base, head_dim)
+        turns = self.beta_slow, self.beta_fast
+        if self.ramp == "rotations":
+            keep = keep_by_rotations(theta, self.original_length, *turns)
+        else:
+            keep = keep_by_dimension(
+                self.base,
+                head_dim,
+                self.original_length,
+                *turns,
+                truncate=self.truncate,
+                highest=(head_dim if self.clamp == "dimension" else head_dim // 2) - 1,
+            )
+        return Frequencies(blend(theta, self.factor, keep), amplitude=self.amplitude)
+
+    @property
+    def amplitude(self) -> float:
+        """Factor on queries and on keys; scores get its square."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        above, below = (
+            0.1 * m * math.log(self.factor) + 1 for m in (self.mscale, self.mscale_all_dim)
+        )
+        return self.attn_factor * above / below
+
+    def to_hf(self, head_dim: int | None = None) -> dict:
+        """Hugging Face `rope_parameters`; its `attention_factor` stands for our `attn_factor`.
+
+        Raises:
+            ValueError: an option that Hugging Face's yarn does not have.
+        """
+        if self.ramp != "dimension" or self.clamp != "dimension":
+            raise ValueError("Hugging Face's yarn has ramp and clamp by dimension only")
+        parameters = {
+            "rope_type": "yarn",
+            "rope_theta": self.base,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original_length,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "truncate": self.truncate,
+        }
+        pair = self.mscale, self.mscale_all_dim
+        if self.attention_factor is not None or self.attn_factor != 1:
+            parameters["attention_factor"] = self.amplitude
+        elif all(pair):
+            parameters["mscale"], parameters["mscale_all_dim"] = pair
+        elif pair != (1, 0):
+            raise ValueError(
+                "Hugging Face reads mscale only beside a mscale_all_dim above 0: "
+                f"write attention_factor={self.amplitude!r} instead"
+            )
+        return parameters
+
+    @classmethod
+    def from_hf(cls, parameters: dict) -> "YaRN":
+        """Inverse of `to_hf`; warns where keys contradict each other or Hugging Face ignores one.
+
+        Hugging Face's rules: `attention_factor` wins over mscale; mscale counts only beside
+        mscale_all_dim, both above 0. `attn_factor`, which it ignores, multiplies here: a checkpoint
+        that ships it (DeepSeek-R1-0528-Qwen3-8B: 0.878, which undoes 0.1 ln 4 + 1) means it.
+        """
+        options = {
+            k: parameters[k] for k in ("beta_fast", "beta_slow", "truncate") if k in parameters
+        }
+        given = {
+            k: parameters[k] for k in ("mscale", "mscale_all_dim", "attn_factor") if k in parameters
+        }
+        if "attention_factor" in parameters:
+            options["attention_factor"] = parameters["attention_factor"]
+            if given:
+                _warn(f"attention_factor={parameters['attention_factor']} won over {given}")
+            given = {}
+        pair = [given.pop(k, None) for k in ("mscale", "mscale_all_dim")]
+        if all(pair):
+            options["mscale"], options["mscale_all_dim"] = pair
+        elif pair[0] not in (None, 0, 1) or pair[1]:
+            _warn(
+                f"mscale={pair[0]} and mscale_all_dim={pair[1]}: Hugging Face ignores one without "
+                "the other, so the default 0.1 ln(factor) + 1 won"
+            )
+        spec = cls(
+            factor=parameters["factor"],
+            original_length=parameters["original_max_position_embeddings"],
+            base=parameters["rope_theta"],
+            **options,
+            **given,
+        )
+        if given:
+            _warn(
+                f"attn_factor={spec.attn_factor} multiplies the attention factor, which is now "
+                f"{spec.amplitude:.6g}; Hugging Face ignores the key"
+            )
+        return spec
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"rope_type yarn: {text}", stacklevel=4)
+
+
+@register("dynamic_yarn")
+@dataclasses.dataclass(frozen=True)
+class DynamicYaRN:
+    """Dynamic YaRN: YaRN with s = max(1, seq_len/L), its amplitude too.
+
+    Plain RoPE up to L = original_length. All keys change with the length, so rotated keys cannot be
+    cached while it grows.
+    Source: YaRN (2309.00071) section 3.3 and LlamaDynamicYaRNScaledRotaryEmbedding of its repo.
+
+    Attributes:
+        original_length: L, tokens; no default.
+        base, beta_fast, beta_slow, ramp, truncate, clamp, attn_factor: as in `YaRN`.
+    """
+
+    original_length: float
+    base: float = 10_000.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    ramp: str = "dimension"
+    truncate: bool = True
+    clamp: str = "dimension"
+    attn_factor: float = 1.0
+
+    def __post_init__(self):
+        self._at(1.0)
+
+    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
+        """[H/2] radians per token and the amplitude at `seq_len`."""
+        yarn = self._at(max(1.0, seq_len / self.original_length))
+        return yarn.frequencies(head_dim=head_dim, seq_len=seq_len)
+
+    def _at(self, factor: float) -> YaRN:
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return YaRN(factor=factor, **options)
