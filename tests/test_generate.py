@@ -19,6 +19,8 @@ TINY = llama.LlamaConfig(
 METHODS = [rotary.RoPE(100.0), rotary.PositionInterpolation(4), rotary.build("xpos_abf")]
 PROMPTS = np.random.default_rng(5).integers(0, V, (B, T), dtype=np.int32)
 
+NOTHING = np.zeros(0, np.int32)  # no end token: answers keep their whole length
+
 
 def make(spec):
     return rotary.make(spec, head_dim=8, seq_len=64)
@@ -91,7 +93,7 @@ def test_teacher_forcing_equals_greedy_decoding(batch, own):
     params, rot, samples, _ = own
     exact, share = retrieval.teacher_forced(TINY, params, rot, samples, batch=batch)
     assert exact.dtype == bool and exact.tolist() == [False, True] * 5
-    found = retrieval.answers(TINY, params, rot, samples, end=None, batch=batch)
+    found = retrieval.answers(TINY, params, rot, samples, end=NOTHING, batch=batch)
     pairs = zip(found, samples.references(), strict=True)
     assert [np.array_equal(a[: len(r)], r) for a, r in pairs] == exact.tolist()
 
@@ -105,11 +107,16 @@ def test_teacher_forcing_equals_greedy_decoding(batch, own):
 def test_answers_are_cut_before_the_end_token(own):
     params, rot, samples, answers = own
     end = int(answers[0, 2])
-    found = retrieval.answers(TINY, params, rot, samples, end=end)
+    found = retrieval.answers(TINY, params, rot, samples, end=np.asarray([end]))
     for row, answer in zip(found, answers.tolist(), strict=True):
         assert row.tolist() == (answer[: answer.index(end)] if end in answer else answer)
     assert len(found[0]) < NEW
-    whole = retrieval.answers(TINY, params, rot, samples, end=None)
+    # An end of several tokens cuts where all of them stand, and only there.
+    pair = answers[0, 2:4]
+    found = retrieval.answers(TINY, params, rot, samples, end=pair)
+    first = next(i for i in range(NEW) if answers[0, i : i + 2].tolist() == pair.tolist())
+    assert found[0].tolist() == answers[0, :first].tolist()
+    whole = retrieval.answers(TINY, params, rot, samples, end=NOTHING)
     np.testing.assert_array_equal(whole, answers)
 
 
