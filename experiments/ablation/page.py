@@ -67,6 +67,7 @@ def write_all(
     report.print_table("Retrieval and its controls", *controls(scores))
     report.print_table("Pretrained models at their own length", *pretrained(scores))
     report.print_table("Hypotheses", *verdicts(hypotheses))
+    print(_power(scores).text)
     return sections
 
 
