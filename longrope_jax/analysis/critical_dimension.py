@@ -14,8 +14,8 @@ from longrope_jax.rotary import check_base
 class SmallBases:
     """Bases below which fine-tuning on `length` tokens extrapolates better and better.
 
-    At `first` (2T/pi) the fastest half turn, at `second` (T/pi) the fastest whole half period, at
-    `third` (T/(2 pi)) a whole period of every pair fits into T tokens.
+    The slowest pair, of about 1/base radians per token, turns by pi/2 within T tokens at `first`
+    (2T/pi), by pi at `second` (T/pi), by a whole turn at `third` (T/(2 pi)).
     """
 
     first: float
