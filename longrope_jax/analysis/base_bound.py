@@ -133,19 +133,17 @@ def intervals(
         raise ValueError(f"above must be at least 1, got {above}")
     _check(length, head_dim)
     stop = math.log(sufficient_base(length, head_dim=head_dim))
-    found, start = [], None
+    found, low, high = [], None, None
     for piece in _sweep(length, math.log(above), stop, head_dim):
-        if piece.kind == "holds" and start is None:
-            start = piece.low
-        if piece.kind == "fails" and start is not None:
-            found.append(Interval(math.exp(start), math.exp(last)))
-            start = None
+        if piece.kind == "holds":
+            low, high = piece.low if low is None else low, piece.high
+        elif piece.kind == "fails" and low is not None:
+            found.append(Interval(math.exp(low), math.exp(high)))
+            low = None
             if len(found) == count:
                 return found
-        if piece.kind == "holds":
-            last = piece.high
-    first = stop if start is None else start
-    return [*found, Interval(max(above, math.exp(first)), math.inf)]
+    last = math.exp(stop if low is None else low)
+    return [*found, Interval(max(above, last), math.inf)]
 
 
 def sufficient_base(length: int, *, head_dim: int) -> float:
@@ -206,10 +204,7 @@ def _safe(u: float, values: np.ndarray, head_dim: int) -> float:
     c = _exponents(head_dim)
     curvature = _curvature(u, m, head_dim)
     steps = _reach(gap, -m * (c * np.exp(-c * u)).sum(), curvature)
-    if m.size > _REFINED:
-        near = np.argpartition(steps, _REFINED)[:_REFINED]
-    else:
-        near = np.arange(m.size)
+    near = np.argpartition(steps, min(_REFINED, m.size - 1))[:_REFINED]
     steps[near] = _reach(gap[near], _slope(u, m[near], head_dim), curvature[near])
     return steps.min()
 

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from longrope_jax.rotary import Frequencies, Method
+from longrope_jax.rotary import LAYOUTS, Frequencies, Method, unknown
 
 
 def score(
@@ -89,6 +89,53 @@ def heatmap(
     return np.where(m[:, None] >= n, scores, np.nan)
 
 
+def expected_score(
+    method: Method | Frequencies,
+    distances: np.ndarray,
+    moments: np.ndarray,
+    *,
+    layout: str = "half",
+    seq_len: int | None = None,
+) -> np.ndarray:
+    """Mean score of a head's queries and keys at each distance, divided by sqrt(H).
+
+    (1/sqrt(H)) * (sum_j A^2 exp(log_decay_j * distance) Re(c_j exp(i inv_freq_j * distance)) + r),
+    with c_j the mean of q_j conj(k_j) over pair j as a complex number and r that of the features
+    that partial rotary leaves alone: the expectation over queries and keys of Llama 2 Long's
+    footnote 3, for content that does not depend on the distance. All-ones moments give `score`,
+    whose limits it shares: see `depends_on_distance_alone`.
+
+    Args:
+        method: a rotary method, or its frequencies.
+        distances: [S] query position minus key position, tokens, not negative.
+        moments: [..., H, H] mean of q_a k_b before rotation, from a model
+            (`evaluation.attention_statistics`) or assumed.
+        layout: how the model pairs features, see `rotary.rotate`.
+        seq_len: as in `score`.
+
+    Returns:
+        float64 [..., S].
+
+    Raises:
+        ValueError: as `score`, moments that are not square, an unknown layout.
+    """
+    d, moments = np.asarray(distances, np.float64), np.asarray(moments, np.float64)
+    if d.ndim != 1 or d.size == 0 or d.min() < 0:
+        raise ValueError("distances must be a list of one or more numbers that are not negative")
+    if moments.ndim < 2 or moments.shape[-1] != moments.shape[-2]:
+        raise ValueError(f"moments must be [..., H, H], got {moments.shape}")
+    head_dim = moments.shape[-1]
+    f = _frequencies(method, head_dim, seq_len or int(d.max()) + 1)
+    pairs, rest = _pair_moments(moments, len(f.inv_freq), layout)
+    turn = np.exp(np.outer(f.log_decay + 1j * f.inv_freq, d))
+    return (f.amplitude**2 * (pairs @ turn).real + rest[..., None]) / np.sqrt(head_dim)
+
+
+def depends_on_distance_alone(frequencies: Frequencies) -> bool:
+    """Whether scores are a function of distance; not with start tokens or log-n scaling."""
+    return not frequencies.start_count and np.isinf(frequencies.logn_length)
+
+
 def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
     """The first distance with a score below zero, in tokens, or None.
 
@@ -161,6 +208,18 @@ def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> F
     if 2 * len(f.inv_freq) > head_dim:
         raise ValueError(f"{len(f.inv_freq)} pairs do not fit into a head of {head_dim}")
     return f
+
+
+def _pair_moments(moments: np.ndarray, count: int, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Complex means [..., count] of q conj(k) per rotated pair, and the sum over other features."""
+    if layout not in LAYOUTS:
+        raise ValueError(unknown("rotary layout", layout, LAYOUTS))
+    pairs = np.arange(2 * count).reshape((2, count) if layout == "half" else (count, 2))
+    a, b = pairs if layout == "half" else pairs.T
+    real = moments[..., a, a] + moments[..., b, b]
+    imaginary = moments[..., b, a] - moments[..., a, b]
+    rest = np.arange(2 * count, moments.shape[-1])
+    return real + 1j * imaginary, moments[..., rest, rest].sum(-1)
 
 
 def _angles(f: Frequencies, positions: np.ndarray) -> np.ndarray:
