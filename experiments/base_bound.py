@@ -34,6 +34,11 @@ SU = dict(zip(
     [4.3e3, 1.2e4, 2.7e4, 8.4e4, 2.3e5, 6.3e5, 2.1e6, 4.9e6, 2.4e7, 5.8e7, 6.5e7],
     strict=True,
 ))  # fmt: skip
+_LOOKS = {
+    "paper": {"marker": "s", "ls": "", "mfc": "none", "ms": 10, "color": "#D55E00",
+              "label": "2405.14591"},
+    "su": {"marker": "D", "ls": "", "ms": 5, "color": "#009E73", "label": "Su"},
+}  # fmt: skip
 # The paper's fit: base = 0.0424 length^1.628.
 _PAPER_FIT = (0.0424, 1.628)
 
@@ -179,34 +184,30 @@ def draw_bounds(result: dict, path: Path) -> None:
     top.set(ylabel="base", title="Smallest base that meets the requirement at length L")
     top.legend()
     bottom.axhline(1, color="#0072B2")
-    for who, marker, colour in (("paper", "s", "#D55E00"), ("su", "D", "#009E73")):
-        _draw_published(bottom, rows, who, marker, colour)
+    for who in _LOOKS:
+        _draw_published(bottom, rows, who)
     bottom.set(ylabel="published / smallest", xlabel="length L, tokens", yscale="log")
     bottom.yaxis.set_major_formatter("{x:g}")
     bottom.yaxis.set_minor_formatter("{x:g}")
     bottom.set_xticks(lengths, [_short(n) for n in lengths])
     bottom.minorticks_off()
-    bottom.set_yticks([1, 2, 4, 8])
+    bottom.set(yticks=[1, 2, 4, 8], ylim=(0.8, 12))
     if bottom.get_legend_handles_labels()[0]:
-        bottom.legend(title="hollow: meets its own requirement; filled: fails it", ncols=2)
+        bottom.plot([], [], "x", color="black", markersize=13, label="fails its own requirement")
+        bottom.legend(ncols=3, loc="upper left")
     report.save_figure(fig, path)
 
 
-def _draw_published(ax: Axes, rows: list[dict], who: str, marker: str, colour: str) -> None:
-    label = {"paper": "2405.14591", "su": "Su"}[who]
-    for row in rows:
-        if row[who] is not None:
-            fails = row[f"{who}_fails_at"] is not None
-            ax.plot(
-                row["length"],
-                row[who] / row["high"],
-                marker,
-                color=colour,
-                fillstyle="full" if fails else "none",
-                markersize=8,
-                label=label,
-            )
-            label = None
+def _draw_published(ax: Axes, rows: list[dict], who: str) -> None:
+    known = [row for row in rows if row[who] is not None]
+    for row in known:
+        failing = row[f"{who}_fails_at"] is not None
+        ratio = row[who] / row["high"]
+        ax.plot(row["length"], ratio, **_LOOKS[who] | {"label": None})
+        if failing:
+            ax.plot(row["length"], ratio, "x", color="black", markersize=13)
+    if known:
+        ax.plot([], [], **_LOOKS[who])
 
 
 @report.style()
@@ -220,17 +221,17 @@ def draw_intervals(result: dict, path: Path) -> None:
     for y, (length, intervals) in enumerate(found.items()):
         ax.broken_barh([(left, right - left)], (y - 0.32, 0.64), color="#F3D9C8")
         bars = [(i.low, min(i.high, right) - i.low) for i in intervals]
-        ax.broken_barh(bars, (y - 0.32, 0.64), color="#0072B2", linewidth=0)
-        for who, marker, colour in (("paper", "s", "#D55E00"), ("su", "D", "#009E73")):
+        ax.broken_barh(bars, (y - 0.32, 0.64), color="#0072B2", linewidth=0.3)
+        for who, look in _LOOKS.items():
             base = rows.get(length, {}).get(who)
             if base is not None:
-                ax.plot(base, y + 0.42, marker, color=colour, markersize=6, clip_on=False)
+                ax.plot(base, y + 0.42, **look | {"label": None}, clip_on=False)
     ax.set(xscale="log", xlim=(left, right), xlabel="base", ylabel="length L, tokens")
     ax.set_yticks(range(len(found)), [_short(n) for n in found])
     ax.set_title("Bases that meet the requirement (blue) come in many intervals", loc="left")
-    ax.plot([], [], "s", color="#D55E00", label="2405.14591")
-    ax.plot([], [], "D", color="#009E73", label="Su")
-    ax.legend(loc="lower right", title="published smallest base")
+    for look in _LOOKS.values():
+        ax.plot([], [], **look)
+    ax.legend(loc="upper left", title="published smallest base")
     ax.grid(axis="y", visible=False)
     report.save_figure(fig, path)
 
