@@ -47,7 +47,16 @@ from longrope_jax.rotary.phases import (
     phases,
     stack,
 )
-from longrope_jax.rotary.registry import Method, build, name_of, names, parse, register, unknown
+from longrope_jax.rotary.registry import (
+    Method,
+    build,
+    method_class,
+    name_of,
+    names,
+    parse,
+    register,
+    unknown,
+)
 from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
 
 __all__ = [
@@ -86,6 +95,7 @@ __all__ = [
     "from_hf",
     "half_from_interleaved",
     "make",
+    "method_class",
     "name_of",
     "names",
     "parse",
