@@ -202,6 +202,8 @@ def test_command_line_overlays_methods_and_head_dims(tmp_path):
         ([config("tiny"), "--config.metods=('rope',)"], "no such field in the config: metods"),
         (["--config.metods=('rope',)"], "no such field in the config: metods"),
         (["--config=nowhere.py"], "cannot load the config"),
+        ([config("tiny"), "--config.checkpoint=nowhere"], "results.json is missing"),
+        ([config("trained")], "methods name numbers of a study: give --config.checkpoint"),
         ([config("tiny"), "stray"], "unexpected argument 'stray'"),
         (["--workdr=x"], "workdr"),
     ],
@@ -211,24 +213,3 @@ def test_errors_are_one_line(tmp_path, capsys, args, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error and not list(tmp_path.iterdir())
-
-
-def trained_study(tmp_path):
-    """Folder of a pretraining of a study whose training was skipped: fresh parameters, saved."""
-    import jax
-
-    from configs.base_frequency_ablation import get_config as study_config
-    from experiments import report
-    from experiments.ablation import plan, train
-    from experiments.ablation.study import Study
-    from longrope_jax.training import checkpoints, step
-
-    config = study_config("tiny")
-    report.save_json(tmp_path / "results.json", {"config": config})
-    study = Study(config, tmp_path)
-    optimizer = train.optimizer_config(config.continuation, 1.0)
-    state = step.init_state(study.model, optimizer, study.mesh, seed=0)
-    folder = tmp_path / "runs" / plan.runs(config)[0].pretrained
-    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        saved.save(1, state)
-    return folder, study, jax.tree.map(np.asarray, state.params)
