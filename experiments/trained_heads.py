@@ -85,7 +85,8 @@ def load(folder: str | Path, *, windows: int) -> Heads:
     rot = rotary.make(method, head_dim=study.model.head_dim, seq_len=length)
     with jax.set_mesh(study.mesh):
         tokens = study.validation[0][:windows, :length]
-        moments = query_key_moments(study.model, params, rot, tokens)
+        batch = study.batch(length)
+        moments = query_key_moments(study.model, params, rot, tokens, batch_size=batch)
     layout = study.model.rotary_layout
     return Heads(folder.name, method, length, layout, moments, plan.bases(config))
 
