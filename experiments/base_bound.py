@@ -2,18 +2,26 @@
 
     python -m experiments.base_bound --config=configs/base_bound.py:cpu --workdir=DIR
 
-Presets: tiny, cpu (1k to 32k, 20 s on a busy core), full (1k to 1M, about 10 minutes). A base
+Presets: tiny, cpu (1k to 32k, 20 s on a busy core), full (1k to 1M, about 7 minutes of one core). A base
 meets the requirement for L tokens if sum_j cos(m base^(-2j/H)) >= 0 at every integer m below L.
 The published table and Su Jianlin's tighter one were searched by trial; here every smaller base is
 excluded by a bound on the derivative (longrope_jax/analysis/base_bound.py). Expected, H = 128:
 
-    length  smallest    until       2405.14591 fails at  Su fails at
-    1k      4,293.438   4,330.323
-    2k      11,587.24   11,649.35                        1,554
-    4k      26,952.34   26,973.08   4,079                4,079
-    8k      83,763.84   84,469.69
-    16k     231,643.6   231,721.8   12,223               12,865
-    32k     629,978.3   630,983.6   27,685
+    length  smallest      until       2405.14591 fails at m  Su fails at m
+    1k       4,293.438    4,330.323   -                      -
+    2k       11,587.24    11,649.35   -                      1,554
+    4k       26,952.34    26,973.08   4,079                  4,079
+    8k       83,763.84    84,469.69   -                      -
+    16k      231,643.6    231,721.8   12,223                 12,865
+    32k      629,978.3    630,983.6   27,685                 -
+    64k      2,090,180    2,091,382   -                      -
+    128k     4,869,104    4,872,527   128,915                125,573
+    256k     23,662,397   23,663,285  207,455                141,858
+    512k     58,496,174   58,496,423  511,210                273,611
+    1M       65,374,956   65,375,272  874,868                679,592
+
+Beyond "until" larger bases fail again. All larger bases are good only from 6,018 (1k), 22,764 (2k),
+58,790 (4k), 394,328 (8k), 1,321,078 (16k), 3,325,751 (32k) on.
 """
 
 import math

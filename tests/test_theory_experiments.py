@@ -2,7 +2,9 @@
 
 import csv
 import json
+from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -67,6 +69,26 @@ def test_failing_entries_are_named(bounds):
     known = [dict(row) | {"length": 4096} | bound_script._published(4096, 128)]
     text = bound_script._verdict({"bounds": known, "fits": {}})
     assert "2405.14591: 1 of 1 entries fail: 27,000 at 4k (m = 4,079)." in text
+
+
+COMMITTED = Path(__file__).parents[1] / "docs" / "results" / "base_bound" / "results.json"
+
+
+@pytest.mark.parametrize(
+    "row", json.loads(COMMITTED.read_text())["bounds"], ids=lambda r: str(r["length"])
+)
+def test_committed_bounds_touch_zero_and_failing_entries_fail(row):
+    def exact(base, m):
+        with mpmath.workdps(40):
+            return sum(mpmath.cos(m * mpmath.mpf(base) ** (-mpmath.mpf(j) / 64)) for j in range(64))
+
+    m = row["touches_at"]
+    assert m < row["length"] and row["high"] / row["low"] - 1 < 1e-7
+    assert exact(row["low"] * (1 - 1e-6), m) < 0 <= exact(row["high"], m) < 1e-3
+    assert row["high"] < row["until"]
+    for who in ("paper", "su"):
+        fails = row[f"{who}_fails_at"]
+        assert fails is None or (fails < row["length"] and exact(row[who], fails) < 0)
 
 
 def test_fit_is_a_power_law():
