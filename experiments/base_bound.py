@@ -4,8 +4,8 @@
 
 Presets: tiny, cpu (1k to 32k, 20 s on a busy core), full (1k to 1M, about 7 minutes of one core).
 A base meets the requirement for L tokens if sum_j cos(m base^(-2j/H)) >= 0 at every integer m below
-L. The published table and Su Jianlin's tighter one were searched by trial; here every smaller base is
-excluded by a bound on the derivative (longrope_jax/analysis/base_bound.py). Expected, H = 128:
+L. The published table and Su Jianlin's tighter one were searched by trial; here every smaller base
+is excluded by a bound on the derivative (longrope_jax/analysis/base_bound.py). Expected, H = 128:
 
     length  smallest      until       2405.14591 fails at m  Su fails at m
     1k       4,293.438    4,330.323   -                      -
