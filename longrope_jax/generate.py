@@ -36,6 +36,6 @@ def greedy(
         hidden, cache = apply(token[:, None], cache=cache)
         return (choose(hidden), cache), token
 
-    hidden, cache = apply(prompts, cache=llama.init_cache(config, B, T + new_tokens))
+    hidden, cache = apply(prompts, cache=llama.init_cache(config, B, T + new_tokens, rotary))
     _, tokens = jax.lax.scan(step, (choose(hidden), cache), length=new_tokens)
     return tokens.T

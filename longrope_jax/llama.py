@@ -70,18 +70,34 @@ def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B]."""
+    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B].
+
+    A remapping that rotates keys C times has k [L, B, S, K, C H].
+    """
 
     k: jax.Array
     v: jax.Array
     length: jax.Array
 
 
-def init_cache(config: LlamaConfig, batch: int, size: int) -> Cache:
-    """Empty cache for `size` tokens per sequence, in the model's dtype."""
-    shape = config.n_layers, batch, size, config.n_kv_heads, config.head_dim
-    empty = jnp.zeros(shape, config.dtype)
-    return Cache(k=empty, v=empty, length=jnp.zeros(batch, jnp.int32))
+def init_cache(config: LlamaConfig, batch: int, size: int, rotary=None) -> Cache:
+    """Empty cache for `size` tokens per sequence, in the model's dtype.
+
+    Args:
+        config: of the model.
+        batch: B.
+        size: S, tokens per sequence.
+        rotary: from `rotary.make`; needed by methods that cache more than one copy of a key.
+    """
+    shape = config.n_layers, batch, size, config.n_kv_heads
+    empty = jnp.zeros((*shape, config.head_dim), config.dtype)
+    copies = _key_copies(rotary and rotary.score_rule)
+    keys = jnp.zeros((*shape, copies * config.head_dim), config.dtype) if copies > 1 else empty
+    return Cache(k=keys, v=empty, length=jnp.zeros(batch, jnp.int32))
+
+
+def _key_copies(rule) -> int:
+    return 1 if rule is None else rule.key_copies
 
 
 class Llama(nn.Module):
@@ -97,11 +113,16 @@ class Llama(nn.Module):
             tokens: int32 [B, T].
             rotary: from `rotary.make`.
             positions: int32 [B, T] or [T]; None counts from the cache's length, and from 0 again
-                at each packed document.
+                at each packed document. Methods with a score rule (remapped positions, ALiBi)
+                take no others.
             segment_start: int32 [B, T], index of the first token of each token's document.
             cache: from `init_cache`, with room for T more tokens.
+
+        Raises:
+            ValueError: positions or a cache that do not fit the rotary's score rule.
         """
         c = self.config
+        _check_rule(c, rotary.score_rule, positions, cache)
         query_start = 0 if cache is None else cache.length
         if positions is None:
             positions = default_positions(tokens, segment_start, query_start)
@@ -120,7 +141,7 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, name="layers")
+        )(c, rotary.score_rule, name="layers")
         kv = None if cache is None else (cache.k, cache.v)
         x, kv = layers(x, phases, segment_start, query_start, kv)
         if not c.tie_embeddings:
@@ -129,6 +150,17 @@ class Llama(nn.Module):
         if cache is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+
+def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
+    if rule is not None and positions is not None:
+        raise ValueError(f"{rule} counts positions in each document itself: leave positions=None")
+    width = _key_copies(rule) * c.head_dim
+    if cache is not None and cache.k.shape[-1] != width:
+        raise ValueError(
+            f"the cache's keys are {cache.k.shape[-1]} wide, this rotary needs {width}: pass the "
+            "rotary to init_cache"
+        )
 
 
 def default_positions(tokens, segment_start, query_start):
@@ -143,11 +175,12 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv):
         """One layer, in the form that nn.scan wants: carry x, per-layer kv in and out."""
-        attended, kv = Attention(self.config, name="attention")(
+        attended, kv = Attention(self.config, self.score_rule, name="attention")(
             RMSNorm(self.config, name="attention_norm")(x), phases, segment_start, query_start, kv
         )
         x = constrain(x + attended, *_RESIDUAL)
@@ -159,6 +192,7 @@ class Attention(nn.Module):
     """Grouped-query attention on rotated queries and keys."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv):
@@ -178,7 +212,13 @@ class Attention(nn.Module):
         if kv is not None:
             k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
         out = attend(
-            q, k, v, segment_start=segment_start, query_start=query_start, backend=c.attention
+            q,
+            k,
+            v,
+            segment_start=segment_start,
+            query_start=query_start,
+            score_rule=self.score_rule,
+            backend=c.attention,
         )
         return _dot("BTNH,NHD->BTD", out, wo), kv
 
