@@ -17,6 +17,7 @@ from longrope_jax.rotary.frequencies import (
 )
 from longrope_jax.rotary.hf import from_hf, to_hf
 from longrope_jax.rotary.methods import (
+    DynamicLongRoPE,
     DynamicNTK,
     DynamicPI,
     DynamicYaRN,
@@ -26,6 +27,7 @@ from longrope_jax.rotary.methods import (
     Llama3,
     LogN,
     LongRoPE,
+    LongRoPE2,
     NoPE,
     NTKAware,
     NTKByParts,
@@ -53,6 +55,7 @@ from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
 __all__ = [
     "LAYOUTS",
     "MAX_POSITION",
+    "DynamicLongRoPE",
     "DynamicNTK",
     "DynamicPI",
     "DynamicYaRN",
@@ -63,6 +66,7 @@ __all__ = [
     "Llama3",
     "LogN",
     "LongRoPE",
+    "LongRoPE2",
     "Method",
     "NTKAware",
     "NTKByParts",
