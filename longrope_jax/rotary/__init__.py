@@ -6,6 +6,7 @@ ph = rotary.phases(rot, positions)
 q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
 """
 
+from longrope_jax.rotary import positions
 from longrope_jax.rotary.explain import explain
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
@@ -94,6 +95,7 @@ __all__ = [
     "names",
     "parse",
     "phases",
+    "positions",
     "register",
     "rescale",
     "rope_inv_freq",

@@ -106,6 +106,12 @@ def parse(text: str) -> Method:
     Raises:
         ValueError: as `build`, or text of another form.
     """
+    name, options = read_options(text)
+    return build(name, **options)
+
+
+def read_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of `name:option=value,...`, as `parse` reads them, nothing looked up."""
     name, _, rest = text.partition(":")
     options = {}
     for item in filter(None, _split(rest)):
@@ -116,7 +122,7 @@ def parse(text: str) -> Method:
         if option in options:
             raise ValueError(f"{option} is given twice in {text!r}")
         options[option] = _literal(value.strip())
-    return build(name.strip(), **options)
+    return name.strip(), options
 
 
 def _split(text: str) -> list[str]:
