@@ -7,6 +7,8 @@ q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
 """
 
 from longrope_jax.rotary import positions
+from longrope_jax.rotary.account import account
+from longrope_jax.rotary.compare import diff
 from longrope_jax.rotary.explain import explain
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
@@ -83,9 +85,11 @@ __all__ = [
     "Rotary",
     "XPos",
     "YaRN",
+    "account",
     "build",
     "check_base",
     "check_factor",
+    "diff",
     "explain",
     "from_frequencies",
     "from_hf",

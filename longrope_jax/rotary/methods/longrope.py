@@ -36,7 +36,7 @@ class LongRoPE:
         two lists and the attention factor are in its repo ("su") and Hugging Face, not in the
         paper.
     Cache: rotated keys, up to the switch at original_length, where all keys change.
-    Peers: Hugging Face switches per forward at n > L (as here), unsloth at n >= L, vLLM and
+    Peers: Hugging Face switches per forward at n > L (as here), unsloth had n >= L, vLLM and
         llama.cpp once, by the longest length they are started for; Hugging Face without a length
         gives the short list. microsoft/LongRoPE takes the scale from max/original, not from a
         `factor`; its search starts from a blend of factors, not of frequencies as YaRN's. Its
