@@ -6,6 +6,9 @@ ph = rotary.phases(rot, positions)
 q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
 """
 
+from longrope_jax.rotary import positions
+from longrope_jax.rotary.account import account
+from longrope_jax.rotary.compare import diff
 from longrope_jax.rotary.explain import explain
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
@@ -20,6 +23,7 @@ from longrope_jax.rotary.methods import (
     STRING,
     ALiBi,
     DualChunk,
+    DynamicLongRoPE,
     DynamicNTK,
     DynamicPI,
     DynamicYaRN,
@@ -31,6 +35,7 @@ from longrope_jax.rotary.methods import (
     Llama3,
     LogN,
     LongRoPE,
+    LongRoPE2,
     NoPE,
     NTKAware,
     NTKByParts,
@@ -67,6 +72,7 @@ __all__ = [
     "STRING",
     "ALiBi",
     "DualChunk",
+    "DynamicLongRoPE",
     "DynamicNTK",
     "DynamicPI",
     "DynamicYaRN",
@@ -80,6 +86,7 @@ __all__ = [
     "Llama3",
     "LogN",
     "LongRoPE",
+    "LongRoPE2",
     "Method",
     "NTKAware",
     "NTKByParts",
@@ -98,10 +105,12 @@ __all__ = [
     "SelfExtend",
     "XPos",
     "YaRN",
+    "account",
     "alibi_slopes",
     "build",
     "check_base",
     "check_factor",
+    "diff",
     "explain",
     "from_frequencies",
     "from_hf",
@@ -112,6 +121,7 @@ __all__ = [
     "names",
     "parse",
     "phases",
+    "positions",
     "register",
     "rescale",
     "rope_inv_freq",

@@ -57,7 +57,22 @@ def names() -> tuple[str, ...]:
 
 def name_of(spec: Method) -> str:
     """The first registered name of the spec's class, or the class name if it has none."""
-    return next((n for n, e in _ENTRIES.items() if e.cls is type(spec)), type(spec).__name__)
+    return next(iter(names_of(type(spec))), type(spec).__name__)
+
+
+def names_of(cls: type) -> tuple[str, ...]:
+    """All registered names of a class, in order of registration."""
+    return tuple(name for name, entry in _ENTRIES.items() if entry.cls is cls)
+
+
+def classes() -> tuple[type, ...]:
+    """Registered classes, each once, in order of registration."""
+    return tuple(dict.fromkeys(entry.cls for entry in _ENTRIES.values()))
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The options that this name sets, where they differ from the class's defaults."""
+    return dict(_ENTRIES[name].defaults)
 
 
 def build(name: str, **options: Any) -> Method:
@@ -106,6 +121,12 @@ def parse(text: str) -> Method:
     Raises:
         ValueError: as `build`, or text of another form.
     """
+    name, options = read_options(text)
+    return build(name, **options)
+
+
+def read_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of `name:option=value,...`, as `parse` reads them, nothing looked up."""
     name, _, rest = text.partition(":")
     options = {}
     for item in filter(None, _split(rest)):
@@ -116,7 +137,7 @@ def parse(text: str) -> Method:
         if option in options:
             raise ValueError(f"{option} is given twice in {text!r}")
         options[option] = _literal(value.strip())
-    return build(name.strip(), **options)
+    return name.strip(), options
 
 
 def _split(text: str) -> list[str]:

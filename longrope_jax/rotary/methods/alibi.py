@@ -16,7 +16,10 @@ class ALiBi:
 
     m, n positions of query and key in tokens, i = 1..N query heads, slope_i = 2^(-8i/N) per token
     (see `alibi_slopes` where N is no power of two). A baseline, for models trained with it.
+
     Source: Press et al. (2108.12409) section 3.
+    Cache: keys as they are, nothing rotates.
+    Peers: none of the compared codes has it as a rotary method; in lm training stacks it is a bias.
     """
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:

@@ -19,9 +19,12 @@ class DualChunk:
     keep their distance; further ahead c - 1. m, n positions of query and key in tokens,
     s = chunk, c = original_length. No training; keys are cached once. Scores depend on where m and
     n lie in their chunks, not on m - n alone.
-    Source: An et al. (2402.17463) eqs. 2-8. The released ChunkLlama has s = 5/8 L and c - 1 = 3/4 L
-    for a model trained on L tokens: dual_chunk:original_length=3/4 L + 1,chunk=5/8 L. The factor
-    that it also puts on scores (0.05 ln(length/L) + 1) is not in the paper and is left out.
+
+    Source: An et al. (2402.17463) eqs. 2-8.
+    Cache: rotated keys, one copy; three copies of the query.
+    Peers: the released ChunkLlama has s = 5/8 L and c - 1 = 3/4 L for a model trained on L tokens:
+        dual_chunk:original_length=3/4 L + 1,chunk=5/8 L. The factor that it also puts on scores
+        (0.05 ln(length/L) + 1) is not in the paper and is left out.
 
     Attributes:
         original_length: c, whole tokens the model was trained on; no default.

@@ -28,8 +28,11 @@ class FoPE:
     deviation gain * sqrt(2/(O(I + K))): Xavier as PyTorch reads the shape [K, I, O]. Not trained.
     For models trained with it; another seed is another model. Pairs no longer turn but are
     stretched too, so scores depend on absolute positions.
-    Source: Hua et al. (2412.17739), appendix code. Differences: noise is drawn by numpy and shared
-    by all layers, and by the queries of a group, where the authors draw per layer and head.
+
+    Source: Hua et al. (2412.17739), appendix code.
+    Cache: rotated keys.
+    Peers: the authors' code draws its noise per layer and head with PyTorch; here numpy draws it
+        once for all layers and for the queries of a group.
 
     Attributes:
         original_length: L, tokens; no default.

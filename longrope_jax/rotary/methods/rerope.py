@@ -16,9 +16,12 @@ class ReRoPE:
     """ReRoPE: scores at relative position min(m - n, w).
 
     m, n positions of query and key in tokens, w = window. No training. Two score matrices: the
-    plain one where m - n < w, else query at constant w and key at 0. Keys are cached twice.
+    plain one where m - n < w, else query at constant w and key at 0.
+
     Source: Su Jianlin (kexue.fm 9708), who takes w of a quarter to a half of the trained length and
-    adds log-n scaling: log_n:inner=(rerope:window=...).
+        adds log-n scaling: log_n:inner=(rerope:window=...).
+    Cache: rotated keys, two copies (the second is not turned).
+    Peers: the YaRN repository has it as two score matrices for the whole sequence.
 
     Attributes:
         window: w, whole tokens; no default.
@@ -66,8 +69,11 @@ class LeakyReRoPE:
 
     m, n positions of query and key in tokens, w = window, k = factor. No training. The far branch
     has frequencies divided by k, queries at m + w(k - 1) and keys at n, so all positions stay whole
-    and exact. Keys are cached twice. With infinite k it would be ReRoPE, with k = 1 it is `inner`.
+    and exact. With infinite k it would be ReRoPE, with k = 1 it is `inner`.
+
     Source: Su Jianlin (kexue.fm 9708).
+    Cache: rotated keys, two copies.
+    Peers: the YaRN repository has it as two score matrices for the whole sequence.
 
     Attributes:
         window: w, whole tokens; no default.

@@ -16,10 +16,13 @@ class SelfExtend:
     """Self-Extend: relative position m - n below w, else m//G - n//G + w - w//G.
 
     m, n positions of query and key in tokens, w = window, G = group; // rounds down. No training,
-    one softmax over both. Keys are cached twice. The trained length L then reaches (L - w) G + w.
+    one softmax over both. The trained length L then reaches (L - w) G + w.
     Far scores depend on where m and n lie in their groups, not on m - n alone.
-    Source: Jin et al. (2401.01325) section 3. Their code takes w - w/G with its fraction, and drops
-    that shift while all positions are below w; with G dividing w both are this formula.
+
+    Source: Jin et al. (2401.01325) section 3.
+    Cache: rotated keys, two copies.
+    Peers: the authors' code takes w - w/G with its fraction, and drops that shift while all
+        positions are below w; with G dividing w both are this formula.
 
     Attributes:
         window: w, whole tokens; no default (Llama 2: 512 to 1,536).

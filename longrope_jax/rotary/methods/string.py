@@ -18,8 +18,11 @@ class STRING:
     m, n positions of query and key in tokens, S = shift, W = window. Long distances are rare in
     training, so within the trained length they are moved down by S - W. No training; keys are
     cached once.
+
     Source: An et al. (2410.18745): S a third to a half of the trained length, W at least 32. (Their
-    equation has an index meaning of its own; this is the relative position that it describes.)
+        equation has an index meaning of its own; this is the relative position it describes.)
+    Cache: rotated keys, one copy; two copies of the query.
+    Peers: none of the compared codes has it.
 
     Attributes:
         original_length: whole tokens the model was trained on; no default.
