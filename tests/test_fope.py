@@ -26,8 +26,8 @@ def test_only_full_turns_within_the_trained_length_stay():
     assert len(kept) == 31  # of 64
 
 
-def test_without_noise_every_other_frequency_is_picked():
-    """22 inputs into 16 outputs: step 2, so 11 outputs have a wave and 5 have none."""
+def test_without_noise_frequencies_are_picked_in_strides():
+    """21 inputs into 16 outputs: a step of 2, so 11 outputs have a wave and 5 have none."""
     f = f_of(rotary.FoPE(150, 1, gain=0.0), 64)
     assert len(f.inv_freq) == 12  # below 16 outputs: one to one
     np.testing.assert_array_equal(f.mixing[0, 0, :12, :12], np.eye(12))

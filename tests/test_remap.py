@@ -334,9 +334,29 @@ def test_stacked_remappings_equal_one_by_one():
         close(out, attention(rot, *args, None, "reference")[0])
 
 
+def test_frequencies_have_tangents_in_every_branch():
+    """d cos(p w/k) / dw = -sin(p w/k) p/k at the branch's position p and scale k."""
+    spec, m = SPECS[1], np.array([0, 3, 50])
+    rot, rule = make(spec), rule_of(spec)
+
+    @jax.jit
+    def tangent(delta):
+        def cos(delta):
+            ph = rotary.phases(dataclasses.replace(rot, delta=delta), m)
+            return [p.cos for p in (*ph.query, *ph.key)]
+
+        return jax.jvp(cos, (rot.delta,), (delta,))[1]
+
+    w = BASE ** (-np.arange(H // 2) / (H // 2))
+    places = [*rule.query_positions(m), *rule.key_positions(m)]
+    for got, p, scale in zip(tangent(jnp.ones(4)), places, rule.scales * 2, strict=True):
+        p = p[:, None] / scale
+        np.testing.assert_allclose(got, -np.sin(p * w) * p, atol=1e-4)
+
+
 def test_log_n_uses_the_true_position_in_every_branch():
     rot = make(rotary.LogN(rotary.ReRoPE(4, rotary.NoPE()), 4.0))
-    for branch in rotary.phases(rot, np.arange(20)).query:
+    for branch in jax.jit(rotary.phases)(rot, np.arange(20)).query:
         want = np.maximum(1, np.log(np.arange(1, 21)) / np.log(4))
         np.testing.assert_allclose(branch.cos[:, 0], want, rtol=1e-6)
 

@@ -41,8 +41,8 @@ _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
 class Rotary:
     """A method as the compiled model gets it: the same arrays for each, neutral where unused.
 
-    The structural methods (see `is_structural`) have a static rule, and then a first axis in hi, lo
-    and delta for the rule's branches, or the array `mixing`; they compile on their own.
+    The structural methods (see `is_structural`) have a static rule, and then a first axis in hi and
+    lo for the rule's branches, or the array `mixing`; they compile on their own.
 
     R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`.
 
@@ -127,7 +127,7 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
     return Rotary(
         hi=jnp.asarray(hi),
         lo=jnp.asarray(lo),
-        delta=jnp.zeros(hi.shape, jnp.float32),
+        delta=jnp.zeros(f.inv_freq.shape, jnp.float32),
         amplitude=jnp.float32(f.amplitude),
         log_decay=jnp.asarray(f.log_decay, jnp.float32),
         centre=jnp.float32(centre),
@@ -218,8 +218,8 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
 
 
 def _branch(rotary: Rotary, r: int) -> Rotary:
-    words = {name: getattr(rotary, name)[r] for name in ("hi", "lo", "delta")}
-    return dataclasses.replace(rotary, **words)
+    delta = rotary.delta / rotary.score_rule.scales[r]
+    return dataclasses.replace(rotary, hi=rotary.hi[r], lo=rotary.lo[r], delta=delta)
 
 
 def _turn(rotary: Rotary, position: jax.Array, precision: str) -> Phase | HeadPhase:
