@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longrope_jax import rotary
-from longrope_jax.rotary import documentation
+from longrope_jax.rotary import documentation, hf
 from longrope_jax.rotary.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -194,9 +196,9 @@ def test_values_of_the_wrong_kind_are_refused(config, said):
 
 def test_which_methods_hugging_face_has(spec):
     """Its seven types, NTK as its base, partial rotary around those; the others say so."""
-    if type(spec) in {*rotary.hf._BY_TYPE.values(), rotary.NTKAware}:
+    if type(spec) in {*hf._BY_TYPE.values(), rotary.NTKAware}:
         parameters = rotary.to_hf(spec, head_dim=16)
-        types = {*rotary.hf._BY_TYPE}
+        types = {*hf._BY_TYPE}
         assert parameters["rope_type"] in types and json.loads(json.dumps(parameters))
     else:
         inner = rotary.name_of(getattr(spec, "inner", spec))
@@ -311,6 +313,7 @@ def test_a_picture_without_matplotlib_names_the_extra(tmp_path, capsys, monkeypa
         (b"[1, 2]", "a config is an object"),
         (b'{"rope_scaling": {"type": "yarn"}}', "rope_type 'yarn' needs 'factor'"),
         (b'{"rope_scaling": {"type": "linear", "factor": NaN}}', "factor must be at least 1"),
+        (b'{"rope_theta": 1' + 400 * b"0" + b"}", "too large"),
     ],
 )
 def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, said):
@@ -401,3 +404,36 @@ def test_a_docstring_that_lacks_something_is_told_what_to_write():
         documentation.row(Mine)
     with pytest.raises(ValueError, match="to write the table between"):
         documentation.updated("no marks")
+
+
+# Files from strangers
+
+JSON = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3)
+JSON |= st.lists(JSON, max_size=2) | st.dictionaries(st.text(max_size=2), JSON, max_size=2)
+SIZES = st.sampled_from([0, 1, 2, 4096, 65_536, 0.5, 8.0, -1])
+NAMES = sorted(
+    {"type", "rope_type", *hf._COMMON}.union(*(k for c in hf._BY_TYPE.values() for k in c.HF_KEYS))
+)
+BLOCK = st.dictionaries(st.sampled_from(NAMES), JSON | SIZES, max_size=4)
+TYPED = st.builds(lambda t, b: b | {"rope_type": t}, st.sampled_from([*hf._BY_TYPE, "su"]), BLOCK)
+OUTER = ["rope_theta", "rotary_pct", "max_position_embeddings", "rope_x", "head_dim", "text_config"]
+
+
+@given(
+    block=TYPED | BLOCK | JSON,
+    outer=st.dictionaries(st.sampled_from(OUTER), JSON | SIZES, max_size=3),
+    key=st.sampled_from(["rope_scaling", "rope_parameters"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_json_is_read_or_refused_in_one_line(block, outer, key):
+    config = outer | {key: block}
+    try:
+        spec = quiet(config)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    assert len(rotary.account(config)) >= len(outer)
+    try:
+        assert quiet({"rope_parameters": rotary.to_hf(spec, head_dim=8)}) == spec
+    except ValueError as error:
+        assert "Hugging Face" in str(error) or "rope_parameters differ" in str(error)

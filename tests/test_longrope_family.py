@@ -74,6 +74,14 @@ def test_longrope2s_base_is_lius_where_the_critical_pair_is_no_rounded_number():
     same(at(spec, seq_len=2**16).inv_freq[:47], at(liu).inv_freq[:47], 1e-12)
 
 
+def test_longrope2_with_its_critical_pair_beyond_the_last_is_ntk_alone():
+    """L of 2^20 at base 10,000: pair 84 of 64; still the base that a longer head would have."""
+    spec = rotary.LongRoPE2(8, 2**20)
+    assert spec.critical_pair(128) == 84
+    longer = theta() * 8.0 ** (-np.arange(64) / 84)
+    same(at(spec, seq_len=2**20 + 1).inv_freq, longer)
+
+
 def test_longrope2_takes_one_factor_per_pair_and_exports_as_longrope():
     factors = tuple(np.linspace(16, 20, 34))
     spec = rotary.LongRoPE2(16, 8192, factors, critical=30, base=5e5)
@@ -162,8 +170,8 @@ def test_bad_text_is_refused_in_one_line(text, said):
 @pytest.mark.parametrize(
     "spec, seq_len, said",
     [
-        (rotary.LongRoPE2(8, 2**20), 8, "the critical pair is 84, head_dim 128 has 64"),
-        (rotary.LongRoPE2(8, 512, critical=64), 8, "the critical pair is 64, head_dim 128 has 64"),
+        (rotary.LongRoPE2(8, 2**20, (8.0,)), 8, "1 factors, head_dim 128 has 0 pairs"),
+        (rotary.LongRoPE2(8, 512, (), critical=64), 8, "0 factors, head_dim 128 has 0 pairs"),
         (rotary.LongRoPE2(8, 512, (8.0, 9.0)), 8, "2 factors, head_dim 128 has 33 pairs"),
         (rotary.DynamicLongRoPE((1.0, 2.0), 64, 2), 8, "2 factors, head_dim 128 has 64"),
         (rotary.DynamicLongRoPE(0.5, 64, 2), 512, "a long_factor below 1 falls to -2.5 at 512"),

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         args.run(args)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a number of 400 digits in a file
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `head` say, has seen enough

@@ -33,7 +33,8 @@ class LongRoPE2:
     """LongRoPE2: theta_j = base^(-2j/d)/lambda_j for j >= r, (base lambda_r^(d/2r))^(-2j/d) below.
 
     Radians per token; d = head_dim, r = critical. Below the critical pair it is NTK-aware scaling
-    whose base is solved so that theta is the same from both sides at pair r. Sequences of up to
+    whose base is solved so that theta is the same from both sides at pair r; with r beyond the last
+    pair (all of them turn fully within L) it is that scaling alone. Sequences of up to
     original_length tokens turn as in plain RoPE. Queries and keys are multiplied by LongRoPE's
     attention factor, at every length.
 
@@ -86,8 +87,7 @@ class LongRoPE2:
         """[H/2] radians per token and the amplitude; plain RoPE's up to original_length.
 
         Raises:
-            ValueError: a critical pair that the head does not have, or another number of factors
-                than of pairs from the critical one on.
+            ValueError: another number of factors than of pairs from the critical one on.
         """
         return self.as_longrope(head_dim).frequencies(head_dim=head_dim, seq_len=seq_len)
 
@@ -103,29 +103,24 @@ class LongRoPE2:
 
     def factors(self, head_dim: int) -> np.ndarray:
         """lambda_j of every pair, [H/2]: lambda_r^(j/r) below the critical pair."""
-        pairs = len(rope_inv_freq(self.base, head_dim))
-        r = self.critical_pair(head_dim)
+        pairs, r = len(rope_inv_freq(self.base, head_dim)), self.critical_pair(head_dim)
         above = self.factor if self.long_factor is None else self.long_factor
-        if isinstance(above, tuple) and len(above) != pairs - r:
+        beyond = max(0, pairs - r)
+        if isinstance(above, tuple) and not 0 < len(above) == beyond:
             raise ValueError(
-                f"long_factor has {len(above)} factors, head_dim {head_dim} has {pairs - r} pairs "
+                f"long_factor has {len(above)} factors, head_dim {head_dim} has {beyond} pairs "
                 f"from the critical one, {r}, on"
             )
-        above = np.broadcast_to(np.asarray(above, np.float64), pairs - r)
+        above = np.broadcast_to(np.asarray(above, np.float64), max(1, beyond))
         # (base lambda^(d/2r))^(-2j/d) = base^(-2j/d) / lambda^(j/r)
-        return np.concatenate([above[0] ** (np.arange(r) / max(r, 1)), above])
+        below = above[0] ** (np.arange(min(r, pairs)) / max(r, 1))
+        return np.concatenate([below, above[:beyond]])
 
     def critical_pair(self, head_dim: int) -> int:
         """r: the option, or the theoretical critical pair."""
-        r = self.critical
-        if r is None:
-            r = critical_pair(self.base, head_dim, self.original_length)
-        if r >= head_dim // 2:
-            raise ValueError(
-                f"the critical pair is {r}, head_dim {head_dim} has {head_dim // 2}: all of them "
-                f"turn fully within {self.original_length:g} tokens; pass a smaller critical"
-            )
-        return int(r)
+        if self.critical is not None:
+            return int(self.critical)
+        return critical_pair(self.base, head_dim, self.original_length)
 
     @property
     def amplitude(self) -> float:
