@@ -19,7 +19,7 @@ class ALiBi:
 
     Source: Press et al. (2108.12409) section 3.
     Cache: keys as they are, nothing rotates.
-    Peers: none of the compared codes has it as a rotary method; in lm training stacks it is a bias.
+    Peers: not among the rotary methods of the compared codes.
     """
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
