@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from longrope_jax.rotary import Frequencies, Method, ScoreRule
+from longrope_jax.rotary import LAYOUTS, Frequencies, Method, ScoreRule, unknown
 
 
 def score(
@@ -47,12 +47,7 @@ def score(
     d = np.asarray(distances, np.float64)
     if d.size == 0 or d.min() < 0:
         raise ValueError("distances must be one or more numbers that are not negative")
-    last = seq_len - 1 if seq_len else int(d.max())
-    f = _frequencies(method, head_dim, last + 1)
-    if f.mixing is not None:
-        raise ValueError("scores under fope depend on both positions: see decay.heatmap")
-    if f.score_rule is not None:
-        d = _relative(f.score_rule, last, last - d)
+    f, d = _at_distances(method, d, head_dim, seq_len)
     total = np.zeros_like(d)
     for speed, log_decay in zip(f.inv_freq, f.log_decay, strict=True):
         total += np.exp(log_decay * d) * np.cos(speed * d)
@@ -133,6 +128,65 @@ def _relative(rule: ScoreRule, m, n) -> np.ndarray:
     return rule.relative_position(m.astype(np.int64), n.astype(np.int64))
 
 
+def expected_score(
+    method: Method | Frequencies,
+    distances: np.ndarray,
+    moments: np.ndarray,
+    *,
+    layout: str = "half",
+    seq_len: int | None = None,
+) -> np.ndarray:
+    """Mean score of a head's queries and keys at each distance, divided by sqrt(H).
+
+    (1/sqrt(H)) * (sum_j A^2 exp(log_decay_j * distance) Re(c_j exp(i inv_freq_j * distance)) + r),
+    with c_j the mean of q_j conj(k_j) over pair j as a complex number and r that of the features
+    that partial rotary leaves alone: the expectation over queries and keys of Llama 2 Long's
+    footnote 3, for content that does not depend on the distance. All-ones moments give `score`,
+    whose limits it shares: see `depends_on_distance_alone`.
+
+    Args:
+        method: a rotary method, or its frequencies.
+        distances: [S] query position minus key position, tokens, not negative.
+        moments: [..., H, H] mean of q_a k_b before rotation, from a model
+            (`evaluation.attention_statistics`) or assumed.
+        layout: how the model pairs features, see `rotary.rotate`.
+        seq_len: as in `score`.
+
+    Returns:
+        float64 [..., S].
+
+    Raises:
+        ValueError: as `score`, moments that are not square, an unknown layout.
+    """
+    d, moments = np.asarray(distances, np.float64), np.asarray(moments, np.float64)
+    if d.ndim != 1 or d.size == 0 or d.min() < 0:
+        raise ValueError("distances must be a list of one or more numbers that are not negative")
+    if moments.ndim < 2 or moments.shape[-1] != moments.shape[-2]:
+        raise ValueError(f"moments must be [..., H, H], got {moments.shape}")
+    head_dim = moments.shape[-1]
+    f, d = _at_distances(method, d, head_dim, seq_len)
+    pairs, rest = _pair_moments(moments, len(f.inv_freq), layout)
+    turn = np.exp(np.outer(f.log_decay + 1j * f.inv_freq, d))
+    return (f.amplitude**2 * (pairs @ turn).real + rest[..., None]) / np.sqrt(head_dim)
+
+
+def depends_on_distance_alone(frequencies: Frequencies) -> bool:
+    """Whether scores are a function of distance.
+
+    Not with start tokens, log-n scaling or FoPE, nor where the relative position follows chunks or
+    groups of tokens (dual chunk, Self-Extend).
+    """
+    f = frequencies
+    if f.start_count or np.isfinite(f.logn_length) or f.mixing is not None:
+        return False
+    if f.score_rule is None:
+        return True
+    distances = np.unique(np.geomspace(1, 2**20, 200).astype(np.int64))
+    n = 797 * np.arange(400)[:, None]  # a prime, so that every place in a chunk or group occurs
+    relative = f.score_rule.relative_position(n + distances, n)
+    return bool(np.all(relative == relative[0]))
+
+
 def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
     """The first distance with a score below zero, in tokens, or None.
 
@@ -197,6 +251,15 @@ def summarize(scores: np.ndarray) -> Summary:
     )
 
 
+def _at_distances(method, d, head_dim: int, seq_len: int | None):
+    """Frequencies, and the distances that the last of `seq_len` tokens scores those in `d` at."""
+    last = seq_len - 1 if seq_len else int(d.max())
+    f = _frequencies(method, head_dim, last + 1)
+    if f.mixing is not None:
+        raise ValueError("scores under fope depend on both positions: see decay.heatmap")
+    return f, d if f.score_rule is None else _relative(f.score_rule, last, last - d)
+
+
 def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> Frequencies:
     if isinstance(method, Frequencies):
         f = method
@@ -205,6 +268,18 @@ def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> F
     if 2 * f.pairs > head_dim:
         raise ValueError(f"{f.pairs} pairs do not fit into a head of {head_dim}")
     return f
+
+
+def _pair_moments(moments: np.ndarray, count: int, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Complex means [..., count] of q conj(k) per rotated pair, and the sum over other features."""
+    if layout not in LAYOUTS:
+        raise ValueError(unknown("rotary layout", layout, LAYOUTS))
+    pairs = np.arange(2 * count).reshape((2, count) if layout == "half" else (count, 2))
+    a, b = pairs if layout == "half" else pairs.T
+    real = moments[..., a, a] + moments[..., b, b]
+    imaginary = moments[..., b, a] - moments[..., a, b]
+    rest = np.arange(2 * count, moments.shape[-1])
+    return real + 1j * imaginary, moments[..., rest, rest].sum(-1)
 
 
 def _angles(f: Frequencies, positions: np.ndarray) -> np.ndarray:
