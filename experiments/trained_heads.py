@@ -23,9 +23,10 @@ DEFINITIONS = (
     "Expected score: the mean over a query and an earlier key of the same window, both taken from "
     "the model before rotation, of their product after rotation by the method, divided by the "
     "square root of the head dimension, before softmax. Softmax sees only differences, so each "
-    "head's score at distance 0 is subtracted; distances are averaged in bins. The queries and keys are those of the "
-    "model under the method it was trained with; under another method its deeper layers would see "
-    "other inputs. What a token says is taken to be independent of the distance."
+    "head's score at distance 0 is subtracted; distances are averaged in bins. The queries and "
+    "keys are those of the model under the method it was trained with; under another method its "
+    "deeper layers would see other inputs. What a token says is taken to be independent of the "
+    "distance."
 )
 
 

@@ -44,6 +44,7 @@ def unrolled(block, *, length, **_):
 
     class Layers(llama.nn.Module):
         config: llama.LlamaConfig
+        score_rule: rotary.ScoreRule | None = None
 
         @llama.nn.compact
         def __call__(self, x, *rest):
