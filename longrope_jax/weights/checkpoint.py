@@ -1,0 +1,23 @@
+"""What a reader of any format finds before tensors are read."""
+
+from dataclasses import dataclass, field
+
+from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.llama import LlamaConfig
+from longrope_jax.rotary import Method
+from longrope_jax.weights.files import Source
+
+
+@dataclass
+class Checkpoint:
+    """Config, rotary method, tokenizer and the tensors' source of one checkpoint."""
+
+    form: str  # "hf", "gguf" or "meta": whose names the tensors have
+    config: LlamaConfig
+    rotary: Method
+    source: Source
+    tokenizer: Tokenizer | None
+    context_length: int | None  # tokens, as the checkpoint declares it
+    special_ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos"
+    ignored: tuple[str, ...] = ()  # endings of tensor names that are left out
+    notes: list[str] = field(default_factory=list)  # what was recognised, in words
