@@ -16,7 +16,15 @@ from jax.sharding import Mesh
 from longrope_jax import llama
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.rotary import LAYOUTS, Method, unknown
-from longrope_jax.weights import gguf_export, gguf_file, huggingface, layout, meta, stream
+from longrope_jax.weights import (
+    gguf_export,
+    gguf_file,
+    huggingface,
+    layout,
+    meta,
+    pretrained,
+    stream,
+)
 from longrope_jax.weights.checkpoint import Checkpoint
 
 __all__ = ["FORMATS", "Loaded", "load", "open_checkpoint", "save"]
@@ -54,9 +62,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         ValueError: as `load`.
     """
+    if str(path) in pretrained.MODELS and not Path(path).exists():
+        path = pretrained.fetch(str(path))
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: expected a folder or a .gguf file")
+        known = ", ".join(pretrained.MODELS)
+        raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
     if path.is_file():
         return gguf_file.read(path)
     if (path / huggingface.CONFIG).exists():
@@ -86,7 +97,7 @@ def load(
     slices of 4 MiB. Of a tied model the head is the embedding.
 
     Args:
-        path: the folder, or the .gguf file.
+        path: the folder, the .gguf file, or a name of `pretrained.MODELS`.
         mesh: where the parameters go; None is the default device.
         dtype: of activations, config.dtype.
         param_dtype: of parameters, whatever the file's is.

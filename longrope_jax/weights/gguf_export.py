@@ -8,6 +8,7 @@ import numpy as np
 
 from longrope_jax import rotary
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
+from longrope_jax.weights.checkpoint import extended_length
 from longrope_jax.weights.gguf_file import require_package
 
 # Our name: ggml's type, its number as a file type, numpy's dtype.
@@ -25,10 +26,9 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
         raise ValueError(rotary.unknown("dtype of GGUF", str(dtype), DTYPES))
     if path.exists():
         raise ValueError(f"{path} exists already: choose another name")
-    metadata, factors, rotary_dim = gguf_rotary.write(spec, config)
+    metadata, factors = gguf_rotary.write(spec, config.head_dim)
     if context_length is None:
-        original = getattr(spec, "original_length", 2048)
-        context_length = int(original * getattr(spec, "factor", 1))
+        context_length = extended_length(spec)
     metadata |= _metadata(config, context_length) | {"general.file_type": DTYPES[dtype][1]}
     metadata |= gguf_vocabulary.write(tokenizer, config.vocab_size)
     metadata |= {f"tokenizer.ggml.{role}_token_id": at for role, at in special_ids.items()}
@@ -46,7 +46,7 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
         writer.write_tensor_data(values)
     for name, at in plan.items():
         kind = DTYPES[kinds[name]][2]
-        values = stream.fetch(config, params, *at, kind, "interleaved", rotary_dim)
+        values = stream.fetch(config, params, *at, kind, "interleaved")
         writer.write_tensor_data(np.ascontiguousarray(values).view(np.uint8))
     writer.close()
 

@@ -86,7 +86,7 @@ def read(path: Path) -> Checkpoint:
         tokenizer=_tokenizer(where, metadata, config, notes),
         context_length=context,
         special_ids=_special_ids(metadata, where, config.vocab_size),
-        ignored=gguf_rotary.TENSORS,
+        ignored=(gguf_rotary.FREQS,),
         notes=notes,
     )
 

@@ -1,16 +1,15 @@
 """The rope.* metadata of GGUF and our methods, as llama.cpp means them."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 
 from longrope_jax import rotary
-from longrope_jax.llama import LlamaConfig
-from longrope_jax.weights.files import Source, number, whole
+from longrope_jax.weights.files import Source, check_shape, number, whole
 
-FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
-TENSORS = (FREQS, LONG, SHORT)
-TYPES = ("none", "linear", "yarn", "longrope")
+FREQS = "rope_freqs.weight"
+TYPES = ("none", "linear", "yarn")  # longrope belongs to other architectures than llama
 _KEY = "llama.rope."
 
 
@@ -19,23 +18,22 @@ def read(metadata: dict, source: Source, head_dim: int, context_length: int, not
     where = source.where
     base = number(metadata, _KEY + "freq_base", where, 10_000.0)
     dim = whole(metadata, _KEY + "dimension_count", where, head_dim)
-    if dim > head_dim or dim % 2:
-        raise ValueError(f"{where}: rope.dimension_count {dim} does not fit heads of {head_dim}")
+    if dim != head_dim:  # llama.cpp refuses it, too
+        raise ValueError(f"{where}: rope.dimension_count {dim} in heads of {head_dim}")
     # llama.cpp: without a type, a factor means linear.
     kind = metadata.get(_KEY + "scaling.type", "linear")
     if kind not in TYPES:
         raise ValueError(f"{where}: " + rotary.unknown("rope.scaling.type", str(kind), TYPES))
     old = number(metadata, _KEY + "scale_linear", where, 1.0)
     factor = number(metadata, _KEY + "scaling.factor", where, old)
-    spec = _METHODS[kind](metadata, source, base, factor, dim, context_length, notes)
-    return spec if dim == head_dim else rotary.PartialRotary(spec, dim / head_dim)
+    return _METHODS[kind](metadata, source, base, factor, dim, context_length, notes)
 
 
 def _plain(metadata, source, base, factor, dim, context_length, notes):
     if (gain := _attention_factor(metadata, source.where)) != 1:
         raise ValueError(f"{source.where}: rope.scaling.attn_factor {gain} without yarn")
     kind = metadata.get(_KEY + "scaling.type", "linear")
-    factors = _factors(source, FREQS, dim)
+    factors = _factors(source, dim)
     if factors is not None:
         if factor != 1 and kind == "linear":
             raise ValueError(f"{source.where} has both {FREQS} and a linear factor {factor}")
@@ -50,7 +48,8 @@ def _yarn(metadata, source, base, factor, dim, context_length, notes):
     for key, neutral in (("yarn_log_multiplier", 0), ("yarn_ext_factor", 1)):
         if metadata.get(scaling + key, neutral) != neutral:
             raise ValueError(f"{where}: {scaling}{key} other than {neutral} is not supported")
-    _refuse_factors(source, "yarn")
+    if FREQS in source.shapes:
+        raise ValueError(f"{where}: {FREQS} contradicts rope.scaling.type yarn")
     return rotary.YaRN(
         factor=factor,
         original_length=whole(metadata, scaling + "original_context_length", where, context_length),
@@ -61,23 +60,7 @@ def _yarn(metadata, source, base, factor, dim, context_length, notes):
     )
 
 
-def _longrope(metadata, source, base, factor, dim, context_length, notes):
-    where = source.where
-    original = whole(metadata, _KEY + "scaling.original_context_length", where, context_length)
-    both = [_factors(source, name, dim) for name in (LONG, SHORT)]
-    if any(one is None for one in both):
-        raise ValueError(f"{where}: rope.scaling.type longrope needs {LONG} and {SHORT}")
-    return rotary.LongRoPE(
-        long_factor=tuple(both[0]),
-        short_factor=tuple(both[1]),
-        original_length=original,
-        factor=max(1.0, context_length / original),
-        base=base,
-        attention_factor=_attention_factor(metadata, where),
-    )
-
-
-_METHODS = {"none": _plain, "linear": _plain, "yarn": _yarn, "longrope": _longrope}
+_METHODS = {"none": _plain, "linear": _plain, "yarn": _yarn}
 
 
 def _attention_factor(metadata: dict, where: str) -> float:
@@ -86,21 +69,13 @@ def _attention_factor(metadata: dict, where: str) -> float:
     return one * other
 
 
-def _factors(source: Source, name: str, dim: int) -> list[float] | None:
+def _factors(source: Source, dim: int) -> list[float] | None:
     """Numbers by which frequencies are divided, one per pair, or None where there are none."""
-    if name not in source.shapes:
+    if FREQS not in source.shapes:
         return None
-    if source.shapes[name] != (dim // 2,):
-        found = list(source.shapes[name])
-        raise ValueError(f"{source.where}: {name} is {found}, expected [{dim // 2}]")
+    check_shape(source, FREQS, (dim // 2,))
     # Shortest decimals: 8.0 stays 8.0, and a factor written from a list of ours comes back.
-    return [float(str(np.float32(x))) for x in source.rows(name, 0, dim // 2)]
-
-
-def _refuse_factors(source: Source, kind: str) -> None:
-    for name in TENSORS:
-        if name in source.shapes:
-            raise ValueError(f"{source.where}: {name} contradicts rope.scaling.type {kind}")
+    return [float(str(np.float32(x))) for x in source.rows(FREQS, 0, dim // 2)]
 
 
 def _llama3(factors, base, dim, context_length, notes):
@@ -124,18 +99,15 @@ def _llama3(factors, base, dim, context_length, notes):
 # Writing
 
 
-def write(spec, config: LlamaConfig) -> tuple[dict[str, Any], dict[str, np.ndarray], int]:
-    """(metadata, tensors, features that turn). Raises ValueError: a method that GGUF can't say."""
-    inner, dim = spec, config.head_dim
-    if isinstance(spec, rotary.PartialRotary):
-        inner, dim = spec.inner, spec.rotary_dim(config.head_dim)
-    form = _WRITERS.get(type(inner))
-    if form is None or dim == 0:
+def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors. Raises ValueError: a method that llama.cpp's Llama can't be told."""
+    form = _WRITERS.get(type(spec))
+    if form is None:
         known = ", ".join(sorted(cls.__name__ for cls in _WRITERS))
         raise ValueError(f"GGUF can't say {rotary.name_of(spec)}: it has {known}")
-    metadata, tensors = form(inner, dim)
+    metadata, tensors = form(spec, head_dim)
     metadata = {_KEY + key: value for key, value in metadata.items()}
-    return metadata | {_KEY + "dimension_count": dim}, tensors, dim
+    return metadata | {_KEY + "dimension_count": head_dim}, tensors
 
 
 def _write_rope(spec, dim):
@@ -154,6 +126,11 @@ def _write_pi(spec, dim):
 def _write_yarn(spec, dim):
     if (spec.ramp, spec.clamp, spec.truncate) != ("dimension", "dimension", True):
         raise ValueError("GGUF's yarn has ramp and clamp by dimension, truncated, and no other")
+    if (spec.beta_fast, spec.beta_slow) != (32, 1):
+        warnings.warn(
+            "llama.cpp of 2025 and before ignores yarn_beta_fast and yarn_beta_slow of a file",
+            stacklevel=5,
+        )
     options = {
         "scaling.type": "yarn",
         "scaling.factor": spec.factor,
@@ -173,19 +150,13 @@ def _write_llama3(spec, dim):
 
 
 def _write_longrope(spec, dim):
-    if spec.start_count:
-        raise ValueError("GGUF's longrope has no start tokens: start_count must be 0")
-    tensors = {
-        name: np.broadcast_to(np.asarray(factors, np.float32), dim // 2).copy()
-        for name, factors in ((LONG, spec.long_factor), (SHORT, spec.short_factor))
-    }
-    options = {
-        "scaling.type": "longrope",
-        "scaling.factor": 1.0,  # the lists say it all; llama.cpp would apply this one, too
-        "scaling.original_context_length": _whole_length(spec),
-        "scaling.attn_factor": spec.amplitude,
-    }
-    return {"freq_base": spec.base} | options, tensors
+    if spec.start_count or spec.amplitude != 1 or spec.short_factor != spec.long_factor:
+        raise ValueError(
+            "llama.cpp's Llama has one factor per pair at all lengths and no attention factor "
+            "beside it: it can't say this longrope"
+        )
+    factors = np.broadcast_to(np.asarray(spec.long_factor, np.float32), dim // 2)
+    return {"freq_base": spec.base}, {FREQS: factors.copy()}
 
 
 def _whole_length(spec) -> int:

@@ -12,7 +12,7 @@ from longrope_jax import rotary
 from longrope_jax.data import tokenizers
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import names, safetensors_file, stream
-from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.checkpoint import Checkpoint, extended_length
 from longrope_jax.weights.files import number, read_json, whole
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
@@ -200,8 +200,7 @@ def export_config(config, spec, dtype, context_length, special_ids) -> dict[str,
     if isinstance(spec, rotary.DynamicNTK):
         context_length = spec.original_length  # where transformers looks for it
     elif context_length is None:
-        original = parameters.get("original_max_position_embeddings", 2048)
-        context_length = int(original * parameters.get("factor", 1))
+        context_length = extended_length(spec)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

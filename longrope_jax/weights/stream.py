@@ -132,10 +132,8 @@ def _write(buffer, part, start):
     return jax.lax.dynamic_update_slice(buffer, part, list(start))
 
 
-def fetch(config: llama.LlamaConfig, params, leaf, layer, dtype, layout, rotary_dim=None):
+def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int, dtype, layout):
     """One tensor as a file holds it, on the host; wq and wk with features in `layout`.
-
-    `rotary_dim`: how many features of a head turn (None: all); the others stay where they are.
 
     Raises ValueError: parameters of another shape or on several hosts, values beyond `dtype`.
     """
@@ -153,15 +151,10 @@ def fetch(config: llama.LlamaConfig, params, leaf, layer, dtype, layout, rotary_
     values = np.asarray(_layer_of(array, layer) if leaf.stacked else array)
     values = cast(values, dtype, "/".join(leaf.path))
     if leaf.path[-1] in names.ROTATED and layout != config.rotary_layout:
-        values = values[..., _reorder(config.head_dim, rotary_dim, layout)]
+        order = half_from_interleaved(config.head_dim)
+        values = values[..., order if layout == "half" else np.argsort(order)]
     order = [leaf.letters.index(letter) for letter in leaf.axes.replace(",", "")]
     return values.transpose(order).reshape(names.file_shape(config, leaf))
-
-
-def _reorder(head_dim, rotary_dim, layout):
-    order = half_from_interleaved(head_dim if rotary_dim is None else rotary_dim)
-    order = order if layout == "half" else np.argsort(order)
-    return np.concatenate([order, np.arange(len(order), head_dim)])
 
 
 @jax.jit
