@@ -34,6 +34,7 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     metadata |= {f"tokenizer.ggml.{role}_token_id": at for role, at in special_ids.items()}
     plan = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
     kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in plan.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = _writer(path, metadata)
     for name, values in factors.items():
         _announce(writer, name, values.shape, "float32")

