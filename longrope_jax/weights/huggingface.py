@@ -31,12 +31,7 @@ def read(path: Path) -> Checkpoint:
     raw = read_json(path / CONFIG)
     source = SafetensorsSource(str(path), _files(path))
     config, notes = _config(raw, source, where)
-    spec = rotary.from_hf(raw)
-    if isinstance(spec, rotary.PartialRotary):
-        raise ValueError(
-            f"{where}: partial_rotary_factor {spec.fraction}, but model_type llama turns whole "
-            "heads: remove the key, or is this another architecture?"
-        )
+    spec = _rotary(raw, config.head_dim, where)
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
@@ -51,6 +46,23 @@ def read(path: Path) -> Checkpoint:
         ignored=_IGNORED,
         notes=notes,
     )
+
+
+def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key), dict | None):
+            raise ValueError(f"{where}: {key} must be an object, got {str(raw[key])[:60]!r}")
+    try:
+        spec = rotary.from_hf(raw)
+        spec.frequencies(head_dim=head_dim, seq_len=1)  # refuses lists of another length
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{where}: rotary parameters: {error}") from error
+    if isinstance(spec, rotary.PartialRotary):
+        raise ValueError(
+            f"{where}: partial_rotary_factor {spec.fraction}, but model_type llama turns whole "
+            "heads: remove the key, or is this another architecture?"
+        )
+    return spec
 
 
 def _files(path: Path) -> list[Path]:
