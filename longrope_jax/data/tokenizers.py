@@ -167,8 +167,8 @@ class SentencePieceTokenizer:
     def spans(self, text: str) -> np.ndarray:
         """First character and first character after each token of `encode(text)`, int [T, 2]."""
         _utf8(text)
-        pieces = _processor(self.path).encode(text, out_type="immutable_proto").pieces
-        return np.asarray([(p.begin, p.end) for p in pieces], int).reshape(-1, 2)
+        offsets = _processor(self.path).encode(text, return_type="offset_mapping")["offsets"]
+        return np.asarray(offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
@@ -227,8 +227,11 @@ def _opened(path: str, json: str):
         raise ValueError(f"{path} needs the package tokenizers: {extra}") from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json or Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # the package raises bare Exception
-        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+    except BaseException as error:  # bare Exception, or a panic, which is not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a readable tokenizer.json: {reason}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
