@@ -30,7 +30,7 @@ _COMMON = {
 _PRESETS = {
     "tiny": {
         "search_documents": 2,
-        "windows": 4,
+        "windows": 8,
         "test_windows_per_document": 1,
         "test_needles": 4,
         "evolution": {
@@ -42,7 +42,7 @@ _PRESETS = {
             "probability": 0.3,
             "seeds": 2,
         },
-        "study": ("tiny", {"held_out": 4, "factor": 4}),
+        "study": ("tiny", {"held_out": 4, "factor": 4, "evaluation": {"tokens_per_batch": 1024}}),
     },
     "cpu": {"study": ("laptop", {"held_out": 15, "factor": 4})},
 }
