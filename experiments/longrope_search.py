@@ -3,13 +3,14 @@
     python -m experiments.longrope_search --config=configs/longrope_search.py:cpu --workdir=DIR
 
 A Llama is pretrained at a short length L (or read: --config.study.init_checkpoint=DIR). Then, at
-2 L and 4 L, four ways to find one factor per rotary pair get the same budget of forward passes
+2 L and 4 L, five ways to find one factor per rotary pair get the same budget of forward passes
 over sequences of held-out documents:
 
     LongRoPE (2402.13753)   evolution, loss of text; factors and start tokens
     LongRoPE2 (2502.20082)  evolution, loss of the answers to needles; critical pair and factors
     gradient                Adam on log lambda through the phases, loss of text
-    gradient, needle        the same, loss of the answers to needles
+    gradient, monotone      the same, projected onto LongRoPE's monotone factors
+    gradient, needle        as gradient, loss of the answers to needles
 
 and every winner, chosen by its fitness, is compared on other documents with the published methods.
 Presets: cpu (about 20 minutes on 2 cores, a quarter of it pretraining), tiny.

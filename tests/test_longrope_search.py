@@ -138,7 +138,7 @@ def test_tables_hold_every_row_with_differences_of_the_same_samples(tiny, finish
         assert difference == pytest.approx(expected, abs=2e-3)
         assert by["PI"]["minus PI"] is None and by["LongRoPE"]["seeds"] == 2
     claims = results["claims"]
-    assert len(claims) == 2 * (4 * 3 + 2)
+    assert len(claims) == 2 * (5 * 3 + 3)
     for claim in claims:
         assert claim["low"] <= claim["difference"] <= claim["high"]
         assert (claim["verdict"] == "holds") == (claim["high"] < 0)

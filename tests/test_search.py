@@ -177,6 +177,21 @@ def test_evolution_keeps_the_best_improves_and_depends_on_its_seed(space, tmp_pa
     assert toy_fitness([history.best])[0] == best[-1]
 
 
+def test_every_generation_draws_other_numbers():
+    drawn = []
+
+    class Recorder(LongRoPESpace):
+        def mutate(self, parent, rng, seen):
+            drawn.append(rng.random())
+            return super().mutate(parent, rng, seen)
+
+    space, history = Recorder(LARGE), History()
+    for _ in range(3):
+        children = evolution.propose(space, SMALL, history, seed=0)
+        history = history.extended(children, toy_fitness(children))
+    assert len(set(drawn)) == len(drawn) > 4
+
+
 def test_parents_are_the_best_of_all_generations():
     parents = set()
 
@@ -314,14 +329,29 @@ def test_the_slope_is_that_of_a_float64_computation(objective, name):
     assert np.abs(differences).max() > 0.1
 
 
-def test_the_first_step_of_adam_moves_every_log_factor_against_its_slope(objective):
+def test_steps_are_adam_s_on_log_factors(objective):
     start = published(TARGET)["NTK"]
-    loss, slope = objective.slope(start)
-    descent = gradient.step(gradient.begin(start), objective, learning_rate=0.01)
-    assert descent.losses[0] == loss and descent.best == start
-    moved = descent.position - np.log(start.factors)
-    # A larger factor is a smaller frequency.
-    np.testing.assert_allclose(moved, 0.01 * np.sign(slope), rtol=1e-3)
+    descent = gradient.begin(start)
+    position, mu, nu = np.log(start.factors), 0.0, 0.0
+    for t in range(1, 4):
+        loss, slope = objective.slope(Individual(tuple(np.exp(position).tolist())))
+        # theta / lambda falls by itself for a unit of log lambda.
+        slope = -slope * TARGET.inv_freq * np.exp(-position)
+        mu, nu = 0.9 * mu + 0.1 * slope, 0.999 * nu + 0.001 * slope**2
+        position = position - 0.01 * (mu / (1 - 0.9**t)) / (np.sqrt(nu / (1 - 0.999**t)) + 1e-8)
+        descent = gradient.step(descent, objective, learning_rate=0.01)
+        assert descent.losses[-1] == pytest.approx(loss, rel=1e-5)
+        np.testing.assert_allclose(descent.position, position, atol=1e-5)
+
+
+def test_a_monotone_descent_stays_in_longrope_s_space(objective):
+    descent = gradient.begin(published(TARGET)["YaRN"])
+    for _ in range(5):
+        descent = gradient.step(descent, objective, learning_rate=0.3, monotone=True)
+        factors = tuple(np.exp(descent.position).tolist())
+        assert is_monotone(factors) and factors[0] >= 1 and factors[-1] <= 2.5 + 1e-12
+    free = gradient.step(descent, objective, learning_rate=0.3)
+    assert not is_monotone(tuple(np.exp(free.position).tolist()))
 
 
 def test_learning_lowers_the_loss_and_resumes_to_the_bit(objective, tmp_path):

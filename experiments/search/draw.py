@@ -16,6 +16,7 @@ _LOOKS = {
     "LongRoPE": ("#D55E00", "-"),
     "LongRoPE2": ("#CC79A7", "-"),
     "gradient": ("#0072B2", "-"),
+    "gradient, monotone": ("#56B4E9", "-"),
     "gradient, needle": ("#009E73", "-"),
 }
 
@@ -51,11 +52,16 @@ def draw_progress(config: ConfigDict, workdir: Path, path: Path) -> None:
     fig, axes = report.subplots(count, 2, size=(11, 3.6 * count), squeeze=False, sharex=True)
     for row, factor in zip(axes, config.factors, strict=True):
         for ax, kind in zip(row, ("text", "needle"), strict=True):
+            shown = []
             for search in plan.searches(config):
                 if (search.factor, search.objective) == (factor, kind):
                     name = search.method if search.seed == 0 else None
-                    curve = compare.progress(config, workdir, search)
-                    ax.plot(*curve, drawstyle="steps-post", label=name, **_look(search.method))
+                    cost, loss = compare.progress(config, workdir, search)
+                    ax.plot(cost, loss, drawstyle="steps-post", label=name, **_look(search.method))
+                    # What comes before is PI, which would flatten all that follows.
+                    shown += loss[np.searchsorted(cost, plan.STARTS) :].tolist()
+            margin = 0.05 * (max(shown) - min(shown)) + 1e-6
+            ax.set_ylim(min(shown) - margin, max(shown) + margin)
             ax.set_title(f"loss of {kind} at {factor:g}x, search documents", loc="left")
             ax.legend()
         row[0].set_ylabel("lowest loss so far, nats")

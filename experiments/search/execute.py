@@ -184,5 +184,6 @@ def _descend(bench, search: plan.Search, lowered: Objective, count: Callable[[in
         bench.path(search),
         steps=plan.gradient_steps(bench.config),
         learning_rate=bench.config.learning_rate,
+        monotone=search.method == "gradient, monotone",
         on_step=lambda: count(plan.FORWARDS_PER_GRADIENT),
     )

@@ -143,7 +143,7 @@ class Scorer:
 
 def tokens_scored(bench: Workbench, factor: float) -> int:
     """Tokens that `measure` scores at one target."""
-    rows = len(methods_without_search(bench, bench.target(factor))) + 3 + 3 * _seeds(bench)
+    rows = len(methods_without_search(bench, bench.target(factor))) + 4 + 3 * _seeds(bench)
     T = bench.target(factor).seq_len
     return rows * T * sum(len(bench.sequences(k, T, test=True).tokens) for k in ("text", "needle"))
 

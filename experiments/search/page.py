@@ -27,9 +27,9 @@ _ATTENTION = (
 _BUDGET = (
     "Every search gets the same number of forward passes over sequences of the same documents; a "
     "gradient (forward and backward) counts as three. The gradient begins at the best of PI, NTK "
-    "and YaRN, whose three passes count too, is not held to a range or to monotone factors, and "
-    "has no start tokens. Loss at start: the best of the first generation, or the gradient's "
-    "first point."
+    "and YaRN, whose three passes count too, and has no start tokens. It is not held to a range "
+    "or to monotone factors; its monotone variant is projected onto LongRoPE's space after every "
+    "step. Loss at start: the best of the first generation, or the gradient's first point."
 )
 
 

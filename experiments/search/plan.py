@@ -17,6 +17,7 @@ METHODS = {
     "LongRoPE": "text",
     "LongRoPE2": "needle",
     "gradient": "text",
+    "gradient, monotone": "text",
     "gradient, needle": "needle",
 }
 EVOLUTIONS = ("LongRoPE", "LongRoPE2")

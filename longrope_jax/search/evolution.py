@@ -150,7 +150,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        np.savez(temporary, **arrays)
+        np.savez_compressed(temporary, **arrays)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

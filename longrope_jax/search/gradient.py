@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.optimize import isotonic_regression
 
 from longrope_jax.search.evolution import save_arrays
 from longrope_jax.search.fitness import Objective
@@ -47,8 +48,13 @@ def begin(start: Individual) -> Descent:
     return Descent(np.zeros((0, len(position))), np.zeros(0), position, zeros, zeros)
 
 
-def step(descent: Descent, objective: Objective, *, learning_rate: float) -> Descent:
+def step(
+    descent: Descent, objective: Objective, *, learning_rate: float, monotone: bool = False
+) -> Descent:
     """Measures loss and slope at the position, then one update of Adam.
+
+    With `monotone` the position is then moved to the nearest one in LongRoPE's search space:
+    factors that never fall from pair to pair, between 1 and 1.25 s.
 
     theta_j / lambda_j changes by -theta_j / lambda_j for a unit of log lambda_j, which turns the
     slope in the frequencies into one in log lambda. A loss or slope that is not finite raises
@@ -63,10 +69,14 @@ def step(descent: Descent, objective: Objective, *, learning_rate: float) -> Des
     adam = optax.scale_by_adam()
     state = optax.ScaleByAdamState(count, jnp.asarray(descent.mu), jnp.asarray(descent.nu))
     update, state = adam.update(slope, state)
+    position = descent.position - learning_rate * np.asarray(update, np.float64)
+    if monotone:
+        highest = np.log(1.25 * objective.target.factor)
+        position = np.clip(isotonic_regression(position).x, 0, highest)
     return Descent(
         np.concatenate([descent.factors, factors[None]]),
         np.append(descent.losses, loss),
-        descent.position - learning_rate * np.asarray(update, np.float64),
+        position,
         np.asarray(state.mu),
         np.asarray(state.nu),
     )
@@ -79,6 +89,7 @@ def learn(
     *,
     steps: int,
     learning_rate: float,
+    monotone: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> Descent:
     """Runs the steps that `path` does not hold yet, saving after each; returns the path.
@@ -89,6 +100,7 @@ def learn(
         path: .npz of the descent.
         steps: measured points, each a forward and a backward pass.
         learning_rate: of Adam, in log lambda per step.
+        monotone: keep to LongRoPE's search space, start tokens apart.
         on_step: called after each.
 
     Raises:
@@ -103,7 +115,7 @@ def learn(
     if len(descent.losses) > steps or len(descent.position) != len(start.factors):
         raise ValueError(f"{path} holds {len(descent.losses)} steps of another search: remove it")
     while len(descent.losses) < steps:
-        descent = step(descent, objective, learning_rate=learning_rate)
+        descent = step(descent, objective, learning_rate=learning_rate, monotone=monotone)
         save_arrays(path, {f.name: getattr(descent, f.name) for f in dataclasses.fields(Descent)})
         if on_step:
             on_step()
