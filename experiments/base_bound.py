@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, report
 from longrope_jax.analysis import base_bound
+from longrope_jax.rotary import check_base
 
 _K = 1024
 _HEAD_DIM = 128  # of the published tables
@@ -62,11 +63,14 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """Searches, compares with the published tables, writes the report into `workdir`.
 
     Raises:
-        ValueError: a length below 2 tokens, an odd head dimension or one below 6, nothing to do.
+        ValueError: a length below 2 tokens, fewer than two lengths, an odd head dimension or one
+            below 6, a base not above 1.
     """
     workdir = Path(workdir)
     if len(set(config.lengths)) < 2:
         raise ValueError("lengths must name at least two lengths, so that a power law has a slope")
+    for base in config.bases:
+        check_base(base)
     started = time.perf_counter()
     bounds = _bounds(config)
     feasible = {

@@ -23,10 +23,10 @@ DEFINITIONS = (
     "Expected score: the mean over a query and an earlier key of the same window, both taken from "
     "the model before rotation, of their product after rotation by the method, divided by the "
     "square root of the head dimension, before softmax. Softmax sees only differences, so each "
-    "head's score at distance 0 is subtracted; distances are averaged in bins. The queries and "
-    "keys are those of the model under the method it was trained with; under another method its "
-    "deeper layers would see other inputs. What a token says is taken to be independent of the "
-    "distance."
+    "head's score at distance 0 is subtracted; distances are averaged in bins.\n\n"
+    "The queries and keys are those of the model under the method it was trained with; under "
+    "another method its deeper layers would see other inputs. What a token says is taken to be "
+    "independent of the distance."
 )
 
 
@@ -85,7 +85,8 @@ def load(folder: str | Path, *, windows: int) -> Heads:
     rot = rotary.make(method, head_dim=study.model.head_dim, seq_len=length)
     with jax.set_mesh(study.mesh):
         tokens = study.validation[0][:windows, :length]
-        moments = query_key_moments(study.model, params, rot, tokens)
+        batch = study.batch(length)
+        moments = query_key_moments(study.model, params, rot, tokens, batch_size=batch)
     layout = study.model.rotary_layout
     return Heads(folder.name, method, length, layout, moments, plan.bases(config))
 
@@ -110,7 +111,7 @@ def curves(heads: Heads, methods: tuple[str, ...], max_distance: int) -> list[di
         ValueError: unknown method; one whose scores are no function of distance.
     """
     distances = np.arange(max_distance + 1)
-    starts = np.unique(np.geomspace(1, max_distance + 1, _BINS + 1).astype(int) - 1)
+    starts = np.unique(np.geomspace(1, max_distance + 1, _BINS + 1).astype(int) - 1)[:-1]
     counts = np.diff(starts, append=max_distance + 1)
     middles = starts + (counts - 1) / 2
     rows = []

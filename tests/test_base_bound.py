@@ -8,7 +8,7 @@ from longrope_jax import rotary
 from longrope_jax.analysis import base_bound, critical_dimension, decay
 
 # Su Jianlin's search (kexue.fm/archives/10122) as he prints it, two digits; k = 1024.
-SU = {1024: 4.3e3, 2048: 1.2e4, 4096: 2.7e4, 8192: 8.4e4, 16384: 2.3e5}
+SU = {1024: 4.3e3, 2048: 1.2e4, 4096: 2.7e4, 8192: 8.4e4}
 
 
 def brute_force(base, length, head_dim):
@@ -72,7 +72,7 @@ def test_infimum_agrees_with_su_and_brute_force(found):
 
 
 def test_no_base_below_the_infimum_meets_the_requirement(found):
-    below = np.exp(np.random.default_rng(0).uniform(0, np.log(found[0].low), 200))
+    below = np.exp(np.random.default_rng(0).uniform(0, np.log(found[0].low), 100))
     close = found[0].low * (1 - np.geomspace(1e-7, 1e-2, 50))
     assert all(brute_force(b, found[0].length, 128) < 0 for b in [*below, *close])
 
@@ -92,7 +92,7 @@ def test_intervals_agree_with_brute_force_on_a_fine_grid(length, head_dim):
     ends = np.array([(i.low, i.high) for i in intervals])
     assert np.all(np.diff(ends.ravel()) > 0) and ends[-1, 1] == np.inf and len(ends) > 1
     top = base_bound.sufficient_base(length, head_dim=head_dim)
-    for base in np.geomspace(1.001, 2 * top, 600):
+    for base in np.geomspace(1.001, 2 * top, 300):
         inside = np.any((ends[:, 0] <= base) & (base <= ends[:, 1]))
         assert inside == (brute_force(base, length, head_dim) >= 0)
     for low, high in ends:
@@ -104,13 +104,13 @@ def test_intervals_agree_with_brute_force_on_a_fine_grid(length, head_dim):
 
 
 def test_intervals_can_start_late_and_stop_early():
-    every = base_bound.intervals(1024, head_dim=128)
-    assert base_bound.intervals(1024, head_dim=128, count=1) == every[:1]
-    middle = base_bound.intervals(1024, head_dim=128, above=5000.0)
-    assert [i.high for i in middle] == pytest.approx([i.high for i in every[1:]], rel=1e-7)
-    assert base_bound.intervals(1024, head_dim=128, above=1e12) == [
-        base_bound.Interval(1e12, np.inf)
-    ]
+    every = base_bound.intervals(300, head_dim=64)
+    assert len(every) > 1 and base_bound.intervals(300, head_dim=64, count=1) == every[:1]
+    above = (every[0].high + every[1].low) / 2
+    later = base_bound.intervals(300, head_dim=64, above=above)
+    assert [i.high for i in later] == pytest.approx([i.high for i in every[1:]], rel=1e-7)
+    last = [base_bound.Interval(1e12, np.inf)]
+    assert base_bound.intervals(300, head_dim=64, above=1e12) == last
 
 
 @settings(max_examples=60, deadline=None)

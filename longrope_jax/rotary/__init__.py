@@ -62,7 +62,16 @@ from longrope_jax.rotary.phases import (
     phases,
     stack,
 )
-from longrope_jax.rotary.registry import Method, build, name_of, names, parse, register, unknown
+from longrope_jax.rotary.registry import (
+    Method,
+    build,
+    method_class,
+    name_of,
+    names,
+    parse,
+    register,
+    unknown,
+)
 from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
 from longrope_jax.rotary.score_rule import ScoreRule
 
@@ -117,6 +126,7 @@ __all__ = [
     "half_from_interleaved",
     "is_structural",
     "make",
+    "method_class",
     "name_of",
     "names",
     "parse",

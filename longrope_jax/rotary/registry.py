@@ -55,6 +55,17 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
+def method_class(name: str) -> type:
+    """The class registered as `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in _ENTRIES:
+        raise ValueError(unknown("rotary method", name, names()))
+    return _ENTRIES[name].cls
+
+
 def name_of(spec: Method) -> str:
     """The first registered name of the spec's class, or the class name if it has none."""
     return next(iter(names_of(type(spec))), type(spec).__name__)
@@ -81,10 +92,8 @@ def build(name: str, **options: Any) -> Method:
     Raises:
         ValueError: unknown name or option (the nearest known one is named), missing or bad option.
     """
-    if name not in _ENTRIES:
-        raise ValueError(unknown("rotary method", name, names()))
+    fields = {f.name: f for f in dataclasses.fields(method_class(name))}
     entry = _ENTRIES[name]
-    fields = {f.name: f for f in dataclasses.fields(entry.cls)}
     for option in options:
         if option not in fields:
             raise ValueError(unknown(f"option of {name}", option, fields))
