@@ -16,7 +16,7 @@ from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, wr
 from longrope_jax import llama, rotary, sharding, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import __main__ as command
-from longrope_jax.weights import huggingface, layout, names
+from longrope_jax.weights import huggingface, layout, names, pretrained
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
 FORMS = ("hf", "gguf")
@@ -335,6 +335,15 @@ def test_what_is_in_the_way_is_not_overwritten(tmp_path):
         path, params = write(tmp_path, form)
         with pytest.raises(ValueError, match="already"):
             weights.save(path, CONFIG, params, rotary.RoPE(), format=form)
+
+
+def test_a_model_by_name_is_verified_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGROPE_CACHE", str(tmp_path))
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"expected sha256 b179c9523d0e.*delete it"):
+        weights.load("smollm2-135m")
+    with pytest.raises(ValueError, match="did you mean 'smollm2-135m'"):
+        pretrained.fetch("smollm2-135")
 
 
 @pytest.mark.parametrize(

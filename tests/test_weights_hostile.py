@@ -194,7 +194,7 @@ def test_weights_that_are_not_finite(tmp_path):
 # The index
 
 TRICKS = ["../model/model.safetensors", "/etc/passwd", "a\0.safetensors", ".safetensors", "x.bin"]
-TRICKS += ["..\\x.safetensors", "", 7, None, ["x.safetensors"]]
+TRICKS += ["sub/x.safetensors", "x\\..\\y.safetensors", "", 7, None, ["x.safetensors"]]
 
 
 @pytest.mark.parametrize("trick", TRICKS, ids=repr)

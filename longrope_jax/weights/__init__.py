@@ -68,6 +68,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         known = ", ".join(pretrained.MODELS)
         raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
+    try:
+        return _read(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Checkpoint:
     if path.is_file():
         return gguf_file.read(path)
     if (path / huggingface.CONFIG).exists():

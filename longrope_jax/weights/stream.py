@@ -7,6 +7,7 @@ no copy, no collective, and on several hosts each reads only what its devices ho
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def place(config: llama.LlamaConfig, source: Source, form: str, mesh=None) -> di
     Raises ValueError: NaN or infinity in a tensor, or a value beyond config.param_dtype.
     """
     boxed = jax.eval_shape(functools.partial(llama.init_boxed, config), jax.random.key(0))
-    shapes = llama.nn.meta.unbox(boxed)
+    shapes = nn.meta.unbox(boxed)
     if mesh is None:
         where = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
         layout = jax.tree.map(lambda _: where, shapes)
