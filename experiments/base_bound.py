@@ -2,12 +2,18 @@
 
     python -m experiments.base_bound --config=configs/base_bound.py:cpu --workdir=DIR
 
-Presets: tiny, cpu (1k to 32k, EXPECTED_CPU), full (1k to 1M, EXPECTED_FULL). A base
+Presets: tiny, cpu (1k to 32k, 20 s on a busy core), full (1k to 1M, about 10 minutes). A base
 meets the requirement for L tokens if sum_j cos(m base^(-2j/H)) >= 0 at every integer m below L.
 The published table and Su Jianlin's tighter one were searched by trial; here every smaller base is
 excluded by a bound on the derivative (longrope_jax/analysis/base_bound.py). Expected, H = 128:
 
-TABLE
+    length  smallest    until       2405.14591 fails at  Su fails at
+    1k      4,293.438   4,330.323
+    2k      11,587.24   11,649.35                        1,554
+    4k      26,952.34   26,973.08   4,079                4,079
+    8k      83,763.84   84,469.69
+    16k     231,643.6   231,721.8   12,223               12,865
+    32k     629,978.3   630,983.6   27,685
 """
 
 import math

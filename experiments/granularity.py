@@ -2,7 +2,17 @@
 
     python -m experiments.granularity --config=configs/granularity.py:paper --workdir=DIR
 
-TABLE
+Theorem 1 there is false as printed: its upper bound lacks a factor 2, and C has no limit. Expected,
+head dimension 128, in about 7 s on a CPU:
+
+    method      C        (2/H) C  printed bound  holds  limit    printed limit
+    RoPE        7.00054  0.10938  0.05469        no     0.10271  0.10857
+    PI 0.25     1.85758  0.02902  0.01451        no     0.02705  0.02714
+    PI 0.125    0.93157  0.01456  0.00728        no     0.01356  0.01357
+    ABF 50      5.04419  0.07882  0.03941        no     0.07210  0.07621
+
+Position Interpolation's bound on the deviation from the straight line: printed 0.43429, found
+0.45956 at distance 0.487, corrected 0.49979.
 """
 
 import dataclasses

@@ -134,7 +134,7 @@ def table(rows: list[dict], heads: Heads) -> tuple[list[str], list[list]]:
     """Mean over heads at the trained length and at the end, and the spread there."""
     distances = rows[0]["distances"]
     at = sorted({min(heads.length - 1, distances[-1]), distances[-1]})
-    header = ["method", *(f"mean at {d:,.0f}" for d in at), "10% of heads below", "10% above"]
+    header = ["method", *(f"mean near {d:,.0f}" for d in at), "10% of heads below", "10% above"]
     cells = []
     for row in rows:
         numbers = [np.interp(d, distances, row["mean"]) for d in at]
