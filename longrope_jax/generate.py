@@ -201,7 +201,7 @@ class _Run:
         for row, prompt in zip(tokens, rows, strict=True):
             row[: len(prompt)] = prompt
         self._tokens = jnp.asarray(tokens)
-        self._cache = llama.init_cache(config, len(rows), size, cache_dtype)
+        self._cache = llama.init_cache(config, len(rows), size, dtype=cache_dtype)
         self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
         self._config, self._params = config, params
         self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))

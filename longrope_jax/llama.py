@@ -80,7 +80,7 @@ class Cache:
     length: jax.Array
 
 
-def init_cache(config: LlamaConfig, batch: int, size: int, dtype: str | None = None) -> Cache:
+def init_cache(config: LlamaConfig, batch: int, size: int, *, dtype: str | None = None) -> Cache:
     """Empty cache for `size` tokens per sequence, in `dtype` (default: the model's).
 
     Raises:

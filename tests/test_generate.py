@@ -208,7 +208,7 @@ def extend(config, params, tokens, cache):
 def cached(params, dtype, backend="auto"):
     """Hidden states of the last 4 of 12 tokens after a prefill of 8."""
     config = dataclasses.replace(TINY, attention=backend)
-    _, cache = extend(config, params, PROMPTS[:, :8], llama.init_cache(config, B, T, dtype))
+    _, cache = extend(config, params, PROMPTS[:, :8], llama.init_cache(config, B, T, dtype=dtype))
     return extend(config, params, PROMPTS[:, 8:], cache)
 
 
@@ -229,7 +229,7 @@ def test_a_full_cache_is_an_error(params):
             {"params": params}, PROMPTS[:, :4], rotary=make(METHODS[0]), cache=cache
         )
     with pytest.raises(ValueError, match="unknown cache dtype 'bf16'; did you mean"):
-        llama.init_cache(TINY, 1, 4, "bf16")
+        llama.init_cache(TINY, 1, 4, dtype="bf16")
 
 
 def test_stacked_rotaries_need_a_row_each():
