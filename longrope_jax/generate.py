@@ -201,7 +201,7 @@ class _Run:
         for row, prompt in zip(tokens, rows, strict=True):
             row[: len(prompt)] = prompt
         self._tokens = jnp.asarray(tokens)
-        self._cache = llama.init_cache(config, len(rows), size, dtype=cache_dtype)
+        self._cache, self._cache_dtype = None, cache_dtype
         self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
         self._config, self._params = config, params
         self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))
@@ -212,6 +212,10 @@ class _Run:
     def prefill(self, rot: rotary.Rotary, done: int) -> None:
         """Fills the cache with all tokens but each row's last."""
         longest = int(self.lengths.max()) + done - 1
+        if self._cache is None:
+            self._cache = llama.init_cache(
+                self._config, *self._tokens.shape, rot, dtype=self._cache_dtype
+            )
 
         def fill(longest):
             self._cache = _prefill(

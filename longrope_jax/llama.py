@@ -72,7 +72,8 @@ def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.
 class Cache:
     """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B].
 
-    bfloat16 is held as its bits, uint16 (see attention.to_cache).
+    bfloat16 is held as its bits, uint16 (see attention.to_cache). A remapping that rotates keys C
+    times has k [L, B, S, K, C H].
     """
 
     k: jax.Array
@@ -80,8 +81,17 @@ class Cache:
     length: jax.Array
 
 
-def init_cache(config: LlamaConfig, batch: int, size: int, *, dtype: str | None = None) -> Cache:
-    """Empty cache for `size` tokens per sequence, in `dtype` (default: the model's).
+def init_cache(
+    config: LlamaConfig, batch: int, size: int, rotary=None, *, dtype: str | None = None
+) -> Cache:
+    """Empty cache.
+
+    Args:
+        config: of the model.
+        batch: B.
+        size: S, tokens per sequence.
+        rotary: from `rotary.make`; needed by methods that cache more than one copy of a key.
+        dtype: default the model's.
 
     Raises:
         ValueError: unknown dtype.
@@ -89,10 +99,11 @@ def init_cache(config: LlamaConfig, batch: int, size: int, *, dtype: str | None 
     dtype = dtype or config.dtype
     if dtype not in DTYPES:
         raise ValueError(rotary_lib.unknown("cache dtype", str(dtype), DTYPES))
-    shape = config.n_layers, batch, size, config.n_kv_heads, config.head_dim
     held = "uint16" if dtype == "bfloat16" else dtype
+    shape, H = (config.n_layers, batch, size, config.n_kv_heads), config.head_dim
+    copies = _key_copies(rotary and rotary.score_rule)
     # Two arrays, since each may be donated.
-    k, v = _empty(shape, held), _empty(shape, held)
+    k, v = _empty((*shape, copies * H), held), _empty((*shape, H), held)
     return Cache(k=k, v=v, length=jnp.zeros(batch, jnp.int32))
 
 
@@ -110,6 +121,10 @@ def _check_room(cache: Cache, new: int) -> None:
         raise ValueError(f"no room for {new} tokens after {longest} in a cache of {size}")
 
 
+def _key_copies(rule) -> int:
+    return 1 if rule is None else rule.key_copies
+
+
 class Llama(nn.Module):
     """Tokens to normalised hidden states; `unembed` turns those into logits."""
 
@@ -123,15 +138,17 @@ class Llama(nn.Module):
             tokens: int32 [B, T].
             rotary: from `rotary.make`; or stacked, one per row, where positions are [B, T].
             positions: int32 [B, T] or [T]; None counts from the cache's length, and from 0 again
-                at each packed document.
+                at each packed document. Methods with a score rule (remapped positions, ALiBi)
+                take no others.
             segment_start: int32 [B, T], index of the first token of each token's document.
             cache: from `init_cache`, with room for T more tokens: under jit, where lengths are
                 unknown, the caller has to see to that.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: positions or a cache that do not fit the rotary's score rule, a full cache.
         """
         c = self.config
+        _check_rule(c, rotary.score_rule, positions, cache)
         if cache is not None:
             _check_room(cache, tokens.shape[1])
         query_start = 0 if cache is None else cache.length
@@ -152,7 +169,7 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, name="layers")
+        )(c, rotary.score_rule, name="layers")
         # The cache is carried, not scanned over, so that the loop writes into it in place.
         kv = None if cache is None else (cache.k, cache.v)
         layer = None if cache is None else jnp.arange(c.n_layers)
@@ -163,6 +180,17 @@ class Llama(nn.Module):
         if cache is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+
+def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
+    if rule is not None and positions is not None:
+        raise ValueError(f"{rule} counts positions in each document itself: leave positions=None")
+    width = _key_copies(rule) * c.head_dim
+    if cache is not None and cache.k.shape[-1] != width:
+        raise ValueError(
+            f"the cache's keys are {cache.k.shape[-1]} wide, this rotary needs {width}: pass the "
+            "rotary to init_cache"
+        )
 
 
 def default_positions(tokens, segment_start, query_start):
@@ -177,13 +205,14 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, carry, phases, segment_start, query_start, layer):
         """One layer, in the form that nn.scan wants: carry x and the whole cache, no output."""
         x, kv = carry
         normed = RMSNorm(self.config, name="attention_norm")(x)
-        attended, kv = Attention(self.config, name="attention")(
+        attended, kv = Attention(self.config, self.score_rule, name="attention")(
             normed, phases, segment_start, query_start, kv, layer
         )
         x = constrain(x + attended, *_RESIDUAL)
@@ -195,6 +224,7 @@ class Attention(nn.Module):
     """Grouped-query attention on rotated queries and keys."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv, layer):
@@ -214,7 +244,7 @@ class Attention(nn.Module):
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
         where = {"segment_start": segment_start, "query_start": query_start, "layer": layer}
-        out = attend(q, k, v, **where, backend=c.attention)
+        out = attend(q, k, v, **where, score_rule=self.score_rule, backend=c.attention)
         return _dot("BTNH,NHD->BTD", out, wo), kv
 
 

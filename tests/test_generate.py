@@ -139,7 +139,8 @@ def _short(spec):
         spec = dataclasses.replace(spec, inner=_short(spec.inner))
     if getattr(spec, "original_length", None) is None:
         return spec
-    return dataclasses.replace(spec, original_length=14)
+    window = {"window": 2} if hasattr(spec, "window") else {}
+    return dataclasses.replace(spec, original_length=14, **window)
 
 
 @pytest.mark.parametrize("method", [DYNAMIC, LONGROPE])

@@ -36,8 +36,12 @@ def _notes(f: Frequencies, head_dim: int) -> list[str]:
     notes = [
         f"  amplitude {f.amplitude:.6g} on queries and keys, scores times {f.amplitude**2:.6g}"
     ]
-    if 2 * len(f.inv_freq) < head_dim:
-        notes.append(f"  rotates {2 * len(f.inv_freq)} of {head_dim} features")
+    if 2 * f.pairs < head_dim:
+        notes.append(f"  rotates {2 * f.pairs} of {head_dim} features")
+    if f.mixing is not None:
+        notes.append(f"  each of {f.pairs} pairs turns with a mixture of the frequencies below")
+    if f.score_rule is not None:
+        notes.append(f"  attention scores by {f.score_rule}")
     if f.start_count:
         notes.append(f"  the first {f.start_count} positions keep other frequencies")
     if math.isfinite(f.logn_length):

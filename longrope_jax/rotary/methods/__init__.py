@@ -1,7 +1,10 @@
 """Published methods, one file each; importing this package registers them all."""
 
+from longrope_jax.rotary.methods.alibi import ALiBi, alibi_slopes
+from longrope_jax.rotary.methods.dual_chunk import DualChunk
 from longrope_jax.rotary.methods.dynamic_ntk import DynamicNTK
 from longrope_jax.rotary.methods.dynamic_pi import DynamicPI
+from longrope_jax.rotary.methods.fope import FoPE
 from longrope_jax.rotary.methods.giraffe import GiraffePower, GiraffeTruncated
 from longrope_jax.rotary.methods.hope import HoPE
 from longrope_jax.rotary.methods.llama3 import Llama3
@@ -13,18 +16,26 @@ from longrope_jax.rotary.methods.ntk_by_parts import NTKByParts, NTKByPartsThree
 from longrope_jax.rotary.methods.partial_rotary import PartialRotary
 from longrope_jax.rotary.methods.position_interpolation import PositionInterpolation
 from longrope_jax.rotary.methods.proportional import Proportional
+from longrope_jax.rotary.methods.rerope import LeakyReRoPE, ReRoPE
 from longrope_jax.rotary.methods.resonance import Resonance
 from longrope_jax.rotary.methods.rope import RoPE
+from longrope_jax.rotary.methods.self_extend import SelfExtend
+from longrope_jax.rotary.methods.string import STRING
 from longrope_jax.rotary.methods.xpos import XPos
 from longrope_jax.rotary.methods.yarn import DynamicYaRN, YaRN
 
 __all__ = [
+    "STRING",
+    "ALiBi",
+    "DualChunk",
     "DynamicNTK",
     "DynamicPI",
     "DynamicYaRN",
+    "FoPE",
     "GiraffePower",
     "GiraffeTruncated",
     "HoPE",
+    "LeakyReRoPE",
     "Llama3",
     "LogN",
     "LongRoPE",
@@ -35,8 +46,11 @@ __all__ = [
     "PartialRotary",
     "PositionInterpolation",
     "Proportional",
+    "ReRoPE",
     "Resonance",
     "RoPE",
+    "SelfExtend",
     "XPos",
     "YaRN",
+    "alibi_slopes",
 ]

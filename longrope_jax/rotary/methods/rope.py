@@ -39,3 +39,6 @@ class RoPE:
     def from_hf(cls, parameters: dict) -> "RoPE":
         """Inverse of `to_hf`."""
         return cls(base=parameters["rope_theta"])
+
+
+PLAIN = RoPE()  # the default of methods around another
