@@ -7,6 +7,7 @@ The forward keeps the log of each row's normaliser; the backward computes the we
 (Rabe and Staats 2112.05682; Dao 2307.08691).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -33,6 +34,46 @@ def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     out = _attention(rule, scale, min(BLOCK_Q, T), min(BLOCK_K, S), q, k, v, first_key, last_key)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def cached(q, k, v, layer, first_key, last_key, scale, rule=None) -> jax.Array:
+    """As `attention`, on one layer of a cache k, v [L, B, S, K, H]; forward only.
+
+    Each block is cut from the cache itself: what lies beyond the last key is never touched.
+    """
+    B, T, N = q.shape[:3]
+    S, K, H = v.shape[2:]
+    block_q, size = min(BLOCK_Q, T), min(BLOCK_K, S)
+
+    def blocks_of(x) -> Callable:
+        def take(block: _Block):
+            start, shape = (layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
+            part = lax.dynamic_slice(x, start, shape)[0]
+            return from_cache(part.transpose(0, 2, 1, 3), q.dtype)
+
+        return take
+
+    q = q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
+    keys, values = blocks_of(k), blocks_of(v)
+    out, _ = _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def to_cache(x: jax.Array, dtype) -> jax.Array:
+    """`x` as a cache of `dtype` holds it; uint16 means the bits of bfloat16.
+
+    A CPU turns every write of bfloat16 within a loop into float32 copies of the whole array.
+    """
+    if dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
+def from_cache(x: jax.Array, dtype) -> jax.Array:
+    """Inverse of `to_cache`, as `dtype`."""
+    if x.dtype == jnp.uint16:
+        x = lax.bitcast_convert_type(x, jnp.bfloat16)
+    return x.astype(dtype)
 
 
 class _Block(NamedTuple):
@@ -87,11 +128,12 @@ def _scores(rule, scale, q, k, pairs: _Pairs):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _attention(rule, scale, block_q, block_k, q, k, v, first, last):
-    return _forward(rule, scale, block_q, block_k, q, k, v, first, last)[0]
+    return _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last)[0]
 
 
-def _forward(rule, scale, block_q, block_k, q, k, v, first, last):
-    T, S, H = q.shape[3], *v.shape[2:]
+def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last):
+    """Output and log of the normaliser; keys and values give the entries of a _Block."""
+    T = q.shape[3]
 
     def query_block(i, carry):
         rows = _block(i, block_q, T)
@@ -101,16 +143,11 @@ def _forward(rule, scale, block_q, block_k, q, k, v, first, last):
             top, total, out = state
             columns = _block(j, block_k, S)
             pairs = _pairs(first_i, last_i, columns)
-            scores = _scores(rule, scale, q_i, _take(k, columns, 2), pairs)
+            scores = _scores(rule, scale, q_i, keys(columns), pairs)
             new_top = jnp.maximum(top, scores.max(-1))
             weights = jnp.exp(scores - new_top[..., None])
             decay = jnp.exp(top - new_top)
-            value = jnp.einsum(
-                "BKGTS,BKSH->BKGTH",
-                weights.astype(v.dtype),
-                _take(v, columns, 2),
-                preferred_element_type=jnp.float32,
-            )
+            value = _dot("BKGTS,BKSH->BKGTH", weights.astype(q.dtype), values(columns))
             return new_top, total * decay + weights.sum(-1), out * decay[..., None] + value
 
         # A finite floor above the mask: rows that see nothing keep weights of exactly 0.
@@ -134,7 +171,9 @@ def _forward(rule, scale, block_q, block_k, q, k, v, first, last):
 
 
 def _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last):
-    out, lse = _forward(rule, scale, block_q, block_k, q, k, v, first, last)
+    keys, values = partial(_take, k, axis=2), partial(_take, v, axis=2)
+    S, H = v.shape[2:]
+    out, lse = _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last)
     # Named, so that a remat policy can keep them and the backward need not run the forward again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, first, last, out, lse)

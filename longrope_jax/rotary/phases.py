@@ -186,7 +186,7 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
     """cos and sin for every position and pair, with amplitude, decay and log-n folded in.
 
     Args:
-        rotary: from `make`.
+        rotary: from `make`; stacked over rows [B], each row of positions [B, T] has its own.
         positions: [..., T] integers from 0 to 2^24 - 1, or float32 (their integer part is exact,
             their fraction is multiplied in float32).
         precision: "exact", within 1e-6 at every position; or "float32", the rounded product that
@@ -197,9 +197,14 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
 
     Raises:
         ValueError: concrete positions out of range, positions that are not whole under a score
-            rule, unknown precision.
+            rule, unknown precision, another number of stacked rotaries than of rows.
     """
     _check_positions(positions)
+    if jnp.ndim(rotary.amplitude):
+        rows = len(rotary.amplitude)
+        if jnp.ndim(positions) < 2 or len(positions) != rows:
+            raise ValueError(f"{rows} stacked rotaries, positions of shape {jnp.shape(positions)}")
+        return jax.vmap(partial(phases, precision=precision))(rotary, jnp.asarray(positions))
     position = jnp.asarray(positions)
     turn = partial(_turn, precision=precision)
     query_gain, key_gain = _gains(rotary, position[..., None].astype(jnp.float32))
