@@ -44,6 +44,7 @@ def unrolled(block, *, length, **_):
 
     class Layers(llama.nn.Module):
         config: llama.LlamaConfig
+        score_rule: rotary.ScoreRule | None = None
 
         @llama.nn.compact
         def __call__(self, x, *rest):
@@ -105,6 +106,29 @@ def test_methods_whose_scores_need_more_than_a_distance_are_known():
     assert alone(f) and alone(rotary.XPos().frequencies(head_dim=4, seq_len=9))
     assert not alone(rotary.Frequencies(np.ones(2), start_count=3, start_inv_freq=np.ones(2)))
     assert not alone(rotary.Frequencies(np.ones(2), logn_length=10.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ("rerope:window=512", True),
+        ("leaky_rerope:window=512,factor=8", True),
+        ("string:original_length=4096", True),
+        ("self_extend:window=512,group=8", False),
+        ("dual_chunk:original_length=4096", False),
+        ("fope:original_length=512,n_kv_heads=2", False),
+    ],
+)
+def test_remapped_scores_are_a_function_of_distance_where_the_formula_is(text, alone):
+    f = rotary.parse(text).frequencies(head_dim=64, seq_len=8192)
+    assert decay.depends_on_distance_alone(f) == alone
+
+
+def test_expected_score_under_remapped_positions_is_that_of_ones():
+    distances, ones = np.arange(0, 3000, 7), np.ones((64, 64))
+    spec = rotary.parse("rerope:window=512")
+    expected = decay.score(spec, distances, head_dim=64)
+    np.testing.assert_allclose(decay.expected_score(spec, distances, ones), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize(
