@@ -10,7 +10,14 @@ _PAPER = {
     "factor": 8,  # extended over trained length
     "methods": (),  # registered names; all of them if empty
     # A value for each option that a method may lack; every method with a trained length gets it.
-    "options": {"inner": "rope", "fraction": 0.5, "long_factor": 8.0},
+    "options": {
+        "inner": "rope",
+        "fraction": 0.5,
+        "long_factor": 8.0,
+        "window": 32,
+        "group": 8,
+        "n_kv_heads": 8,
+    },
     # Texts in place of the above for some names, as rotary.parse reads them.
     "specs": {
         "llama3": "llama3:base=10_000,factor=8,original_length={trained}",

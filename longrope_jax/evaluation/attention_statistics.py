@@ -60,7 +60,8 @@ def _batch_moments(config, params, rotary, tokens, weight):
     def layer(x, weights):
         normed = RMSNorm(config).apply({"params": weights["attention_norm"]}, x)
         moments = _moments(normed.astype(jnp.float32), weights["attention"], weight)
-        x, _ = Block(config, rotary.score_rule).apply({"params": weights}, x, phases, None, 0, None)
+        block = Block(config, rotary.score_rule)
+        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None)
         return x, moments
 
     x = jnp.take(params["embed"].astype(config.dtype), tokens, axis=0)
