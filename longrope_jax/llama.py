@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.attention import BACKENDS, attend
+from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.sharding import constrain
 
 REMAT = ("none", "full")
@@ -26,7 +27,7 @@ class LlamaConfig:
     """Architecture; hashable, static under jit.
 
     Raises:
-        ValueError: a size below 1, heads that do not divide, odd head_dim, unknown layout,
+        ValueError: a size out of range, heads that do not divide, odd head_dim, unknown layout,
             attention back end, remat policy or dtype.
     """
 
@@ -41,6 +42,7 @@ class LlamaConfig:
     tie_embeddings: bool = False
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # back end, see attention.attend
+    sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
     remat: str = "none"  # "full": the backward computes each layer again
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
@@ -53,6 +55,8 @@ class LlamaConfig:
             raise ValueError(f"{self.n_heads} heads are no multiple of {self.n_kv_heads} kv heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
+        if self.sparse_group < 0:
+            raise ValueError(f"sparse_group must be 0 or more tokens, got {self.sparse_group}")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
         for what, known in (named | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
             if getattr(self, what) not in known:
@@ -175,6 +179,13 @@ class Attention(nn.Module):
         v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
+        if c.sparse_group:
+            if kv is not None:
+                raise ValueError("S2-Attn is for training: decode with sparse_group=0")
+            out = shifted_sparse(
+                q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
+            )
+            return _dot("BTNH,NHD->BTD", out, wo), kv
         if kv is not None:
             k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
         out = attend(
@@ -242,6 +253,7 @@ def _shape(c: LlamaConfig, letters: str):
 
 def init_boxed(config: LlamaConfig, key: jax.Array):
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
+    config = dataclasses.replace(config, sparse_group=0)  # no group fits one token
     tokens = jnp.zeros((1, 1), jnp.int32)
     rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=1)
     # One token on one device: the constraints on activations have nothing to divide.
