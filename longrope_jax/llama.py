@@ -17,7 +17,7 @@ from longrope_jax.attention import BACKENDS, attend
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.sharding import constrain
 
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
@@ -43,7 +43,7 @@ class LlamaConfig:
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # back end, see attention.attend
     sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
-    remat: str = "none"  # "full": the backward computes each layer again
+    remat: str = "none"  # "full": the backward computes each layer again; "attention": all but that
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
 
@@ -115,8 +115,8 @@ class Llama(nn.Module):
         table = constrain(table.astype(c.dtype), "vocab", "residual")
         x = constrain(jnp.take(table, tokens, axis=0), *_RESIDUAL)
         block = Block
-        if c.remat == "full":
-            block = nn.remat(Block, prevent_cse=False)
+        if c.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[c.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -235,6 +235,9 @@ class RMSNorm(nn.Module):
 
 
 _RESIDUAL = ("batch", "sequence", "residual")
+# Attention costs T squared and keeps little (see blockwise.py), so it pays not to compute it twice.
+_KEPT = ("attention_out", "attention_lse")
+_POLICIES = {"full": None, "attention": jax.checkpoint_policies.save_only_these_names(*_KEPT)}
 
 
 def _dot(spec: str, x, w):
