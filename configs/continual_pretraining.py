@@ -113,7 +113,7 @@ PRESETS = {
     },
     # At most two hours on 2 idle cores: 6 documents, 3 x 6 scored windows, STEPS of one window.
     "smollm2_cpu": {
-        "model": "smollm2",
+        "model": "smollm2-135m",
         "corpus": "plays",
         "held_out": 6,
         "bos": "<|endoftext|>",
