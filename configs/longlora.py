@@ -23,7 +23,7 @@ _PRESETS = {
         "seeds": 2,
         "stages": {
             "stage1": stage(
-                "pi:factor=8,base={base}", 64, 4, 4, 1e-2, warmup_steps=1, checkpoint_every=2
+                "pi:factor=8,base={base}", 64, 8, 4, 1e-2, warmup_steps=1, checkpoint_every=2
             )
         },
     },

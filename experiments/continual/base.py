@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -73,7 +75,16 @@ def method(text: str, base: Base, trained_length: int) -> rotary.Method:
 
 
 def _made_up(config: ConfigDict) -> Base:
-    params = llama.init_params(_MADE_UP_MODEL, jax.random.key(config.seed))
+    """A random model, drawn by numpy: nothing is compiled for it."""
+    rng = np.random.default_rng(config.seed)
+    shapes = jax.eval_shape(lambda: llama.init_params(_MADE_UP_MODEL, jax.random.key(0)))
+
+    def draw(path, x):
+        if path[-1].key == "scale":
+            return jnp.ones(x.shape, x.dtype)
+        return jnp.asarray(rng.normal(0.0, _MADE_UP_MODEL.d_model**-0.5, x.shape), x.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     return Base(_MADE_UP_MODEL, params, rotary.RoPE(), tokenizers.ByteTokenizer())
 
 
