@@ -19,6 +19,7 @@ Killed at any moment and started again, it goes on where it was; done again it o
 """
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ from experiments.continual import page, train
 from experiments.continual.project import Project
 from experiments.progress import StudyProgress
 from longrope_jax import rotary, sharding
+from longrope_jax.data.tokenizers import ByteTokenizer
 from longrope_jax.training import lora
 from longrope_jax.training.checkpoints import latest_step
 
@@ -125,29 +127,40 @@ def execute(project: Project, progress: StudyProgress) -> None:
     _export(project, params)
 
 
+def _export_path(project: Project) -> Path:
+    """A folder for "hf", a file for "gguf"."""
+    return project.workdir / ("export.gguf" if project.config.export == "gguf" else "export")
+
+
 def _unexported(project: Project) -> bool:
     """Whether a finished run still has to be exported; one that is only redrawn has not."""
     trained = project.workdir / "runs" / list(project.config.stages)[-1] / "checkpoints"
     wanted = project.config.export and trained.is_dir()
-    return bool(wanted) and not (project.workdir / "export").exists()
+    return bool(wanted) and not _export_path(project).exists()
 
 
 def _export(project: Project, params) -> None:
-    """Writes the model in the config's format, whole or not at all."""
+    """Writes the model in the config's format, whole or not at all; bytes need no tokenizer."""
     if not _unexported(project):
         return
     from longrope_jax import weights
 
-    base, partial = project.base, project.workdir / "export.partial"
+    base, path = project.base, _export_path(project)
+    partial = path.with_name(f"partial-{path.name}")
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    partial.unlink(missing_ok=True)
     weights.save(
         partial,
         base.model,
         params,
         project.method(_measured_with(last_stage(project.config))),
-        base.tokenizer,
+        None if isinstance(base.tokenizer, ByteTokenizer) else base.tokenizer,
         format=project.config.export,
+        context_length=project.length,
+        special_ids=base.special_ids,
     )
-    partial.rename(project.workdir / "export")
+    partial.rename(path)
 
 
 def _work(project: Project) -> float:

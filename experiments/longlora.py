@@ -8,8 +8,8 @@ checkpoint under the same method on the same windows in the same order, and is m
 attention on documents that are never trained on. In the paper, PG19 perplexity of Llama 2 7B at
 32,768 tokens: full fine-tuning 8.08, LoRA 11.44, with norms 10.49, with embeddings 8.29, both 8.12.
 
-Presets: smollm2 (about three hours on 2 cores), tiny. Killed at any moment and started again, it
-goes on where it was; done again it only redraws.
+Presets: smollm2 (three to four hours on 2 idle cores), tiny. Killed at any moment and started
+again, it goes on where it was; done again it only redraws.
 """
 
 import dataclasses

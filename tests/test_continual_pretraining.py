@@ -150,9 +150,9 @@ def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exporte
     fake = types.ModuleType("longrope_jax.weights")
     fake.__spec__ = importlib.machinery.ModuleSpec("longrope_jax.weights", None)
 
-    def save(path, config, params, spec, tokenizer=None, *, format="hf"):
+    def save(path, config, params, spec, tokenizer, *, format, context_length, special_ids):
         path.mkdir()
-        saved.append((config, params, spec, tokenizer, format))
+        saved.append((config, params, spec, tokenizer, format, context_length))
 
     fake.save = save
     monkeypatch.setitem(sys.modules, "longrope_jax.weights", fake)
@@ -179,12 +179,12 @@ def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exporte
     assert set(found) == {"unchanged", "zero-shot", "after-stage1", "after-stage2"}
     assert result["base"]["trainable"] < result["base"]["parameters"]
 
-    (config, params, spec, tokenizer, form), *rest = saved
+    (config, params, spec, *others), *rest = saved
     assert not rest
-    assert form == "hf"
+    assert others == [None, "hf", 64]
+    assert (tmp_path / "export").is_dir()
     assert config == llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32)
     assert spec == rotary.YaRN(factor=4, original_length=32)
-    assert tokenizer == tokenizers.ByteTokenizer()
     project = Project(tiny, tmp_path)
     project.score("again", params, spec)
     np.testing.assert_allclose(blocks(tmp_path)["again"], found["after-stage2"], rtol=1e-6)
@@ -198,6 +198,7 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
         rotary_spec=rotary.RoPE(base=1e5),
         tokenizer=tokenizers.ByteTokenizer(),
         notes=("what was found",),
+        special_ids={"bos": 256},
     )
     asked = {}
     fake = types.ModuleType("longrope_jax.weights")
@@ -212,6 +213,7 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
     assert (asked["dtype"], asked["param_dtype"]) == ("bfloat16", "float32")
     assert (base.model.dtype, base.model.remat) == ("bfloat16", "full")
     assert base.notes == ("what was found",)
+    assert base.special_ids == {"bos": 256}
     assert project.method("pi:factor=2,base={base}") == rotary.build("pi", base=1e5, factor=2)
     assert project.method("") == rotary.RoPE(base=1e5)
 

@@ -23,13 +23,14 @@ _MADE_UP_MODEL = llama.LlamaConfig(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """Shape, parameters, method and tokenizer, and in words what was recognised."""
+    """Shape, parameters, method and tokenizer; what was recognised in words, ids to export."""
 
     model: llama.LlamaConfig
     params: Any
     method: rotary.Method
     tokenizer: tokenizers.Tokenizer
     notes: tuple[str, ...] = ()
+    special_ids: dict[str, int] | None = None
 
 
 def load(config: ConfigDict, mesh: Mesh) -> Base:
@@ -118,4 +119,5 @@ def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
     if tokenizer is None:
         raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
     spec = rotary.parse(config.base_method) if config.base_method else found.rotary_spec
-    return Base(found.config, found.params, spec, tokenizer, tuple(found.notes))
+    ids = None if config.tokenizer else found.special_ids
+    return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)
