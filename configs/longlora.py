@@ -33,7 +33,6 @@ _PRESETS = {
     | {
         "held_out": 8,
         "group": 512,
-        "trained_length": 2048,
         "evaluation": COMMON["evaluation"] | {"blocks": 16, "windows_per_document": 2},
         "stages": {"stage1": _STAGE},
     },

@@ -157,7 +157,7 @@ def _export(project: Project, params) -> None:
         project.method(_measured_with(last_stage(project.config))),
         None if isinstance(base.tokenizer, ByteTokenizer) else base.tokenizer,
         format=project.config.export,
-        context_length=project.length,
+        context_length=max(project.length, project.config.trained_length),
         special_ids=base.special_ids,
     )
     partial.rename(path)

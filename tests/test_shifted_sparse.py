@@ -25,6 +25,9 @@ VARLEN = json.loads(
 )
 
 
+jitted = jax.jit(shifted_sparse, static_argnames=("group", "leak", "backend"))
+
+
 def masks(T, group, N=2, **options):
     """[N, T, T] of booleans: which keys each query of each head sees, read off the weights."""
     v = jnp.broadcast_to(jnp.eye(T)[None, :, None], (1, T, N, T))
@@ -62,15 +65,14 @@ def test_nothing_sees_its_future_unless_asked_to():
     assert masks(24, 6, leak=True)[1][future].any()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
-    groups=st.integers(1, 4),
-    heads=st.sampled_from([(2, 1), (4, 2), (6, 6), (9, 3)]),
+    groups=st.sampled_from([1, 2, 4]),
+    heads=st.sampled_from([(4, 2), (9, 3)]),
     borders=st.sets(st.integers(1, 23), max_size=4),
-    backend=st.sampled_from(["reference", "blockwise"]),
     seed=st.integers(0, 99),
 )
-def test_equals_a_written_out_softmax(groups, heads, borders, backend, seed):
+def test_equals_a_written_out_softmax(groups, heads, borders, seed):
     (N, K), T, B, H = heads, 24, 2, 4
     group = T // groups
     rng = np.random.default_rng(seed)
@@ -79,24 +81,22 @@ def test_equals_a_written_out_softmax(groups, heads, borders, backend, seed):
     for border in sorted(borders):
         starts[border:] = border
     packed = np.stack([starts, np.zeros(T, np.int32)])
-    found = shifted_sparse(q, k, v, group=group, segment_start=jnp.asarray(packed), backend=backend)
+    found = jitted(q, k, v, group=group, segment_start=jnp.asarray(packed), backend="reference")
     mask = np.stack([expected_mask(T, group, N, row) for row in packed])
     expected = written_out(q, k.repeat(N // K, 2), v.repeat(N // K, 2), mask)
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    if not borders:
-        alone = shifted_sparse(q, k, v, group=group, backend=backend)
-        np.testing.assert_allclose(alone, expected, atol=2e-6)
 
 
-def test_gradients_of_both_back_ends_agree():
+def test_both_back_ends_agree_with_gradients():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 16, n, 4)).astype(np.float32) for n in (4, 2, 2))
 
     def total(q_k_v, backend):
         return jnp.sin(shifted_sparse(*q_k_v, group=8, backend=backend)).sum()
 
-    one, other = (jax.grad(total)((q, k, v), b) for b in ("reference", "blockwise"))
-    for a, b in zip(one, other, strict=True):
+    value_and_grad = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    one, other = (value_and_grad((q, k, v), b) for b in ("reference", "blockwise"))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -120,33 +120,21 @@ def test_cost_is_linear_in_length_and_a_quarter_at_the_papers_group():
 CONFIG = llama.LlamaConfig(32, 16, 2, 4, 2, 8, 32, attention="reference")
 
 
-def test_the_first_half_group_of_the_model_is_as_with_full_attention(random_params):
-    """Positions below G/2 see the same keys in both halves of the heads."""
+def test_in_the_model_groups_bound_what_is_seen_and_shifting_crosses_them(random_params):
+    """Two layers, G = 8: positions below 4 are as with full attention, 5 is seen from group 2."""
     params = random_params(CONFIG)
+    rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=16)
     tokens = np.random.default_rng(0).integers(0, 32, (2, 16), dtype=np.int32)
-    rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=16)
-    full = llama.logits(CONFIG, params, tokens, rot)
-    sparse = llama.logits(dataclasses.replace(CONFIG, sparse_group=8), params, tokens, rot)
+    tokens[1] = tokens[0]
+    tokens[1, 5] = (tokens[0, 5] + 1) % 32
+
+    def logits(config):
+        return np.asarray(jax.jit(lambda p: llama.logits(config, p, tokens, rot))(params))
+
+    full, sparse = logits(CONFIG), logits(dataclasses.replace(CONFIG, sparse_group=8))
     np.testing.assert_allclose(sparse[:, :4], full[:, :4], atol=1e-5)
-    assert (np.abs(np.asarray(sparse - full))[:, 4:].max(-1) > 1e-3).all()
-
-
-def test_information_reaches_every_later_group_within_as_many_layers(random_params):
-    """Unlike plain groups: with two layers a change at token 5 reaches beyond its own group."""
-    config = dataclasses.replace(CONFIG, sparse_group=8)
-    params = random_params(config)
-    tokens = np.random.default_rng(0).integers(0, 32, (1, 16), dtype=np.int32)
-    rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=16)
-    other = tokens.copy()
-    other[0, 5] = (other[0, 5] + 1) % 32
-    moved = (
-        np.abs(
-            np.asarray(
-                llama.logits(config, params, tokens, rot) - llama.logits(config, params, other, rot)
-            )
-        )[0].max(-1)
-        > 1e-6
-    )
+    assert (np.abs(sparse - full)[:, 4:].max(-1) > 1e-3).all()
+    moved = np.abs(sparse[1] - sparse[0]).max(-1) > 1e-6
     assert not moved[:5].any()
     assert moved[8:12].any()
 
