@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.attention import BACKENDS, attend, to_cache
+from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.sharding import constrain
 
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
@@ -26,7 +27,7 @@ class LlamaConfig:
     """Architecture; hashable, static under jit.
 
     Raises:
-        ValueError: a size below 1, heads that do not divide, odd head_dim, unknown layout,
+        ValueError: a size out of range, heads that do not divide, odd head_dim, unknown layout,
             attention back end, remat policy or dtype.
     """
 
@@ -41,7 +42,8 @@ class LlamaConfig:
     tie_embeddings: bool = False
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # back end, see attention.attend
-    remat: str = "none"  # "full": the backward computes each layer again
+    sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
+    remat: str = "none"  # "full": the backward computes each layer again; "attention": all but that
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
 
@@ -53,6 +55,8 @@ class LlamaConfig:
             raise ValueError(f"{self.n_heads} heads are no multiple of {self.n_kv_heads} kv heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
+        if self.sparse_group < 0:
+            raise ValueError(f"sparse_group must be 0 or more tokens, got {self.sparse_group}")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
         for what, known in (named | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
             if getattr(self, what) not in known:
@@ -160,8 +164,8 @@ class Llama(nn.Module):
         table = constrain(table.astype(c.dtype), "vocab", "residual")
         x = constrain(jnp.take(table, tokens, axis=0), *_RESIDUAL)
         block = Block
-        if c.remat == "full":
-            block = nn.remat(Block, prevent_cse=False)
+        if c.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[c.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -241,6 +245,15 @@ class Attention(nn.Module):
         v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
+        if c.sparse_group:
+            if kv is not None:
+                raise ValueError("S2-Attn is for training: decode with sparse_group=0")
+            if self.score_rule is not None:
+                raise ValueError(f"S2-Attn takes no {self.score_rule}: train with sparse_group=0")
+            out = shifted_sparse(
+                q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
+            )
+            return _dot("BTNH,NHD->BTD", out, wo), kv
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
         where = {"segment_start": segment_start, "query_start": query_start, "layer": layer}
@@ -288,6 +301,9 @@ class RMSNorm(nn.Module):
 
 
 _RESIDUAL = ("batch", "sequence", "residual")
+# Attention costs T squared and keeps little (see blockwise.py), so it pays not to compute it twice.
+_KEPT = ("attention_out", "attention_lse")
+_POLICIES = {"full": None, "attention": jax.checkpoint_policies.save_only_these_names(*_KEPT)}
 
 
 def _dot(spec: str, x, w):
@@ -306,6 +322,7 @@ def _shape(c: LlamaConfig, letters: str):
 
 def init_boxed(config: LlamaConfig, key: jax.Array):
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
+    config = dataclasses.replace(config, sparse_group=0)  # no group fits one token
     tokens = jnp.zeros((1, 1), jnp.int32)
     rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=1)
     # One token on one device: the constraints on activations have nothing to divide.

@@ -11,6 +11,10 @@ from longrope_jax.data.passages import Passages
 from longrope_jax.data.tasks import FirstSentence, Passkey, encode
 from longrope_jax.data.tokenizers import Tokenizer
 
+# As good as endless; of a really endless dataset in batches of one row grain rounds the length up
+# to a number that no index holds.
+_EPOCHS = 2**32
+
 
 @dataclass(frozen=True)
 class Teaching:
@@ -160,7 +164,7 @@ def iterator(maker: WindowMaker, *, batch: int, seed: int) -> grain.DatasetItera
     if batch % hosts or len(maker) < hosts:
         raise ValueError(f"a batch of {batch} windows does not divide over {hosts} hosts")
     dataset = grain.MapDataset.range(len(maker)).seed(seed).shuffle()
-    dataset = dataset.slice(slice(jax.process_index(), None, hosts)).repeat()
+    dataset = dataset.slice(slice(jax.process_index(), None, hosts)).repeat(_EPOCHS)
     dataset = dataset.random_map(maker).batch(batch // hosts)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 

@@ -13,8 +13,9 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak.
         total_steps: steps; the cosine ends here.
-        warmup_steps: steps of linear warm-up from 0.
-        final_ratio: last learning rate over peak.
+        warmup_steps: steps of linear warm-up.
+        initial_ratio: learning rate at the first step of the warm-up over peak.
+        final_ratio: last learning rate over peak; 1 keeps it constant after the warm-up.
         b1, b2, eps: of Adam; Llama 2 uses eps 1e-5.
         weight_decay: decoupled; norms' scales are left out.
         clip: global norm of the gradient.
@@ -23,6 +24,7 @@ class OptimizerConfig:
     learning_rate: float
     total_steps: int
     warmup_steps: int = 2000
+    initial_ratio: float = 0.0
     final_ratio: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
@@ -36,6 +38,11 @@ class OptimizerConfig:
                 f"warmup_steps must be below total_steps, got {self.warmup_steps} and "
                 f"{self.total_steps}"
             )
+        if not (0 <= self.initial_ratio <= 1 and 0 <= self.final_ratio <= 1):
+            raise ValueError(
+                f"initial_ratio and final_ratio must lie in 0..1, got {self.initial_ratio} and "
+                f"{self.final_ratio}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -43,7 +50,7 @@ class OptimizerConfig:
 def schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate by step: linear warm-up, then cosine to `final_ratio` of the peak."""
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
+        init_value=config.learning_rate * config.initial_ratio,
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
         decay_steps=config.total_steps,

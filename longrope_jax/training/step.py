@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from longrope_jax import llama, sharding
 from longrope_jax.rotary import Rotary
+from longrope_jax.training import lora as lora_lib
 from longrope_jax.training import optimizer as optimizer_lib
+from longrope_jax.training.lora import LoRA
 from longrope_jax.training.loss import token_scores
 
 
@@ -21,7 +23,10 @@ from longrope_jax.training.loss import token_scores
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds of the model; steps draw no random numbers."""
+    """What a checkpoint holds of the model; steps draw no random numbers.
+
+    With LoRA `params` is the trainable tree alone.
+    """
 
     step: jax.Array
     params: Any
@@ -29,14 +34,26 @@ class TrainState:
 
 
 def abstract_state(
-    config: llama.LlamaConfig, optimizer: optimizer_lib.OptimizerConfig, mesh: Mesh
+    config: llama.LlamaConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    mesh: Mesh,
+    lora: LoRA | None = None,
 ) -> TrainState:
     """ShapeDtypeStructs of the state with their shardings on `mesh`.
 
     Raises:
         ValueError: a shape that does not divide over the mesh.
     """
-    boxed = jax.eval_shape(lambda: _init(config, optimizer, jax.random.key(0)))
+    return _abstract(mesh, lambda: _init(config, optimizer, jax.random.key(0), lora))
+
+
+def abstract_params(config: llama.LlamaConfig, mesh: Mesh) -> dict:
+    """ShapeDtypeStructs of the model's parameters with their shardings on `mesh`."""
+    return _abstract(mesh, lambda: llama.init_boxed(config, jax.random.key(0)))
+
+
+def _abstract(mesh: Mesh, make) -> Any:
+    boxed = jax.eval_shape(make)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         nn.meta.unbox(boxed),
@@ -51,31 +68,62 @@ def init_state(
     *,
     seed: int = 0,
     params: Any = None,
+    lora: LoRA | None = None,
 ) -> TrainState:
-    """A state at step 0 on the mesh, born sharded: fresh, or from given parameters."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
+    """A state at step 0 on the mesh, born sharded: fresh, or from given parameters.
+
+    With LoRA the adapters are fresh, what else trains is copied from `params`.
+
+    Raises:
+        ValueError: LoRA without parameters, or a shape that does not divide over the mesh.
+    """
+    if lora and params is None:
+        raise ValueError("LoRA adapts parameters that exist: give params")
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
     with jax.set_mesh(mesh):
         if params is None:
             make = functools.partial(_init, config, optimizer)
             return jax.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)(
                 jax.random.key(seed)
             )
+        if lora:
+            params = _adapted(config, lora, params, seed, shardings.params)
         params = jax.device_put(params, shardings.params)
         init = optimizer_lib.make(optimizer).init
         opt_state = jax.jit(init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def _init(config, optimizer, key) -> TrainState:
+def _adapted(config, lora, params, seed, shardings) -> dict:
+    """The trainable tree; its leaves are copies, since a state is donated."""
+    boxed = jax.eval_shape(lambda: llama.init_boxed(config, jax.random.key(0)))
+
+    def make(unfrozen):
+        adapters = nn.meta.unbox(lora_lib.adapters(lora, boxed, jax.random.key(seed)))
+        return {"adapters": adapters, "unfrozen": jax.tree.map(jnp.copy, unfrozen)}
+
+    return jax.jit(make, out_shardings=shardings)(lora_lib.split(lora, params)[0])
+
+
+def _init(config, optimizer, key, lora=None) -> TrainState:
     params = llama.init_boxed(config, key)
+    if lora:
+        adapters = lora_lib.adapters(lora, params, key)
+        params = {"adapters": adapters, "unfrozen": lora_lib.split(lora, params)[0]}
     return TrainState(jnp.int32(0), params, optimizer_lib.make(optimizer).init(params))
 
 
 @functools.lru_cache
 def make_train_step(
-    config: llama.LlamaConfig, optimizer: optimizer_lib.OptimizerConfig, mesh: Mesh
+    config: llama.LlamaConfig,
+    optimizer: optimizer_lib.OptimizerConfig,
+    mesh: Mesh,
+    lora: LoRA | None = None,
 ):
     """The jitted step (state, rotary, batch) -> (state, metrics); the state is donated.
+
+    With LoRA it takes `frozen`, of `lora.split`, as a fourth argument (functools.partial fits it
+    to `loop.fit`).
 
     One function per configuration, so that a sweep over rotaries compiles once. The batch is a
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
@@ -85,10 +133,13 @@ def make_train_step(
     """
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
 
-    def step(state: TrainState, rotary: Rotary, batch):
-        loss, grads = _accumulated(config, state.params, rotary, batch)
+    def step(state: TrainState, rotary: Rotary, batch, frozen):
+        def whole(params):
+            return lora_lib.merge(lora, params, frozen) if lora else params
+
+        loss, grads = _accumulated(config, state.params, rotary, batch, whole)
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -101,20 +152,20 @@ def make_train_step(
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
-    def on_mesh(state, rotary, batch):
+    def on_mesh(state, rotary, batch, frozen=None):
         with jax.set_mesh(mesh):
-            return jitted(state, rotary, batch)
+            return jitted(state, rotary, batch, frozen)
 
     on_mesh.jitted = jitted
     return on_mesh
 
 
-def _accumulated(config, params, rotary, batch):
-    """Weighted mean loss over all microbatches, and its gradient."""
+def _accumulated(config, params, rotary, batch, whole):
+    """Weighted mean loss over all microbatches, and its gradient; `whole` makes the model's."""
     total = jnp.maximum(batch["weights"].sum(), 1.0)
 
     def loss(params, micro):
-        return weighted_nll(config, params, rotary, micro) / total
+        return weighted_nll(config, whole(params), rotary, micro) / total
 
     def add(carry, micro):
         return jax.tree.map(jnp.add, carry, jax.value_and_grad(loss)(params, micro)), None

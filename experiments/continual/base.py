@@ -1,0 +1,123 @@
+"""The model that training continues from: a checkpoint of any format, our own, or a made-up one."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from longrope_jax import llama, rotary
+from longrope_jax.data import tokenizers
+from longrope_jax.training import checkpoints, step
+
+MADE_UP = "made-up"
+_MADE_UP_MODEL = llama.LlamaConfig(
+    vocab_size=260, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Base:
+    """Shape, parameters, method and tokenizer; what was recognised in words, ids to export."""
+
+    model: llama.LlamaConfig
+    params: Any
+    method: rotary.Method
+    tokenizer: tokenizers.Tokenizer
+    notes: tuple[str, ...] = ()
+    special_ids: dict[str, int] | None = None
+
+
+def load(config: ConfigDict, mesh: Mesh) -> Base:
+    """What `config.model` names: "made-up", a folder of our own checkpoints, or what weights reads.
+
+    Our own checkpoints hold parameters alone, so `config.shape` (or its preset), `tokenizer` and
+    `base_method` must say the rest.
+
+    Raises:
+        ValueError: nothing named, something missing, or a checkpoint that cannot be read.
+    """
+    if not config.model:
+        raise ValueError("this preset needs your checkpoint: --config.model=PATH")
+    if config.model == MADE_UP:
+        base = _made_up(config)
+    elif config.shape.preset or config.shape.d_model:
+        base = _own(config, mesh)
+    else:
+        base = _foreign(config, mesh)
+    given = {"dtype": config.dtype, "param_dtype": config.param_dtype, "remat": config.remat}
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, **given))
+
+
+def method(text: str, base: Base, trained_length: int) -> rotary.Method:
+    """Reads a method, e.g. "yarn:factor=4,base={base},original_length={trained}".
+
+    Args:
+        text: as rotary.parse reads it, "" for the checkpoint's own; `{base}` is the checkpoint's
+            base, `{trained}` its trained length.
+
+    Raises:
+        ValueError: unknown placeholder, method or option, or a checkpoint without a base.
+    """
+    if not text:
+        return base.method
+    values = {"trained": trained_length}
+    if hasattr(base.method, "base"):
+        values["base"] = repr(base.method.base)
+    try:
+        return rotary.parse(text.format(**values))
+    except KeyError as error:
+        raise ValueError(rotary.unknown("placeholder", str(error).strip("'"), values)) from error
+
+
+def _made_up(config: ConfigDict) -> Base:
+    """A random model, drawn by numpy: nothing is compiled for it."""
+    rng = np.random.default_rng(config.seed)
+    shapes = jax.eval_shape(lambda: llama.init_params(_MADE_UP_MODEL, jax.random.key(0)))
+
+    def draw(path, x):
+        if path[-1].key == "scale":
+            return jnp.ones(x.shape, x.dtype)
+        return jnp.asarray(rng.normal(0.0, _MADE_UP_MODEL.d_model**-0.5, x.shape), x.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    return Base(_MADE_UP_MODEL, params, rotary.RoPE(), tokenizers.ByteTokenizer())
+
+
+def _own(config: ConfigDict, mesh: Mesh) -> Base:
+    if not (config.tokenizer and config.base_method):
+        raise ValueError(
+            "a checkpoint of our own holds parameters alone: give --config.tokenizer and "
+            "--config.base_method, e.g. rope:base=10000"
+        )
+    tokenizer = tokenizers.load(config.tokenizer)
+    fields = {k: v for k, v in config.shape.items() if k != "preset" and v}
+    if config.shape.preset:
+        model = llama.preset(config.shape.preset, **fields)
+    else:
+        model = llama.LlamaConfig(vocab_size=tokenizer.vocab_size, **fields)
+    folder = Path(config.model)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    params = checkpoints.restore_params(folder, step.abstract_params(model, mesh))
+    return Base(model, params, rotary.parse(config.base_method), tokenizer)
+
+
+def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
+    if importlib.util.find_spec("longrope_jax.weights") is None:
+        raise ValueError(f"cannot read {config.model}: longrope_jax.weights is not installed")
+    from longrope_jax import weights
+
+    found = weights.load(
+        config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
+    )
+    tokenizer = tokenizers.load(config.tokenizer) if config.tokenizer else found.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
+    spec = rotary.parse(config.base_method) if config.base_method else found.rotary_spec
+    ids = None if config.tokenizer else found.special_ids
+    return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)

@@ -1,0 +1,144 @@
+"""LoRA (2106.09685) and LongLoRA's LoRA+ (2309.12307 section 3.3) for the Llama's parameters.
+
+A target W becomes W + (alpha / rank) A B, merged inside the loss, so that the model knows nothing
+of it. What trains is a tree of its own,
+
+    {"adapters": {..., "wq": {"a", "b"}}, "unfrozen": {...}}
+
+and so are its gradients, its optimizer state and its checkpoints; everything else is `frozen`, an
+argument of the training step that is neither differentiated nor donated. Of a target, the gradient
+of the whole W exists for the length of a step: adapters save optimizer state and checkpoints, not
+that.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from longrope_jax.rotary import unknown
+
+# Axes behind the layers' that A contracts; the rest are those of B.
+_INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "gate": 1, "up": 1, "down": 1}
+TARGETS = tuple(_INPUT_AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """What trains when not everything does; the defaults are LongLoRA's adapters.
+
+    Attributes:
+        rank: r, columns of A.
+        alpha: the product A B is scaled by alpha / rank.
+        targets: weights that get adapters, of `TARGETS`.
+        norms: every norm's scale trains too.
+        embed: the embedding table trains too; where the output head is tied to it, the head does
+            as well, as in every implementation where they are one tensor.
+
+    Raises:
+        ValueError: unknown target, none, or a rank or alpha that is not positive.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
+    norms: bool = False
+    embed: bool = False
+
+    def __post_init__(self):
+        if not self.targets or isinstance(self.targets, str):
+            raise ValueError(f"targets must be a tuple of {TARGETS}, got {self.targets!r}")
+        for name in self.targets:
+            if name not in _INPUT_AXES:
+                raise ValueError(unknown("LoRA target", name, TARGETS))
+        if not (self.rank >= 1 and self.alpha > 0):
+            raise ValueError(f"rank and alpha must be positive, got {self.rank} and {self.alpha}")
+
+
+# Rows of LongLoRA's Table 2; the output head never trains, "full" is no LoRA at all.
+_UNFROZEN = {
+    "lora": {},
+    "lora_norm": {"norms": True},
+    "lora_embed": {"embed": True},
+    "lora_plus": {"norms": True, "embed": True},
+}
+TRAINABLE = ("full", *_UNFROZEN)
+
+
+def trainable(name: str, *, rank: int = 8, alpha: float = 16.0) -> LoRA | None:
+    """The subset named "full" (None), "lora", "lora_norm", "lora_embed" or "lora_plus".
+
+    Raises:
+        ValueError: another name, with the nearest one.
+    """
+    if name not in TRAINABLE:
+        raise ValueError(unknown("trainable subset", name, TRAINABLE))
+    return None if name == "full" else LoRA(rank, alpha, **_UNFROZEN[name])
+
+
+def split(lora: LoRA, params: dict) -> tuple[dict, dict]:
+    """(unfrozen, frozen) parts of the model's parameters, boxed or not."""
+    flat = flatten_dict(params)
+    unfrozen = {path for path in flat if _is_unfrozen(lora, path)}
+    return (
+        unflatten_dict({p: x for p, x in flat.items() if p in unfrozen}),
+        unflatten_dict({p: x for p, x in flat.items() if p not in unfrozen}),
+    )
+
+
+def adapters(lora: LoRA, boxed: dict, key: jax.Array) -> dict:
+    """Fresh adapters, boxed as the parameters' shapes are (see llama.init_boxed).
+
+    B is 0, so that the model begins as it was; A is uniform within fan_in^-1/2, the initialisation
+    of the library that LongLoRA's runs used (Kaiming uniform with a = sqrt 5; LoRA's paper says
+    normal and no scale). Adapters are float32 whatever the weights are.
+    """
+    flat = flatten_dict(boxed)
+    targets = sorted(path for path in flat if path[-1] in lora.targets)
+    made = {}
+    for path, one in zip(targets, jax.random.split(key, len(targets)), strict=True):
+        made |= {(*path, n): x for n, x in _adapter(lora, path[-1], flat[path], one).items()}
+    return unflatten_dict(made)
+
+
+def merge(lora: LoRA, trained: dict, frozen: dict) -> dict:
+    """The model's parameters: frozen and unfrozen ones, targets with their adapters added.
+
+    The sum is float32 where the weight is of lower precision: rounded to bfloat16, small changes
+    would be lost.
+    """
+    flat = flatten_dict(frozen) | flatten_dict(trained["unfrozen"])
+    adapters = flatten_dict(trained["adapters"])
+    for path in {path[:-1] for path in adapters}:
+        a, b = adapters[*path, "a"], adapters[*path, "b"]
+        flat[path] = flat[path] + lora.alpha / lora.rank * _product(a, b)
+    return unflatten_dict(flat)
+
+
+def count(tree: dict) -> int:
+    """Numbers in a tree of arrays or of their shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _is_unfrozen(lora: LoRA, path: tuple[str, ...]) -> bool:
+    return (lora.norms and path[-1] == "scale") or (lora.embed and path == ("embed",))
+
+
+def _adapter(lora: LoRA, name: str, box: nn.Partitioned, key: jax.Array) -> dict:
+    """Boxed A [L, in..., r] and B [L, r, out...] of a stacked weight [L, in..., out...]."""
+    at = 1 + _INPUT_AXES[name]
+    shape, names = box.value.shape, box.names
+    bound = math.prod(shape[1:at]) ** -0.5
+    a = jax.random.uniform(key, (*shape[:at], lora.rank), jnp.float32, -bound, bound)
+    b = jnp.zeros((shape[0], lora.rank, *shape[at:]), jnp.float32)
+    return {
+        "a": nn.LogicallyPartitioned(a, (*names[:at], "rank")),
+        "b": nn.LogicallyPartitioned(b, (names[0], "rank", *names[at:])),
+    }
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))(a, b)
