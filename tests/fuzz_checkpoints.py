@@ -176,7 +176,7 @@ def _attempt(target: Path, which: str) -> str:
     except ValueError as error:
         outcome = "refused"
         text = str(error)
-        assert text and "\n" not in text and len(text) < 2000, f"{which}: {text[:3000]!r}"
+        assert text and "\n" not in text and len(text) < 900, f"{which}: {text[:3000]!r}"
     except BaseException as error:
         raise AssertionError(f"{which}: {type(error).__name__}: {error}") from error
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

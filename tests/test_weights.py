@@ -175,6 +175,26 @@ def test_old_configs_with_defaults_left_out_are_understood(tmp_path):
     assert_same(params, loaded.params)
 
 
+def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
+    path, params = write(tmp_path, "hf")
+    raw = json.loads((path / "config.json").read_text())
+    raw |= {"model_type": "mistral", "sliding_window": None}
+    (path / "config.json").write_text(json.dumps(raw))
+    assert_same(params, weights.load(path).params)
+
+
+def test_a_tied_model_may_hold_its_head_twice(tmp_path):
+    params = numbers(CONFIG)
+    params["unembed"] = params["embed"].T
+    weights.save(tmp_path / "m", CONFIG, params, rotary.RoPE())
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    loaded = weights.load(tmp_path / "m")
+    del params["unembed"]
+    assert_same(params, loaded.params)
+    assert any("equal to the embedding" in note for note in loaded.notes)
+
+
 # Meta's folder
 
 

@@ -345,6 +345,6 @@ def has_torch():
 
 def test_mutations_end_in_one_line_or_a_model():
     """10,000 of them: python tests/fuzz_checkpoints.py."""
-    outcomes = fuzz(240, seed=1, meta=has_torch())
+    outcomes = fuzz(160, seed=1, meta=has_torch())
     refusals = sum(count for (_, outcome), count in outcomes.items() if outcome == "refused")
-    assert outcomes.total() == 240 and refusals > 100
+    assert outcomes.total() == 160 and refusals > 80

@@ -230,7 +230,7 @@ def _opened(path: str, json: str):
     except BaseException as error:  # bare Exception, or a panic, which is not even that
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a readable tokenizer.json: {reason}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -253,7 +253,7 @@ def _processor(path: str):
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a readable sentencepiece model: {reason}") from error
 
 

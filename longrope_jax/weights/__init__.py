@@ -71,9 +71,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     try:
         return _read(path)
     except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
+        text = " ".join(str(error).split())
+        text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 
 
 def _read(path: Path) -> Checkpoint:

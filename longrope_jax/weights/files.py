@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-JSON_BYTES = 64 << 20
+JSON_BYTES = 32 << 20
 
 
 class Source(Protocol):

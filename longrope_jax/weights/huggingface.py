@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
         tokenizer=_tokenizer(path, notes),
         context_length=whole(raw, "max_position_embeddings", where, None),
         special_ids=_special_ids(raw, where),
-        ignored=_IGNORED,
+        ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
 
@@ -156,7 +156,7 @@ def _tokenizer(path: Path, notes: list[str]):
         ("tokenizer.json", tokenizers.HuggingFaceTokenizer),
         ("tokenizer.model", tokenizers.SentencePieceTokenizer),
     ):
-        if (path / name).exists():
+        if (path / name).is_file():
             notes.append(f"tokenizer from {name}")
             return load(str(path / name))
     notes.append("no tokenizer in the folder")

@@ -5,9 +5,9 @@ their rows of wq and wk like norms; rows of different frequencies differ. Featur
 of one frequency in the half layout, far apart in the interleaved one; 2j and 2j + 1 are a pair in
 the interleaved layout and neighbours in the half one. So with
     ratio = mean |log n[j] - log n[j + H/2]| / mean |log n[2j] - log n[2j + 1]|, n = norms of rows,
-about 1 means half and well above 1 interleaved. SmolLM2-135M: 0.97 when stored half, 2.8 when
-stored interleaved (python -m longrope_jax.weights inspect prints it). Fresh random weights differ
-by noise alone, mean 0.8/sqrt(D), and say nothing.
+about 1 means half and well above 1 interleaved. SmolLM2-135M: 0.96 when stored half, 2.76 when
+stored interleaved (python -m longrope_jax.weights inspect smollm2-135m --layout prints the second).
+Fresh random weights differ by noise alone, mean 0.8/sqrt(D), and say nothing.
 """
 
 import dataclasses

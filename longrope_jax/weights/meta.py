@@ -200,7 +200,7 @@ def _rotary(raw: dict, where: str, notes: list[str]):
 
 def _tokenizer(path: Path, notes: list[str]):
     file = path / "tokenizer.model"
-    if not file.exists():
+    if not file.is_file():
         notes.append("no tokenizer.model in the folder")
         return None
     if file.read_bytes()[:1] != b"\n":  # sentencepiece's protobuf begins with field 1
