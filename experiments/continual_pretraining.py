@@ -46,9 +46,10 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     lora.trainable(config.trainable, rank=config.rank, alpha=config.alpha)
     project = Project(config, workdir)
     page.check_blocks(project)
-    project.claim()
+    project.check_settings()
     if not all(map(project.is_scored, measurements(config))) or _unexported(project):
         check(project)
+        project.keep_settings()
         with StudyProgress(_work(project)) as progress:
             execute(project, progress)
     if not project.writes:

@@ -294,8 +294,9 @@ def test_a_bad_config_is_one_line_before_anything_is_trained(
     monkeypatch.setattr(continual_pretraining, "execute", None)
     tiny.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message) as error:
-        continual_pretraining.main(tiny, tmp_path)
+        continual_pretraining.main(tiny, tmp_path / "run")
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
 # LongLoRA's tables
