@@ -2,10 +2,16 @@
 
     python -m experiments.attention_decay --config=configs/attention_decay.py:paper --workdir=DIR
 
-Presets: paper, bases, head_dims, tiny. Any methods and head dimensions overlaid:
+Presets: paper, bases, head_dims, trained, tiny. Any methods and head dimensions overlaid:
 
     python -m experiments.attention_decay --workdir=DIR --config=configs/attention_decay.py \
         --config.methods='("rope:base=1e6", "abf")' --config.head_dims='(64, 128)'
+
+With a trained model of base_frequency_ablation, also the expected score of its own heads (preset
+trained; {base}, {abf}, {length} and {factor} in methods are those of the model's study):
+
+    python -m experiments.attention_decay --workdir=DIR \
+        --config=configs/attention_decay.py:trained --config.checkpoint=STUDY/runs/NAME
 
 Expected with preset paper (head dimension 128, distances 0 to 32,383), in seconds on a CPU:
 
@@ -26,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, report
+from experiments import cli, report, trained_heads
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
 
@@ -74,6 +80,7 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[dict]:
         ValueError: unknown method or option, odd head dimension, nothing to draw.
     """
     workdir = Path(workdir)
+    heads = _heads(config)
     curves = compute(config)
     rows = [_row(curve) for curve in curves]
     versions = report.versions()
@@ -88,9 +95,40 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[dict]:
     draw_curves(curves, workdir / "decay.png")
     draw_heatmaps(curves, config.heatmap_points, workdir / "heatmap.png")
     title = "Attention score against distance"
-    report.write_html(workdir / "report.html", title, command, sections(rows, workdir), versions)
+    parts = [*sections(rows, workdir), *_heads_sections(heads, config, workdir)]
+    report.write_html(workdir / "report.html", title, command, parts, versions)
     report.print_table(title, *_table(rows))
     return rows
+
+
+def _heads(config: ConfigDict) -> trained_heads.Heads | None:
+    """Those of the checkpoint, if one is given; its numbers are put into the methods' texts."""
+    if not config.checkpoint:
+        if any("{" in text for text in config.methods):
+            raise ValueError("methods name numbers of a study: give --config.checkpoint=DIR")
+        return None
+    heads = trained_heads.load(config.checkpoint, windows=config.checkpoint_windows)
+    try:
+        config.methods = tuple(text.format(**heads.values) for text in config.methods)
+    except KeyError as error:
+        name = str(error).strip("'")
+        raise ValueError(rotary.unknown("number of a study", name, heads.values)) from error
+    return heads
+
+
+def _heads_sections(
+    heads: trained_heads.Heads | None, config: ConfigDict, workdir: Path
+) -> list[report.Section]:
+    if heads is None:
+        return []
+    rows = trained_heads.curves(heads, config.methods, config.max_distance)
+    report.save_json(workdir / "heads.json", {"run": heads.name, "curves": rows})
+    trained_heads.draw(rows, heads, workdir / "heads.png")
+    table = trained_heads.table(rows, heads)
+    report.print_table(f"Expected score of {heads.name}", *table)
+    text = f"Trained with {heads.method} at {heads.length:,} tokens."
+    blocks = [report.Figure(workdir / "heads.png", text), report.Table(*table)]
+    return [report.Section("A trained model", [*blocks, report.Text(trained_heads.DEFINITIONS)])]
 
 
 def compute(config: ConfigDict) -> list[Curve]:

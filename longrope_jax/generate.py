@@ -1,41 +1,340 @@
-"""Greedy decoding with a key-value cache."""
+"""Text from a model: a key-value cache, prompts of unequal length, sampling, streaming.
 
+The cache always holds all tokens but the last; a step feeds that one and chooses the next. Rows lie
+at the left of one buffer, and a token never sees what stands to the right of it: what a shorter row
+computes beyond its end is overwritten before its own tokens can see it.
+"""
+
+import dataclasses
 import functools
+import time
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from longrope_jax import llama
-from longrope_jax.rotary import Rotary
+from longrope_jax import llama, rotary
+from longrope_jax.sampling import Sampling, choose, row_keys
+
+ROTARY_LENGTHS = ("final", "current")
+GREEDY = Sampling()
+_STEPS = 16  # decoded between two looks of the host: stops and streaming wait so long
+_BUCKET = 256  # sizes of caches are multiples of it, so that few programs are compiled
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def greedy(
-    config: llama.LlamaConfig, params, rotary: Rotary, prompts: jax.Array, new_tokens: int
-) -> jax.Array:
-    """The most likely continuation of each prompt, token by token.
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What `generate` gives back.
+
+    Attributes:
+        tokens: the new tokens of each row, int32, without the stop sequence that ended it.
+        prefilled, decoded: tokens computed in either phase, of all rows; a prefix that is computed
+            again counts again.
+        prefill_seconds, decode_seconds: wall time of them; compilation is in neither.
+    """
+
+    tokens: list[np.ndarray]
+    prefilled: int
+    decoded: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def generate(
+    config: llama.LlamaConfig,
+    params: dict,
+    method: rotary.Method | rotary.Rotary,
+    prompts: Sequence[Sequence[int]] | np.ndarray,
+    new_tokens: int,
+    *,
+    rotary_length: str = "final",
+    refresh_every: int = 1,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[Sequence[int]] = (),
+    stream: Callable[[list[np.ndarray]], None] | None = None,
+    cache_dtype: str | None = None,
+    prefill_chunk: int = 512,
+) -> Generation:
+    """Continues each prompt by up to `new_tokens` tokens; each row as if it were alone.
+
+    Beyond the first layer no cache can follow a change of frequencies, since cached keys and values
+    come from hidden states under the old ones. Hence two meanings of a method that depends on the
+    length. "final": the frequencies of prompt + new tokens, throughout; one prefill. "current":
+    each step is a full forward at its own length, as Hugging Face means it; where the frequencies
+    change (once for LongRoPE, at each token for dynamic NTK) the prefix is computed again.
 
     Args:
         config: of the model.
         params: of the model.
-        rotary: made for at least T + new_tokens tokens; the frequencies stay the same throughout.
-        prompts: int32 [B, T], all of one length.
-        new_tokens: how many to generate.
+        method: a rotary method; or a Rotary from `rotary.make`, which then stays as it is.
+        prompts: token ids of each row, at least one.
+        new_tokens: at most so many per row.
+        rotary_length: "final" or "current".
+        refresh_every: with "current", tokens between two looks at the length; 1 is exact, more
+            leaves the frequencies up to this many tokens behind.
+        sampling: greedy by default.
+        stop: sequences of tokens that end a row, e.g. ((eos,),).
+        stream: is given each row's new tokens a few at a time; together they are the result.
+        cache_dtype: default the model's; "bfloat16" halves a float32 cache.
+        prefill_chunk: tokens of a prompt per pass, a power of two.
 
-    Returns:
-        int32 [B, new_tokens].
+    Raises:
+        ValueError: an empty prompt, a token outside the vocabulary, an empty stop sequence, an
+            option out of range, lengths beyond what the method allows.
     """
-    B, T = prompts.shape
-    apply = functools.partial(llama.Llama(config).apply, {"params": params}, rotary=rotary)
+    rows = _checked_prompts(prompts, config.vocab_size)
+    stop = _checked_stops(stop)
+    _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk)
+    run = _Run(config, params, rows, new_tokens, cache_dtype, prefill_chunk, sampling)
+    schedule = _Schedule(
+        method, config.head_dim, run.lengths, new_tokens, rotary_length, refresh_every
+    )
+    output = _Output(len(rows), stop, stream)
+    done = 0
+    while done < new_tokens and output.active.any():
+        rot, until = schedule.at(done, output.active)
+        run.prefill(rot, done)
+        while done < until and output.active.any():
+            steps = min(_STEPS, until - done)
+            new = run.decode(rot, done, steps)
+            done += steps
+            output.add(new, last=done == new_tokens)
+    return Generation(
+        output.tokens(), run.prefilled, run.decoded, run.prefill_seconds, run.decode_seconds
+    )
 
-    def choose(hidden):
-        return llama.unembed(config, params, hidden[:, -1]).argmax(-1).astype(jnp.int32)
 
-    def step(carry, _):
-        token, cache = carry
-        hidden, cache = apply(token[:, None], cache=cache)
-        return (choose(hidden), cache), token
+def _checked_prompts(prompts, vocab_size: int) -> list[np.ndarray]:
+    rows = [np.asarray(row) for row in prompts]
+    if not rows:
+        raise ValueError("no prompts: generate needs at least one")
+    for i, row in enumerate(rows):
+        if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
+            found = f"{row.dtype}{list(row.shape)}"
+            raise ValueError(f"prompt {i} is {found}: expected at least one integer token")
+        if not 0 <= row.min() <= row.max() < vocab_size:
+            found = f"{row.min()} to {row.max()}"
+            raise ValueError(f"prompt {i} has tokens {found}: expected 0 to {vocab_size - 1}")
+    return rows
 
-    hidden, cache = apply(prompts, cache=llama.init_cache(config, B, T + new_tokens))
-    _, tokens = jax.lax.scan(step, (choose(hidden), cache), length=new_tokens)
-    return tokens.T
+
+def _checked_stops(stop) -> list[list[int]]:
+    stops = [np.asarray(sequence).tolist() for sequence in stop]
+    for sequence in stops:
+        if not isinstance(sequence, list) or not sequence:
+            raise ValueError(f"stop sequence {sequence!r}: expected at least one token, as (eos,)")
+    return stops
+
+
+def _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk) -> None:
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
+    if rotary_length not in ROTARY_LENGTHS:
+        raise ValueError(rotary.unknown("rotary_length", str(rotary_length), ROTARY_LENGTHS))
+    if refresh_every < 1:
+        raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
+    if refresh_every > 1 and rotary_length == "final":
+        raise ValueError("refresh_every needs rotary_length='current'; 'final' never refreshes")
+    if prefill_chunk < 1 or prefill_chunk & (prefill_chunk - 1):
+        raise ValueError(f"prefill_chunk must be a power of two, got {prefill_chunk}")
+
+
+class _Schedule:
+    """Which frequencies are in force when, told from the frequencies themselves."""
+
+    def __init__(self, method, head_dim, lengths, new_tokens, rotary_length, every):
+        self._method, self._head_dim, self._lengths = method, head_dim, lengths
+        self._new_tokens, self._every = new_tokens, every
+        self._current = rotary_length == "current" and not isinstance(method, rotary.Rotary)
+        self._known: dict[int, rotary.Frequencies] = {}
+
+    def at(self, done: int, active: np.ndarray) -> tuple[rotary.Rotary, int]:
+        """The rotary when `done` tokens are new, and up to how many it stays for active rows."""
+        if isinstance(self._method, rotary.Rotary):
+            return self._method, self._new_tokens
+        if not self._current:
+            return self._rotary(self._lengths + self._new_tokens), self._new_tokens
+        lengths = self._lengths + done
+        until = done + 1
+        while until < self._new_tokens and self._stays(done, until, active):
+            until += 1
+        return self._rotary(lengths), until
+
+    def _stays(self, done: int, later: int, active) -> bool:
+        # Looks at the length are counted from the prompt, every `every` tokens.
+        if later % self._every:
+            return True
+        pairs = zip(self._lengths[active] + done, self._lengths[active] + later, strict=True)
+        return all(_same(self._frequencies(a), self._frequencies(b)) for a, b in pairs)
+
+    def _frequencies(self, length: int) -> rotary.Frequencies:
+        length = int(length)
+        if length not in self._known:
+            f = self._method.frequencies(head_dim=self._head_dim, seq_len=length)
+            self._known[length] = f
+        return self._known[length]
+
+    def _rotary(self, lengths: np.ndarray) -> rotary.Rotary:
+        """One rotary, or one per row where rows differ; positions reach the longest row's end."""
+        rows = [self._frequencies(length) for length in lengths]
+        longest = int(self._lengths.max()) + self._new_tokens
+        rotaries = [rotary.from_frequencies(f, seq_len=longest) for f in rows]
+        if all(_same(rows[0], row) for row in rows[1:]):
+            return rotaries[0]
+        return rotary.stack(rotaries)
+
+
+def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
+    fields = [field.name for field in dataclasses.fields(a)]
+    return a is b or all(np.array_equal(getattr(a, f), getattr(b, f)) for f in fields)
+
+
+class _Run:
+    """Tokens and cache on the device, and the clock."""
+
+    def __init__(self, config, params, rows, new_tokens, cache_dtype, prefill_chunk, sampling):
+        self.lengths = np.asarray([len(row) for row in rows], np.int32)
+        longest = int(self.lengths.max())
+        size = _BUCKET * -(-(longest + new_tokens) // _BUCKET)
+        tokens = np.zeros((len(rows), size), np.int32)
+        for row, prompt in zip(tokens, rows, strict=True):
+            row[: len(prompt)] = prompt
+        self._tokens = jnp.asarray(tokens)
+        self._cache, self._cache_dtype = None, cache_dtype
+        self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
+        self._config, self._params = config, params
+        self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))
+        self.prefilled = self.decoded = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._compiled: set[tuple] = set()
+
+    def prefill(self, rot: rotary.Rotary, done: int) -> None:
+        """Fills the cache with all tokens but each row's last."""
+        longest = int(self.lengths.max()) + done - 1
+        if self._cache is None:
+            self._cache = llama.init_cache(
+                self._config, *self._tokens.shape, rot, dtype=self._cache_dtype
+            )
+
+        def fill(longest):
+            self._cache = _prefill(
+                self._config, self._chunk, self._params, rot, self._tokens, self._cache, longest
+            )
+
+        self.prefill_seconds += self._timed(("prefill", rot.hi.shape), fill, longest)
+        lengths = self.lengths + np.int32(done - 1)
+        self._cache = dataclasses.replace(self._cache, length=jnp.asarray(lengths))
+        self.prefilled += int(lengths.sum())
+
+    def decode(self, rot: rotary.Rotary, done: int, steps: int) -> np.ndarray:
+        """The next `steps` tokens of each row, int32 [B, steps]."""
+
+        def go(steps):
+            self._tokens, self._cache = _decode(
+                self._config,
+                self._params,
+                rot,
+                self._sampling,
+                self._keys,
+                self._tokens,
+                self._cache,
+                steps,
+            )
+
+        self.decode_seconds += self._timed(("decode", rot.hi.shape), go, steps)
+        self.decoded += steps * len(self.lengths)
+        at = self.lengths[:, None] + done + np.arange(steps)
+        return np.take_along_axis(np.asarray(self._tokens), at, axis=1)
+
+    def _timed(self, program: tuple, function, n: int) -> float:
+        """Seconds of function(n); a program's first call is function(0), which only compiles."""
+        if program not in self._compiled:
+            function(0)
+            self._compiled.add(program)
+        jax.block_until_ready(self._cache)
+        began = time.perf_counter()
+        function(n)
+        jax.block_until_ready(self._cache)
+        return time.perf_counter() - began
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
+def _prefill(config, chunk: int, params, rot, tokens, cache, longest):
+    """The cache with tokens 0 to longest-1 of [B, S], in chunks; `longest` 0 or at least chunk.
+
+    The last chunk is moved back to end at the longest row's end; what it computes again comes out
+    the same. So no position lies beyond what the rotary was made for.
+    """
+    model = llama.Llama(config)
+
+    def one(i, cache):
+        start = jnp.minimum(i * chunk, longest - chunk)
+        part = jax.lax.dynamic_slice_in_dim(tokens, start, chunk, axis=1)
+        cache = dataclasses.replace(cache, length=jnp.full_like(cache.length, start))
+        return model.apply({"params": params}, part, rotary=rot, cache=cache)[1]
+
+    return jax.lax.fori_loop(0, -(-longest // chunk), one, cache)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(5, 6))
+def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
+    """(tokens, cache) after `steps` more; the cache's lengths point at each row's last token."""
+    model, rows = llama.Llama(config), jnp.arange(tokens.shape[0])
+
+    def step(_, state):
+        tokens, cache = state
+        last = tokens[rows, cache.length][:, None]
+        hidden, cache = model.apply({"params": params}, last, rotary=rot, cache=cache)
+        logits = llama.unembed(config, params, hidden[:, 0])
+        new = choose(logits, sampling, keys, cache.length)
+        return tokens.at[rows, cache.length].set(new), cache
+
+    return jax.lax.fori_loop(0, steps, step, (tokens, cache))
+
+
+class _Output:
+    """New tokens of each row: cut at stop sequences, streamed as soon as they are certain."""
+
+    def __init__(self, rows: int, stop: list[list[int]], stream):
+        self._rows: list[list[int]] = [[] for _ in range(rows)]
+        self._sent, self._stop, self._stream = [0] * rows, stop, stream
+        self.active = np.ones(rows, bool)
+
+    def add(self, new: np.ndarray, *, last: bool) -> None:
+        """Takes new tokens [B, n] of all rows; those of rows that have ended are dropped."""
+        for i in np.flatnonzero(self.active):
+            row, before = self._rows[i], len(self._rows[i])
+            row += new[i].tolist()
+            end = _first_stop(row, self._stop, before)
+            if end is not None:
+                del row[end:]
+                self.active[i] = False
+        if self._stream is not None:
+            self._stream([self._fresh(i, last=last) for i in range(len(self._rows))])
+
+    def tokens(self) -> list[np.ndarray]:
+        """What every row has."""
+        return [np.asarray(row, np.int32) for row in self._rows]
+
+    def _fresh(self, i: int, *, last: bool) -> np.ndarray:
+        """Tokens of row i that were not sent yet and that no stop sequence can take back."""
+        row = self._rows[i]
+        held = 0 if last or not self.active[i] else _begun(row, self._stop)
+        start, self._sent[i] = self._sent[i], max(self._sent[i], len(row) - held)
+        return np.asarray(row[start : self._sent[i]], np.int32)
+
+
+def _first_stop(row: list[int], stops: list[list[int]], before: int) -> int | None:
+    """Where the first stop sequence begins that ends after the first `before` tokens."""
+    for end in range(before + 1, len(row) + 1):
+        starts = [end - len(s) for s in stops if end >= len(s) and row[end - len(s) : end] == s]
+        if starts:
+            return min(starts)
+    return None
+
+
+def _begun(row: list[int], stops: list[list[int]]) -> int:
+    """How many tokens at the end could be the beginning of a stop sequence."""
+    sizes = [n for s in stops for n in range(1, len(s)) if row[-n:] == s[:n]]
+    return max(sizes, default=0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import BACKENDS, attend
+from longrope_jax.attention import BACKENDS, attend, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.sharding import constrain
 
@@ -74,18 +74,59 @@ def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B]."""
+    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B].
+
+    bfloat16 is held as its bits, uint16 (see attention.to_cache). A remapping that rotates keys C
+    times has k [L, B, S, K, C H].
+    """
 
     k: jax.Array
     v: jax.Array
     length: jax.Array
 
 
-def init_cache(config: LlamaConfig, batch: int, size: int) -> Cache:
-    """Empty cache for `size` tokens per sequence, in the model's dtype."""
-    shape = config.n_layers, batch, size, config.n_kv_heads, config.head_dim
-    empty = jnp.zeros(shape, config.dtype)
-    return Cache(k=empty, v=empty, length=jnp.zeros(batch, jnp.int32))
+def init_cache(
+    config: LlamaConfig, batch: int, size: int, rotary=None, *, dtype: str | None = None
+) -> Cache:
+    """Empty cache.
+
+    Args:
+        config: of the model.
+        batch: B.
+        size: S, tokens per sequence.
+        rotary: from `rotary.make`; needed by methods that cache more than one copy of a key.
+        dtype: default the model's.
+
+    Raises:
+        ValueError: unknown dtype.
+    """
+    dtype = dtype or config.dtype
+    if dtype not in DTYPES:
+        raise ValueError(rotary_lib.unknown("cache dtype", str(dtype), DTYPES))
+    held = "uint16" if dtype == "bfloat16" else dtype
+    shape, H = (config.n_layers, batch, size, config.n_kv_heads), config.head_dim
+    copies = _key_copies(rotary and rotary.score_rule)
+    # Two arrays, since each may be donated.
+    k, v = _empty((*shape, copies * H), held), _empty((*shape, H), held)
+    return Cache(k=k, v=v, length=jnp.zeros(batch, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _empty(shape, dtype):
+    return constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", "head_dim")
+
+
+def _check_room(cache: Cache, new: int) -> None:
+    """Raises ValueError where `new` tokens go beyond the cache, as far as lengths are known."""
+    if isinstance(cache.length, jax.core.Tracer):
+        return
+    longest, size = int(cache.length.max()), cache.k.shape[2]
+    if longest + new > size:
+        raise ValueError(f"no room for {new} tokens after {longest} in a cache of {size}")
+
+
+def _key_copies(rule) -> int:
+    return 1 if rule is None else rule.key_copies
 
 
 class Llama(nn.Module):
@@ -99,13 +140,21 @@ class Llama(nn.Module):
 
         Args:
             tokens: int32 [B, T].
-            rotary: from `rotary.make`.
+            rotary: from `rotary.make`; or stacked, one per row, where positions are [B, T].
             positions: int32 [B, T] or [T]; None counts from the cache's length, and from 0 again
-                at each packed document.
+                at each packed document. Methods with a score rule (remapped positions, ALiBi)
+                take no others.
             segment_start: int32 [B, T], index of the first token of each token's document.
-            cache: from `init_cache`, with room for T more tokens.
+            cache: from `init_cache`, with room for T more tokens: under jit, where lengths are
+                unknown, the caller has to see to that.
+
+        Raises:
+            ValueError: positions or a cache that do not fit the rotary's score rule, a full cache.
         """
         c = self.config
+        _check_rule(c, rotary.score_rule, positions, cache)
+        if cache is not None:
+            _check_room(cache, tokens.shape[1])
         query_start = 0 if cache is None else cache.length
         if positions is None:
             positions = default_positions(tokens, segment_start, query_start)
@@ -124,15 +173,31 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, name="layers")
+        )(c, rotary.score_rule, name="layers")
+        # The cache is carried, not scanned over, so that the loop writes into it in place.
         kv = None if cache is None else (cache.k, cache.v)
-        x, kv = layers(x, phases, segment_start, query_start, kv)
+        layer = None if cache is None else jnp.arange(c.n_layers)
+        (x, kv), _ = layers((x, kv), phases, segment_start, query_start, layer)
         if not c.tie_embeddings:
             self.param("unembed", _init("embed", "vocab", fan_in=c.d_model), *_shape(c, "DV"))
         x = RMSNorm(c, name="final_norm")(x)
         if cache is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+
+def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
+    if c.sparse_group and (rule is not None or cache is not None):
+        what = "a cache" if rule is None else rule
+        raise ValueError(f"S2-Attn trains plain rotary attention, not {what}: use sparse_group=0")
+    if rule is not None and positions is not None:
+        raise ValueError(f"{rule} counts positions in each document itself: leave positions=None")
+    width = _key_copies(rule) * c.head_dim
+    if cache is not None and cache.k.shape[-1] != width:
+        raise ValueError(
+            f"the cache's keys are {cache.k.shape[-1]} wide, this rotary needs {width}: pass the "
+            "rotary to init_cache"
+        )
 
 
 def default_positions(tokens, segment_start, query_start):
@@ -147,26 +212,30 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
-    def __call__(self, x, phases, segment_start, query_start, kv):
-        """One layer, in the form that nn.scan wants: carry x, per-layer kv in and out."""
-        attended, kv = Attention(self.config, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x), phases, segment_start, query_start, kv
+    def __call__(self, carry, phases, segment_start, query_start, layer):
+        """One layer, in the form that nn.scan wants: carry x and the whole cache, no output."""
+        x, kv = carry
+        normed = RMSNorm(self.config, name="attention_norm")(x)
+        attended, kv = Attention(self.config, self.score_rule, name="attention")(
+            normed, phases, segment_start, query_start, kv, layer
         )
         x = constrain(x + attended, *_RESIDUAL)
         x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return constrain(x, *_RESIDUAL), kv
+        return (constrain(x, *_RESIDUAL), kv), None
 
 
 class Attention(nn.Module):
     """Grouped-query attention on rotated queries and keys."""
 
     config: LlamaConfig
+    score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
-    def __call__(self, x, phases, segment_start, query_start, kv):
-        """[B, T, D] to [B, T, D]; kv [B, S, K, H] is the layer's cache or None."""
+    def __call__(self, x, phases, segment_start, query_start, kv, layer):
+        """[B, T, D] to [B, T, D]; kv is the cache of all layers [L, B, S, K, H] or None."""
         c = self.config
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         wq = self.param("wq", _init(*heads, fan_in=c.d_model), *_shape(c, "DNH"))
@@ -180,27 +249,23 @@ class Attention(nn.Module):
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         if c.sparse_group:
-            if kv is not None:
-                raise ValueError("S2-Attn is for training: decode with sparse_group=0")
             out = shifted_sparse(
                 q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
             )
             return _dot("BTNH,NHD->BTD", out, wo), kv
         if kv is not None:
-            k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
-        out = attend(
-            q, k, v, segment_start=segment_start, query_start=query_start, backend=c.attention
-        )
+            k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
+        where = {"segment_start": segment_start, "query_start": query_start, "layer": layer}
+        out = attend(q, k, v, **where, score_rule=self.score_rule, backend=c.attention)
         return _dot("BTNH,NHD->BTD", out, wo), kv
 
 
-def _append(cached, new, start):
-    """Writes new [B, T, K, H] into cached [B, S, K, H] from start [B] on."""
-
-    def one(row, value, at):
-        return jax.lax.dynamic_update_slice_in_dim(row, value.astype(row.dtype), at, axis=0)
-
-    return jax.vmap(one)(cached, new, start)
+def _append(layer, start, cached, new):
+    """Writes new [B, T, K, H] into layer `layer` of cached [L, B, S, K, H] from start [B] on."""
+    rows, columns = jnp.arange(new.shape[0])[:, None], start[:, None] + jnp.arange(new.shape[1])
+    return cached.at[layer, rows, columns].set(
+        to_cache(new, cached.dtype), mode="drop", unique_indices=True
+    )
 
 
 class MLP(nn.Module):

@@ -19,6 +19,9 @@ REQUIRED = {
     "long_factor": 8.0,
     "inner": rotary.XPos(),
     "fraction": 0.5,
+    "window": 16,
+    "group": 4,
+    "n_kv_heads": 2,
 }
 
 

@@ -508,7 +508,29 @@ def test_hf_round_trip_is_exact(spec):
         assert rotary.from_hf(outside | {"rope_scaling": v4}) == spec
 
 
-@given(name=st.sampled_from(rotary.names()), factor=st.floats(1, 64), length=LENGTHS)
+# Methods that attention takes part in; Hugging Face has none of them.
+IN_ATTENTION = {
+    "alibi": {},
+    "dual_chunk": {"original_length": 64},
+    "fope": {"original_length": 64, "n_kv_heads": 2},
+    "leaky_rerope": {"window": 8, "factor": 2},
+    "rerope": {"window": 8},
+    "self_extend": {"window": 8, "group": 2},
+    "string": {"original_length": 512},
+}
+
+
+@pytest.mark.parametrize("name", IN_ATTENTION)
+def test_methods_within_attention_have_no_hugging_face_type(name):
+    with pytest.raises(ValueError, match=f"no rope_type for {name}"):
+        rotary.to_hf(rotary.build(name, **IN_ATTENTION[name]))
+
+
+@given(
+    name=st.sampled_from(sorted({*rotary.names()} - {*IN_ATTENTION})),
+    factor=st.floats(1.01, 64),
+    length=LENGTHS,
+)
 @settings(max_examples=60, deadline=None)
 def test_what_is_exported_means_the_same(name, factor, length):
     options = {"factor": factor, "original_length": length, "inner": rotary.RoPE(2e4)}

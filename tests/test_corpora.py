@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from longrope_jax.data import corpora
 from longrope_jax.data.corpora import Document, load, load_tokens, split
 
-WARM = corpora._cache(None)
+WARM = corpora.cache_folder()
 
 
 def loaded(name):

@@ -202,6 +202,8 @@ def test_command_line_overlays_methods_and_head_dims(tmp_path):
         ([config("tiny"), "--config.metods=('rope',)"], "no such field in the config: metods"),
         (["--config.metods=('rope',)"], "no such field in the config: metods"),
         (["--config=nowhere.py"], "cannot load the config"),
+        ([config("tiny"), "--config.checkpoint=nowhere"], "results.json is missing"),
+        ([config("trained")], "methods name numbers of a study: give --config.checkpoint"),
         ([config("tiny"), "stray"], "unexpected argument 'stray'"),
         (["--workdr=x"], "workdr"),
     ],

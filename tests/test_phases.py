@@ -248,8 +248,21 @@ def leaves(rot):
     return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(rot)]
 
 
+STRUCTURAL = {
+    rotary.ALiBi, rotary.DualChunk, rotary.FoPE, rotary.LeakyReRoPE, rotary.PartialRotary,
+    rotary.ReRoPE, rotary.SelfExtend, rotary.STRING,
+}  # fmt: skip
+
+
+def test_which_methods_are_structural(spec):
+    assert rotary.is_structural(spec, head_dim=64) == (type(spec) in STRUCTURAL)
+    assert not rotary.is_structural(rotary.PartialRotary(rotary.RoPE(), 1.0), head_dim=64)
+
+
 def test_all_methods_have_the_same_leaves(spec):
     rot = rotary.make(spec, head_dim=64, seq_len=128)
+    if rot.score_rule is not None or rot.mixing is not None:
+        pytest.skip("a program of its own: tests/test_remap.py, test_fope.py")
     # Partial rotary has fewer pairs, and then just the leaves of a smaller head.
     rotated = 2 * len(spec.frequencies(head_dim=64, seq_len=128).inv_freq)
     assert rotated == (32 if isinstance(spec, rotary.PartialRotary) else 64)
@@ -277,6 +290,18 @@ def test_stacked_lengths_equal_one_by_one(spec):
         alone = phases(rotary.make(spec, head_dim=16, seq_len=length), positions)
         part = jax.tree.map(lambda x, i=i: x[i], together)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), part, alone)
+
+
+def test_only_one_structure_can_be_stacked():
+    specs = rotary.RoPE(), rotary.ReRoPE(8), rotary.ReRoPE(9), rotary.FoPE(64, 2)
+    rots = [rotary.make(spec, head_dim=16, seq_len=64) for spec in specs]
+    for i in range(4):
+        rotary.stack([rots[i], rots[i]])
+        for j in range(i):
+            with pytest.raises(ValueError, match="only rotaries of one structure"):
+                rotary.stack([rots[i], rots[j]])
+    with pytest.raises(ValueError, match="only rotaries of one structure"):
+        rotary.stack([])
 
 
 def test_phases_are_float32_and_follow_the_positions_shape():

@@ -1,5 +1,19 @@
-"""Closed forms in float64 that need no model: decay curves, the helix picture."""
+"""Closed forms in float64 that need no model: decay, helix, granularity, bounds on bases."""
 
-from longrope_jax.analysis import decay, helix
+from longrope_jax.analysis import (
+    base_bound,
+    critical_dimension,
+    decay,
+    granularity,
+    helix,
+    interpolation,
+)
 
-__all__ = ["decay", "helix"]
+__all__ = [
+    "base_bound",
+    "critical_dimension",
+    "decay",
+    "granularity",
+    "helix",
+    "interpolation",
+]

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from longrope_jax.rotary import Frequencies, Method
+from longrope_jax.rotary import LAYOUTS, Frequencies, Method, ScoreRule, unknown
 
 
 def score(
@@ -27,6 +27,9 @@ def score(
     other frequencies of LongRoPE's first positions and log-n scaling are left out. Memory grows
     with the number of distances, not with their product with H.
 
+    Under remapped positions (ReRoPE, Self-Extend, dual chunk ...) it is what the last of `seq_len`
+    tokens sees: for those of them that know no relative position alone, one row of `heatmap`.
+
     Args:
         method: a rotary method, or its frequencies.
         distances: query position minus key position, tokens, not negative; any shape.
@@ -38,12 +41,13 @@ def score(
         float64 in the shape of `distances`, dimensionless.
 
     Raises:
-        ValueError: a negative distance, no distance, an odd `head_dim`.
+        ValueError: a negative distance, no distance, an odd `head_dim`; remapped positions at
+            distances that are not whole or not below `seq_len`; ALiBi, FoPE (see `heatmap`).
     """
     d = np.asarray(distances, np.float64)
     if d.size == 0 or d.min() < 0:
         raise ValueError("distances must be one or more numbers that are not negative")
-    f = _frequencies(method, head_dim, seq_len or int(d.max()) + 1)
+    f, d = _at_distances(method, d, head_dim, seq_len)
     total = np.zeros_like(d)
     for speed, log_decay in zip(f.inv_freq, f.log_decay, strict=True):
         total += np.exp(log_decay * d) * np.cos(speed * d)
@@ -61,7 +65,8 @@ def heatmap(
     """Score of an all-ones query at position m and key at position n, divided by sqrt(H).
 
     Unlike `score` it takes the angles at both positions, so LongRoPE's first positions and log-n
-    scaling act. Source: the quantity of footnote 3 of Llama 2 Long for all-ones vectors.
+    scaling act, and remapped positions wherever they are. For FoPE it is that of head 0.
+    Source: the quantity of footnote 3 of Llama 2 Long for all-ones vectors.
 
     Args:
         method: a rotary method, or its frequencies.
@@ -74,19 +79,112 @@ def heatmap(
         float64 [T, S], NaN where the key comes after the query.
 
     Raises:
-        ValueError: a negative position, no position, an odd `head_dim`.
+        ValueError: a negative position, no position, an odd `head_dim`; remapped positions that
+            are not whole; ALiBi.
     """
     m, n = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
     if m.size == 0 or n.size == 0 or min(m.min(), n.min()) < 0:
         raise ValueError("positions must be one or more numbers that are not negative")
     f = _frequencies(method, head_dim, seq_len or int(max(m.max(), n.max())) + 1)
+    scores = _normalize(_pair_totals(f, m, n), f, head_dim) * _log_n(f, m)[:, None]
+    return np.where(m[:, None] >= n, scores, np.nan)
+
+
+def _pair_totals(f: Frequencies, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """[T, S] sum over pairs of the cosine of query angle minus key angle, with decay."""
     query_angle, key_angle = _angles(f, m), _angles(f, n)
     distance = np.maximum(m[:, None] - n, 0)
+    if f.mixing is not None:
+        return sum(_mixed(f, query_angle, i) @ _mixed(f, key_angle, i).T for i in (0, 1))
     total = np.zeros_like(distance)
+    if f.score_rule is not None:
+        relative = _relative(f.score_rule, m[:, None], n)
+        for speed in f.inv_freq:
+            total += np.cos(speed * relative)
+        return total
     for j, log_decay in enumerate(f.log_decay):
         total += np.exp(log_decay * distance) * np.cos(query_angle[:, j, None] - key_angle[:, j])
-    scores = _normalize(total, f, head_dim) * _log_n(f, m)[:, None]
-    return np.where(m[:, None] >= n, scores, np.nan)
+    return total
+
+
+def _mixed(f: Frequencies, angle: np.ndarray, which: int) -> np.ndarray:
+    """[T, P] cosines (0) or sines (1) of head 0, from angles [T, R]."""
+    waves = (np.cos, np.sin)[which](angle)
+    return np.hstack([waves, np.ones((len(waves), 1))]) @ f.mixing[which, 0]
+
+
+def _relative(rule: ScoreRule, m, n) -> np.ndarray:
+    """The distance that each pair is scored at; pairs above the diagonal do not matter."""
+    if rule.slopes(1) is not None:
+        raise ValueError(
+            "alibi rotates nothing and has another bias in each head: its scores fall by "
+            "rotary.alibi_slopes(n_heads) per token"
+        )
+    m, n = np.asarray(m), np.asarray(n)
+    if np.any(m % 1) or np.any(n % 1):
+        raise ValueError(f"{rule} takes whole positions and distances")
+    if n.min() < 0:
+        raise ValueError(f"distances reach beyond the first of seq_len tokens under {rule}")
+    return rule.relative_position(m.astype(np.int64), n.astype(np.int64))
+
+
+def expected_score(
+    method: Method | Frequencies,
+    distances: np.ndarray,
+    moments: np.ndarray,
+    *,
+    layout: str = "half",
+    seq_len: int | None = None,
+) -> np.ndarray:
+    """Mean score of a head's queries and keys at each distance, divided by sqrt(H).
+
+    (1/sqrt(H)) * (sum_j A^2 exp(log_decay_j * distance) Re(c_j exp(i inv_freq_j * distance)) + r),
+    with c_j the mean of q_j conj(k_j) over pair j as a complex number and r that of the features
+    that partial rotary leaves alone: the expectation over queries and keys of Llama 2 Long's
+    footnote 3, for content that does not depend on the distance. All-ones moments give `score`,
+    whose limits it shares: see `depends_on_distance_alone`.
+
+    Args:
+        method: a rotary method, or its frequencies.
+        distances: [S] query position minus key position, tokens, not negative.
+        moments: [..., H, H] mean of q_a k_b before rotation, from a model
+            (`evaluation.attention_statistics`) or assumed.
+        layout: how the model pairs features, see `rotary.rotate`.
+        seq_len: as in `score`.
+
+    Returns:
+        float64 [..., S].
+
+    Raises:
+        ValueError: as `score`, moments that are not square, an unknown layout.
+    """
+    d, moments = np.asarray(distances, np.float64), np.asarray(moments, np.float64)
+    if d.ndim != 1 or d.size == 0 or d.min() < 0:
+        raise ValueError("distances must be a list of one or more numbers that are not negative")
+    if moments.ndim < 2 or moments.shape[-1] != moments.shape[-2]:
+        raise ValueError(f"moments must be [..., H, H], got {moments.shape}")
+    head_dim = moments.shape[-1]
+    f, d = _at_distances(method, d, head_dim, seq_len)
+    pairs, rest = _pair_moments(moments, len(f.inv_freq), layout)
+    turn = np.exp(np.outer(f.log_decay + 1j * f.inv_freq, d))
+    return (f.amplitude**2 * (pairs @ turn).real + rest[..., None]) / np.sqrt(head_dim)
+
+
+def depends_on_distance_alone(frequencies: Frequencies) -> bool:
+    """Whether scores are a function of distance.
+
+    Not with start tokens, log-n scaling or FoPE, nor where the relative position follows chunks or
+    groups of tokens (dual chunk, Self-Extend).
+    """
+    f = frequencies
+    if f.start_count or np.isfinite(f.logn_length) or f.mixing is not None:
+        return False
+    if f.score_rule is None:
+        return True
+    distances = np.unique(np.geomspace(1, 2**20, 200).astype(np.int64))
+    n = 797 * np.arange(400)[:, None]  # a prime, so that every place in a chunk or group occurs
+    relative = f.score_rule.relative_position(n + distances, n)
+    return bool(np.all(relative == relative[0]))
 
 
 def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
@@ -153,14 +251,35 @@ def summarize(scores: np.ndarray) -> Summary:
     )
 
 
+def _at_distances(method, d, head_dim: int, seq_len: int | None):
+    """Frequencies, and the distances that the last of `seq_len` tokens scores those in `d` at."""
+    last = seq_len - 1 if seq_len else int(d.max())
+    f = _frequencies(method, head_dim, last + 1)
+    if f.mixing is not None:
+        raise ValueError("scores under fope depend on both positions: see decay.heatmap")
+    return f, d if f.score_rule is None else _relative(f.score_rule, last, last - d)
+
+
 def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> Frequencies:
     if isinstance(method, Frequencies):
         f = method
     else:
         f = method.frequencies(head_dim=head_dim, seq_len=seq_len)
-    if 2 * len(f.inv_freq) > head_dim:
-        raise ValueError(f"{len(f.inv_freq)} pairs do not fit into a head of {head_dim}")
+    if 2 * f.pairs > head_dim:
+        raise ValueError(f"{f.pairs} pairs do not fit into a head of {head_dim}")
     return f
+
+
+def _pair_moments(moments: np.ndarray, count: int, layout: str) -> tuple[np.ndarray, np.ndarray]:
+    """Complex means [..., count] of q conj(k) per rotated pair, and the sum over other features."""
+    if layout not in LAYOUTS:
+        raise ValueError(unknown("rotary layout", layout, LAYOUTS))
+    pairs = np.arange(2 * count).reshape((2, count) if layout == "half" else (count, 2))
+    a, b = pairs if layout == "half" else pairs.T
+    real = moments[..., a, a] + moments[..., b, b]
+    imaginary = moments[..., b, a] - moments[..., a, b]
+    rest = np.arange(2 * count, moments.shape[-1])
+    return real + 1j * imaginary, moments[..., rest, rest].sum(-1)
 
 
 def _angles(f: Frequencies, positions: np.ndarray) -> np.ndarray:
@@ -169,7 +288,7 @@ def _angles(f: Frequencies, positions: np.ndarray) -> np.ndarray:
 
 
 def _normalize(total: np.ndarray, f: Frequencies, head_dim: int) -> np.ndarray:
-    unrotated = head_dim - 2 * len(f.inv_freq)
+    unrotated = head_dim - 2 * f.pairs
     return (2 * f.amplitude**2 * total + unrotated) / np.sqrt(head_dim)
 
 

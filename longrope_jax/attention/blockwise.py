@@ -7,6 +7,7 @@ The forward keeps the log of each row's normaliser; the backward computes the we
 (Rabe and Staats 2112.05682; Dao 2307.08691).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,22 +16,64 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from longrope_jax.attention import branches
+
 _MASKED = -1e30  # finite, so that a row with every key masked gives 0 and no NaN
 BLOCK_Q = 256  # the fastest pair of 128, 256 and 512 tried on 2 CPU cores at T = 2,048
 BLOCK_K = 256
 
 
-def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
+def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
     """[B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
 
     first_key and last_key are [B, T], or [1, T] where all rows are alike.
     """
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    B, T, N = q.shape[:3]
+    S, K, H = v.shape[1:]
+    q = q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attention(scale, min(BLOCK_Q, T), min(BLOCK_K, S), q, k, v, first_key, last_key)
+    out = _attention(rule, scale, min(BLOCK_Q, T), min(BLOCK_K, S), q, k, v, first_key, last_key)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def cached(q, k, v, layer, first_key, last_key, scale, rule=None) -> jax.Array:
+    """As `attention`, on one layer of a cache k, v [L, B, S, K, H]; forward only.
+
+    Each block is cut from the cache itself: what lies beyond the last key is never touched.
+    """
+    B, T, N = q.shape[:3]
+    S, K, H = v.shape[2:]
+    block_q, size = min(BLOCK_Q, T), min(BLOCK_K, S)
+
+    def blocks_of(x) -> Callable:
+        def take(block: _Block):
+            start, shape = (layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
+            part = lax.dynamic_slice(x, start, shape)[0]
+            return from_cache(part.transpose(0, 2, 1, 3), q.dtype)
+
+        return take
+
+    q = q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
+    keys, values = blocks_of(k), blocks_of(v)
+    out, _ = _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def to_cache(x: jax.Array, dtype) -> jax.Array:
+    """`x` as a cache of `dtype` holds it; uint16 means the bits of bfloat16.
+
+    A CPU turns every write of bfloat16 within a loop into float32 copies of the whole array.
+    """
+    if dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
+def from_cache(x: jax.Array, dtype) -> jax.Array:
+    """Inverse of `to_cache`, as `dtype`."""
+    if x.dtype == jnp.uint16:
+        x = lax.bitcast_convert_type(x, jnp.bfloat16)
+    return x.astype(dtype)
 
 
 class _Block(NamedTuple):
@@ -60,21 +103,37 @@ def _key_blocks(first, last, size: int, length: int):
     return low, high
 
 
-def _scores(scale, q, k, first, last, block: _Block):
-    """Scores [B, K, G, Tq, Sk] in float32, masked."""
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+class _Pairs(NamedTuple):
+    """Positions of queries [B, T, 1] and keys [B, T, S] in their document; who sees whom."""
+
+    m: jax.Array
+    n: jax.Array
+    visible: jax.Array
+
+
+def _pairs(first, last, block: _Block) -> _Pairs:
+    first, last = first[..., None], last[..., None]
     key = block.start + jnp.arange(block.own.shape[0])
-    visible = (key >= first[..., None]) & (key <= last[..., None]) & block.own
-    return jnp.where(visible[:, None, None], scores, _MASKED)
+    return _Pairs(last - first, key - first, (key >= first) & (key <= last) & block.own)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(scale, block_q, block_k, q, k, v, first, last):
-    return _forward(scale, block_q, block_k, q, k, v, first, last)[0]
+def _scores(rule, scale, q, k, pairs: _Pairs):
+    """Scores [B, K, G, Tq, Sk] in float32, masked."""
+    if rule is None:
+        scores = _dot("BKGTH,BKSH->BKGTS", q, k) * scale
+    else:
+        scores = branches.scores(rule, q, k, scale, *pairs)
+    return jnp.where(pairs.visible[:, None, None], scores, _MASKED)
 
 
-def _forward(scale, block_q, block_k, q, k, v, first, last):
-    T, S = q.shape[3], k.shape[2]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attention(rule, scale, block_q, block_k, q, k, v, first, last):
+    return _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last)[0]
+
+
+def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last):
+    """Output and log of the normaliser; keys and values give the entries of a _Block."""
+    T = q.shape[3]
 
     def query_block(i, carry):
         rows = _block(i, block_q, T)
@@ -83,23 +142,19 @@ def _forward(scale, block_q, block_k, q, k, v, first, last):
         def key_block(j, state):
             top, total, out = state
             columns = _block(j, block_k, S)
-            scores = _scores(scale, q_i, _take(k, columns, 2), first_i, last_i, columns)
+            pairs = _pairs(first_i, last_i, columns)
+            scores = _scores(rule, scale, q_i, keys(columns), pairs)
             new_top = jnp.maximum(top, scores.max(-1))
             weights = jnp.exp(scores - new_top[..., None])
             decay = jnp.exp(top - new_top)
-            value = jnp.einsum(
-                "BKGTS,BKSH->BKGTH",
-                weights.astype(v.dtype),
-                _take(v, columns, 2),
-                preferred_element_type=jnp.float32,
-            )
+            value = _dot("BKGTS,BKSH->BKGTH", weights.astype(q.dtype), values(columns))
             return new_top, total * decay + weights.sum(-1), out * decay[..., None] + value
 
         # A finite floor above the mask: rows that see nothing keep weights of exactly 0.
         start = (
             jnp.full(q_i.shape[:-1], 0.5 * _MASKED, jnp.float32),
             jnp.zeros(q_i.shape[:-1], jnp.float32),
-            jnp.zeros(q_i.shape, jnp.float32),
+            jnp.zeros((*q_i.shape[:-1], H), jnp.float32),
         )
         bounds = _key_blocks(first_i, last_i, block_k, S)
         top, total, out = lax.fori_loop(*bounds, key_block, start)
@@ -111,18 +166,20 @@ def _forward(scale, block_q, block_k, q, k, v, first, last):
             put(all_lse, top + jnp.log(total)),
         )
 
-    empty = jnp.zeros_like(q), jnp.zeros(q.shape[:-1], jnp.float32)
+    empty = jnp.zeros((*q.shape[:-1], H), q.dtype), jnp.zeros(q.shape[:-1], jnp.float32)
     return lax.fori_loop(0, -(-T // block_q), query_block, empty)
 
 
-def _forward_rule(scale, block_q, block_k, q, k, v, first, last):
-    out, lse = _forward(scale, block_q, block_k, q, k, v, first, last)
+def _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last):
+    keys, values = partial(_take, k, axis=2), partial(_take, v, axis=2)
+    S, H = v.shape[2:]
+    out, lse = _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last)
     # Named, so that a remat policy can keep them and the backward need not run the forward again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, first, last, out, lse)
 
 
-def _backward_rule(scale, block_q, block_k, saved, d_out):
+def _backward_rule(rule, scale, block_q, block_k, saved, d_out):
     q, k, v, first, last, out, lse = saved
     T, S = q.shape[3], k.shape[2]
     out_dot = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
@@ -139,12 +196,18 @@ def _backward_rule(scale, block_q, block_k, saved, d_out):
             d_q_i, d_k, d_v = state
             columns = _block(j, block_k, S)
             k_j, v_j = _take(k, columns, 2), _take(v, columns, 2)
-            weights = jnp.exp(_scores(scale, q_i, k_j, first_i, last_i, columns) - lse_i)
+            pairs = _pairs(first_i, last_i, columns)
+            weights = jnp.exp(_scores(rule, scale, q_i, k_j, pairs) - lse_i)
             d_weights = _dot("BKGTH,BKSH->BKGTS", d_out_i, v_j)
             d_scores = weights * (d_weights - out_dot_i) * scale
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
-            d_q_i += _dot("BKGTS,BKSH->BKGTH", d_scores, k_j)
-            d_k = _add(d_k, columns, _dot("BKGTS,BKGTH->BKSH", d_scores, q_i), 2)
+            if rule is None:
+                d_q_j = _dot("BKGTS,BKSH->BKGTH", d_scores, k_j)
+                d_k_j = _dot("BKGTS,BKGTH->BKSH", d_scores, q_i)
+            else:
+                d_q_j, d_k_j = branches.gradients(rule, d_scores, q_i, k_j, *pairs)
+            d_q_i += d_q_j
+            d_k = _add(d_k, columns, d_k_j, 2)
             d_v = _add(d_v, columns, _dot("BKGTS,BKGTH->BKSH", weights, d_out_i), 2)
             return d_q_i, d_k, d_v
 

@@ -4,15 +4,37 @@ import jax
 import jax.numpy as jnp
 
 
-def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
+def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
     """[B, T, N, H] by one softmax over [B, K, G, T, S] scores; memory grows with T times S."""
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
-    key = jnp.arange(S)
-    visible = ((key >= first_key[..., None]) & (key <= last_key[..., None]))[:, None, None]
+    B, T, N = q.shape[:3]
+    S, K, H = v.shape[1:]
+    q = q.reshape(B, T, K, N // K, -1)
+    first, last, key = first_key[..., None], last_key[..., None], jnp.arange(S)
+    if rule is None:
+        scores = _dots(q, k) * scale
+    else:
+        scores = _ruled(rule, q, k, scale, last - first, key - first)
+    visible = ((key >= first) & (key <= last))[:, None, None]
     weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
     weights = jnp.where(visible, weights, 0)  # a row that sees nothing gives 0
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
     return out.reshape(B, T, N, H).astype(q.dtype)
+
+
+def _dots(q, k) -> jax.Array:
+    return jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+
+
+def _ruled(rule, q, k, scale, m, n) -> jax.Array:
+    """Scores of positions m [B, T, 1] and n [B, T, S]: every branch, then the chosen one."""
+    queries = jnp.split(q, len(rule.keys), axis=-1)
+    keys = jnp.split(k, rule.key_copies, axis=-1)
+    chosen = rule.choose(m, n)[:, None, None]
+    scores = 0.0
+    for branch, q_r in enumerate(queries):
+        scores = jnp.where(chosen == branch, _dots(q_r, keys[rule.keys[branch]]) * scale, scores)
+    slopes = rule.slopes(q.shape[2] * q.shape[3])
+    if slopes is None:
+        return scores
+    slopes = jnp.asarray(slopes, jnp.float32).reshape(*q.shape[2:4], 1, 1)
+    return scores - slopes * (m - n)[:, None, None]

@@ -116,7 +116,8 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     """
     if name in SOURCES:
         source, documents = SOURCES[name], _READERS[name]
-        return tuple(sorted(documents(_archive(source, _cache(cache_dir))), key=lambda d: d.name))
+        archive = fetch_archive(source, cache_folder(cache_dir))
+        return tuple(sorted(documents(archive), key=lambda d: d.name))
     path = Path(name).expanduser()
     if path.exists():
         return _checked(_from_path(path), path)
@@ -178,12 +179,14 @@ def load_tokens(path: str | Path) -> list[np.ndarray]:
 # Archives: fetched by the machine's own client, verified, kept.
 
 
-def _cache(cache_dir: str | Path | None) -> Path:
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """`cache_dir`, else $LONGROPE_CACHE, else ~/.cache/longrope_jax."""
     chosen = cache_dir or os.environ.get("LONGROPE_CACHE") or "~/.cache/longrope_jax"
     return Path(chosen).expanduser().absolute()
 
 
-def _archive(source: Source, cache: Path) -> bytes:
+def fetch_archive(source: Source, cache: Path) -> bytes:
+    """The archive's bytes, verified; it stays in `cache`. Raises ValueError as `load`."""
     kept = cache / source.file
     if kept.exists():
         return _verified(kept, source, f"delete {kept} and load again")

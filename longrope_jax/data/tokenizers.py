@@ -1,10 +1,10 @@
-"""Text to token ids and back: bytes (nothing to download) or a Hugging Face `tokenizer.json`.
+"""Text to token ids and back: bytes, a Hugging Face `tokenizer.json`, a sentencepiece `.model`.
 
     tokenizer = tokenizers.load("bytes")
     ids = tokenizer.encode("In the beginning")      # int32 [T]
     tokenizer.decode(ids)                           # the same text
 
-Both kinds have `vocab_size`, `specials`, `encode`, `decode` and `special`, and are frozen values
+All kinds have `vocab_size`, `specials`, `encode`, `decode` and `special`, and are frozen values
 that pickle, so data workers can be given them. Text never turns into a special token: a document
 that quotes "<eos>" doesn't end there.
 """
@@ -12,7 +12,7 @@ that quotes "<eos>" doesn't end there.
 import difflib
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -77,24 +77,32 @@ class HuggingFaceTokenizer:
     Truncation, padding and added tokens that the file asks for are left out: `encode` gives the
     text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
 
+    `json`: the file's text where it lies in no file of its own (a GGUF's vocabulary); `path` is
+    then only a name for messages.
+
     Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
     """
 
     path: str
+    json: str = field(default="", repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))
-        _opened(self.path)
+        _opened(self.path, self.json)
+
+    def text(self) -> str:
+        """The text of its tokenizer.json."""
+        return self.json or Path(self.path).read_text(encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:
         """Rows an embedding needs: one more than the largest id, added tokens included."""
-        return _vocab_size(self.path)
+        return _vocab_size(self.path, self.json)
 
     @property
     def specials(self) -> tuple[str, ...]:
         """Names of the special tokens, in the order of their ids."""
-        added = sorted(_opened(self.path).get_added_tokens_decoder().items())
+        added = sorted(_opened(self.path, self.json).get_added_tokens_decoder().items())
         return tuple(token.content for _, token in added if token.special)
 
     def encode(self, text: str) -> np.ndarray:
@@ -102,31 +110,99 @@ class HuggingFaceTokenizer:
         surrogate.
         """
         try:
-            ids = _opened(self.path).encode(text, add_special_tokens=False).ids
+            ids = _opened(self.path, self.json).encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError(f"text that {self.path} can't encode: {error}") from error
         return np.asarray(ids, np.int32)
 
     def spans(self, text: str) -> np.ndarray:
         """First character and first character after each token of `encode(text)`, int [T, 2]."""
-        offsets = _opened(self.path).encode(text, add_special_tokens=False).offsets
+        offsets = _opened(self.path, self.json).encode(text, add_special_tokens=False).offsets
         return np.asarray(offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
         ids = _in_range(ids, self.vocab_size)
-        return _opened(self.path).decode(ids.tolist(), skip_special_tokens=True)
+        return _opened(self.path, self.json).decode(ids.tolist(), skip_special_tokens=True)
 
     def special(self, name: str) -> int:
         """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
-        return _opened(self.path).token_to_id(_known(name, self.specials))
+        return _opened(self.path, self.json).token_to_id(_known(name, self.specials))
 
 
-Tokenizer = ByteTokenizer | HuggingFaceTokenizer
+@dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """A sentencepiece `.model` (LLaMA, Llama 2), read by the package `sentencepiece` itself.
+
+    `decode(encode(x)) == x` only as far as the file's normalizer goes (LLaMA's: all text).
+
+    Raises ValueError: no such file, one that isn't a model, or the package missing.
+    """
+
+    path: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", str(Path(self.path).expanduser()))
+        _processor(self.path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: one more than the largest."""
+        return _processor(self.path).get_piece_size()
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Names of the control tokens, in the order of their ids."""
+        model = _processor(self.path)
+        control = (i for i in range(self.vocab_size) if model.is_control(i))
+        return tuple(model.id_to_piece(i) for i in control)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, int32 [T], with no beginning or end token. Raises ValueError for a lone
+        surrogate.
+        """
+        _utf8(text)
+        return np.asarray(_processor(self.path).encode(text, out_type=int), np.int32)
+
+    def spans(self, text: str) -> np.ndarray:
+        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        _utf8(text)
+        offsets = _processor(self.path).encode(text, return_type="offset_mapping")["offsets"]
+        return np.asarray(offsets, int).reshape(-1, 2)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
+        ids = _in_range(ids, self.vocab_size)
+        return _processor(self.path).decode(ids.tolist())
+
+    def special(self, name: str) -> int:
+        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        return _processor(self.path).piece_to_id(_known(name, self.specials))
+
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether text is encoded as if a blank stood before it (LLaMA: yes)."""
+        return _processor(self.path).encode("a", out_type=str)[0].startswith("▁")
+
+    def pieces(self) -> list[tuple[str, float, int]]:
+        """(piece, score, kind) by id; kinds are 1 normal, 2 unknown, 3 control, 5 unused, 6 byte,
+        as in sentencepiece's protobuf and in GGUF.
+        """
+        model = _processor(self.path)
+        # The package can't tell user-defined pieces from normal ones.
+        kinds = ((2, "is_unknown"), (3, "is_control"), (5, "is_unused"), (6, "is_byte"))
+        found = []
+        for at in range(self.vocab_size):
+            kind = next((kind for kind, test in kinds if getattr(model, test)(at)), 1)
+            found.append((model.id_to_piece(at), model.get_score(at), kind))
+        return found
+
+
+Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
 
 
 def load(spec: str | Path) -> Tokenizer:
-    """`"bytes"`, or the path of a `tokenizer.json` or of a folder that holds one.
+    """`"bytes"`, or the path of a `tokenizer.json`, a folder that holds one, or a `.model`.
 
     Raises ValueError where there is no such file, or it isn't a tokenizer.
     """
@@ -136,21 +212,26 @@ def load(spec: str | Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"unknown tokenizer {str(spec)!r}: expected 'bytes' or a tokenizer.json")
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(str(path))
     return HuggingFaceTokenizer(str(path))
 
 
 # Kept outside the dataclass, which so stays a hashable value that pickles as its path.
 @functools.lru_cache(maxsize=8)
-def _opened(path: str):
+def _opened(path: str, json: str):
     try:
         import tokenizers
     except ImportError as error:
         extra = "pip install 'longrope_jax[tokenizers]'"
         raise ValueError(f"{path} needs the package tokenizers: {extra}") from error
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # the package raises bare Exception
-        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+        tokenizer = tokenizers.Tokenizer.from_str(json or Path(path).read_text(encoding="utf-8"))
+    except BaseException as error:  # bare Exception, or a panic, which is not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a readable tokenizer.json: {reason}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -158,8 +239,30 @@ def _opened(path: str):
 
 
 @functools.lru_cache(maxsize=8)
-def _vocab_size(path: str) -> int:
-    return max(_opened(path).get_vocab(with_added_tokens=True).values()) + 1
+def _vocab_size(path: str, json: str) -> int:
+    return max(_opened(path, json).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+@functools.lru_cache(maxsize=8)
+def _processor(path: str):
+    try:
+        import sentencepiece
+    except ImportError as error:
+        extra = "pip install 'longrope_jax[sentencepiece]'"
+        raise ValueError(f"{path} needs the package sentencepiece: {extra}") from error
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a readable sentencepiece model: {reason}") from error
+
+
+def _utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"character {error.start} is a lone surrogate"
+        raise ValueError(f"{where}, which UTF-8 can't hold: clean the text") from error
 
 
 def _in_range(ids: Iterable[int], vocab_size: int) -> np.ndarray:

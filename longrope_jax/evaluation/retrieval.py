@@ -43,10 +43,13 @@ def answers(
     """Greedy answers, int32, cut before the tokens `end` (empty: as long as the longest answer)."""
     prompts = samples.tokens[:, : samples.prompt_length]
     longest = samples.tokens.shape[1] - samples.prompt_length
+    stop = [end] if len(end) else []
     results = []
     for rows in _batches(len(prompts), batch):
-        results.append(np.asarray(generate.greedy(config, params, rotary, prompts[rows], longest)))
-    return [_cut(row, end) for row in np.concatenate(results)[: len(prompts)]]
+        results += generate.generate(
+            config, params, rotary, prompts[rows], longest, stop=stop
+        ).tokens
+    return results[: len(prompts)]
 
 
 def rouge_l_of_answers(
@@ -61,9 +64,3 @@ def _batches(n: int, batch: int) -> Iterator[np.ndarray]:
     """Row numbers in groups of one size, the last filled up with the last row."""
     for start in range(0, n, batch):
         yield np.minimum(np.arange(start, start + batch), n - 1)
-
-
-def _cut(row: np.ndarray, end: np.ndarray) -> np.ndarray:
-    size = len(end)
-    stops = [i for i in range(len(row) - size + 1) if size and (row[i : i + size] == end).all()]
-    return row[: stops[0]] if stops else row

@@ -6,6 +6,9 @@ ph = rotary.phases(rot, positions)
 q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
 """
 
+from longrope_jax.rotary import positions
+from longrope_jax.rotary.account import account
+from longrope_jax.rotary.compare import diff
 from longrope_jax.rotary.explain import explain
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
@@ -17,15 +20,22 @@ from longrope_jax.rotary.frequencies import (
 )
 from longrope_jax.rotary.hf import from_hf, to_hf
 from longrope_jax.rotary.methods import (
+    STRING,
+    ALiBi,
+    DualChunk,
+    DynamicLongRoPE,
     DynamicNTK,
     DynamicPI,
     DynamicYaRN,
+    FoPE,
     GiraffePower,
     GiraffeTruncated,
     HoPE,
+    LeakyReRoPE,
     Llama3,
     LogN,
     LongRoPE,
+    LongRoPE2,
     NoPE,
     NTKAware,
     NTKByParts,
@@ -33,36 +43,59 @@ from longrope_jax.rotary.methods import (
     PartialRotary,
     PositionInterpolation,
     Proportional,
+    ReRoPE,
     Resonance,
     RoPE,
+    SelfExtend,
     XPos,
     YaRN,
+    alibi_slopes,
 )
 from longrope_jax.rotary.phases import (
+    HeadPhase,
     Phase,
     Phases,
     Rotary,
     from_frequencies,
+    is_structural,
     make,
     phases,
     stack,
 )
-from longrope_jax.rotary.registry import Method, build, name_of, names, parse, register, unknown
+from longrope_jax.rotary.registry import (
+    Method,
+    build,
+    method_class,
+    name_of,
+    names,
+    parse,
+    register,
+    unknown,
+)
 from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
+from longrope_jax.rotary.score_rule import ScoreRule
 
 __all__ = [
     "LAYOUTS",
     "MAX_POSITION",
+    "STRING",
+    "ALiBi",
+    "DualChunk",
+    "DynamicLongRoPE",
     "DynamicNTK",
     "DynamicPI",
     "DynamicYaRN",
+    "FoPE",
     "Frequencies",
     "GiraffePower",
     "GiraffeTruncated",
+    "HeadPhase",
     "HoPE",
+    "LeakyReRoPE",
     "Llama3",
     "LogN",
     "LongRoPE",
+    "LongRoPE2",
     "Method",
     "NTKAware",
     "NTKByParts",
@@ -73,23 +106,32 @@ __all__ = [
     "Phases",
     "PositionInterpolation",
     "Proportional",
+    "ReRoPE",
     "Resonance",
     "RoPE",
     "Rotary",
+    "ScoreRule",
+    "SelfExtend",
     "XPos",
     "YaRN",
+    "account",
+    "alibi_slopes",
     "build",
     "check_base",
     "check_factor",
+    "diff",
     "explain",
     "from_frequencies",
     "from_hf",
     "half_from_interleaved",
+    "is_structural",
     "make",
+    "method_class",
     "name_of",
     "names",
     "parse",
     "phases",
+    "positions",
     "register",
     "rescale",
     "rope_inv_freq",

@@ -1,43 +1,104 @@
 """A method in words and numbers."""
 
 import dataclasses
-import inspect
+import itertools
 import math
 
 import numpy as np
 
-from longrope_jax.rotary.frequencies import Frequencies
+from longrope_jax.rotary import docstrings
+from longrope_jax.rotary.frequencies import Frequencies, rope_inv_freq
 from longrope_jax.rotary.registry import Method, name_of
 
+_SAME = 1e-12  # relative; frequencies closer than this are equal but for rounding
+_LONGEST_LIST = 4
 
-def explain(spec: Method, *, head_dim: int, seq_len: int = 4096) -> str:
-    """Which method, which options, and a table per pair of dimensions.
 
-    The table gives radians per token, wavelength in tokens, turns over `seq_len` tokens and the
-    factor on a score at the distance of `seq_len` (xPos).
+def explain(
+    spec: Method, *, head_dim: int, seq_len: int = 4096, trained_length: float | None = None
+) -> str:
+    """Which method, which options with what the method's docstring says of them, and a table.
+
+    The table has a row per pair of dimensions: radians per token, wavelength in tokens, turns over
+    `seq_len` tokens, the factor on a score at the distance of `seq_len` (xPos), turns within the
+    trained length, and how many times slower than in RoPE of the same base it turns.
+
+    Args:
+        spec: a rotary method.
+        head_dim: H.
+        seq_len: tokens of the sequence it is evaluated for.
+        trained_length: tokens; default the method's own original_length, if it has one.
     """
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
-    options = [_option(spec, field) for field in dataclasses.fields(spec)]
-    formula = (inspect.getdoc(type(spec)) or "").partition("\n")[0]
+    trained = trained_length or option(spec, "original_length")
+    header = f"{'pair':>4} {'rad/token':>13} {'wavelength':>14} {'turns':>12} {'decay':>9}"
+    slowed = slowdown(spec, f)
     return "\n".join(
-        [f"{name_of(spec)} ({type(spec).__name__}): {formula}", *options, *_notes(f, head_dim)]
-        + [f"{'pair':>4} {'rad/token':>13} {'wavelength':>14} {'turns':>12} {'decay':>9}"]
-        + [_row(f, j, seq_len) for j in range(len(f.inv_freq))]
+        [f"{name_of(spec)} ({type(spec).__name__}): {docstrings.formula(type(spec))}"]
+        + [*_options(spec), *_notes(f, head_dim, seq_len), *_lengths(f, slowed, trained)]
+        + [f"{header} {'trained':>12} {'slowed':>9}"]
+        + [_row(f, j, seq_len, trained, slowed[j]) for j in range(len(f.inv_freq))]
     )
 
 
-def _option(spec: Method, field: dataclasses.Field) -> str:
-    value = getattr(spec, field.name)
-    origin = "default" if value == field.default else "chosen"
-    return f"  {field.name} = {value!r} ({origin})"
+def option(spec: Method, name: str):
+    """An option of the method, or of the method inside it; None where neither has it."""
+    while spec is not None:
+        value = getattr(spec, name, None)
+        if value is not None:
+            return value
+        spec = getattr(spec, "inner", None)
+    return None
 
 
-def _notes(f: Frequencies, head_dim: int) -> list[str]:
+def wavelengths(inv_freq: np.ndarray) -> np.ndarray:
+    """Tokens per turn; infinite for pairs at rest."""
+    with np.errstate(divide="ignore"):
+        return 2 * np.pi / inv_freq
+
+
+def slowdown(spec: Method, f: Frequencies) -> np.ndarray:
+    """RoPE's frequency over the method's, per pair; NaN for a method without a base."""
+    base = option(spec, "base")
+    if base is None or not len(f.inv_freq):
+        return np.full(len(f.inv_freq), np.nan)
+    with np.errstate(divide="ignore"):
+        ratio = rope_inv_freq(base, 2 * len(f.inv_freq)) / f.inv_freq
+    return np.where(abs(ratio - 1) < _SAME, 1.0, ratio)
+
+
+def shown(value) -> str:
+    """An option's value; of a long list the ends."""
+    if isinstance(value, tuple) and len(value) > _LONGEST_LIST:
+        return f"({value[0]!r}, {value[1]!r}, ..., {value[-1]!r}) of {len(value)}"
+    return repr(value)
+
+
+def _options(spec: Method) -> list[str]:
+    """Values, and what the docstring says of them (once for options that share a text)."""
+    said = docstrings.attributes(type(spec))
+    lines, fields = [], dataclasses.fields(spec)
+    for field, after in itertools.zip_longest(fields, fields[1:]):
+        value = getattr(spec, field.name)
+        origin = "default" if value == field.default else "chosen"
+        lines.append(f"  {field.name} = {shown(value)} ({origin})")
+        text = said.get(field.name)
+        if text and (after is None or said.get(after.name) != text):
+            lines.append(f"      {text}")
+    return lines
+
+
+def _notes(f: Frequencies, head_dim: int, seq_len: int) -> list[str]:
     notes = [
-        f"  amplitude {f.amplitude:.6g} on queries and keys, scores times {f.amplitude**2:.6g}"
+        f"  evaluated for sequences of {seq_len} tokens, head_dim {head_dim}",
+        f"  amplitude {f.amplitude:.6g} on queries and keys, scores times {f.amplitude**2:.6g}",
     ]
-    if 2 * len(f.inv_freq) < head_dim:
-        notes.append(f"  rotates {2 * len(f.inv_freq)} of {head_dim} features")
+    if 2 * f.pairs < head_dim:
+        notes.append(f"  rotates {2 * f.pairs} of {head_dim} features")
+    if f.mixing is not None:
+        notes.append(f"  each of {f.pairs} pairs turns with a mixture of the frequencies below")
+    if f.score_rule is not None:
+        notes.append(f"  attention scores by {f.score_rule}")
     if f.start_count:
         notes.append(f"  the first {f.start_count} positions keep other frequencies")
     if math.isfinite(f.logn_length):
@@ -45,8 +106,27 @@ def _notes(f: Frequencies, head_dim: int) -> list[str]:
     return notes
 
 
-def _row(f: Frequencies, j: int, seq_len: int) -> str:
+def _lengths(f: Frequencies, slowed: np.ndarray, trained: float | None) -> list[str]:
+    """Wavelengths against the trained length, and what changed against RoPE."""
+    notes, pairs = [], len(f.inv_freq)
+    if trained:
+        longer = int((wavelengths(f.inv_freq) > trained).sum())
+        notes.append(
+            f"  {longer} of {pairs} pairs make no full turn within the trained {trained:g} tokens"
+        )
+    if pairs and not np.isnan(slowed).any():
+        same, most = int((slowed == 1).sum()), slowed.max()
+        notes.append(f"  {same} of {pairs} pairs turn as in RoPE of this base")
+        if same < pairs:
+            notes[-1] += f", the others slower, by up to {most:.6g} times"
+    return notes
+
+
+def _row(f: Frequencies, j: int, seq_len: int, trained: float | None, slowed: float) -> str:
     w = f.inv_freq[j]
     wavelength = 2 * np.pi / w if w else math.inf
     turns, decay = seq_len * w / (2 * np.pi), math.exp(f.log_decay[j] * seq_len)
-    return f"{j:>4} {w:>13.6e} {wavelength:>14.2f} {turns:>12.4f} {decay:>9.4f}"
+    within = f"{trained * w / (2 * np.pi):.4f}" if trained else "-"
+    slow = "-" if math.isnan(slowed) else f"{slowed:.4f}"
+    numbers = f"{j:>4} {w:>13.6e} {wavelength:>14.2f} {turns:>12.4f} {decay:>9.4f}"
+    return f"{numbers} {within:>12} {slow:>9}"

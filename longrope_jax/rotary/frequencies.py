@@ -6,6 +6,8 @@ import numbers
 
 import numpy as np
 
+from longrope_jax.rotary.score_rule import ScoreRule
+
 # Positions are exact in float32 and in the fixed-point phases below this bound.
 MAX_POSITION = 2**24
 
@@ -25,6 +27,10 @@ class Frequencies:
         start_count: how many positions at the start use `start_inv_freq`.
         logn_length: tokens; queries at position n are scaled by max(1, ln(n+1)/ln(logn_length)).
             Infinity switches that off.
+        score_rule: what attention must do beyond one rotation (remapped positions, ALiBi's bias).
+        mixing: [2, K, R + 1, P] weights per key head by which the R cosines (first) and sines, and
+            a constant 1 after them, make the cosines and sines of P pairs (FoPE); None: they are
+            the pairs' own.
     """
 
     inv_freq: np.ndarray
@@ -33,6 +39,8 @@ class Frequencies:
     start_inv_freq: np.ndarray | None = None
     start_count: int = 0
     logn_length: float = math.inf
+    score_rule: ScoreRule | None = None
+    mixing: np.ndarray | None = None
 
     def __post_init__(self):
         inv_freq = np.asarray(self.inv_freq, np.float64)
@@ -46,6 +54,15 @@ class Frequencies:
             object.__setattr__(self, name, value)
         for name in ("inv_freq", "start_inv_freq"):
             _check_turns(name, getattr(self, name))
+        rows = len(inv_freq) + 1
+        if self.mixing is not None and np.shape(self.mixing)[::2] != (2, rows):
+            shape = np.shape(self.mixing)
+            raise ValueError(f"mixing has shape {shape}, needs [2, K, {rows}, P]")
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a head's features turn."""
+        return len(self.inv_freq) if self.mixing is None else self.mixing.shape[-1]
 
 
 def _check_turns(name: str, inv_freq: np.ndarray) -> None:
@@ -121,3 +138,13 @@ def check_factor(factor: float) -> None:
             f"factor must be at least 1, got {factor!r}; it is extended length / trained length, "
             "the inverse of Llama 2 Long's alpha"
         )
+
+
+def check_tokens(minimum: int = 1, **values: int) -> None:
+    """Raises ValueError, naming the option, unless each is a whole number of tokens in range."""
+    for name, value in values.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and minimum <= value <= MAX_POSITION):
+            raise ValueError(
+                f"{name} must be a whole number from {minimum} to {MAX_POSITION}, got {value!r}"
+            )

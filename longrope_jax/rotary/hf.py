@@ -14,7 +14,7 @@ from longrope_jax.rotary.methods import (
     RoPE,
     YaRN,
 )
-from longrope_jax.rotary.registry import Method, name_of, unknown
+from longrope_jax.rotary.registry import Method, name_of, names_of, unknown
 
 # Each class tells its keys (required, optional) in HF_KEYS and reads them in `from_hf`.
 _BY_TYPE = {
@@ -30,6 +30,17 @@ _OLD_TYPES = {"su": "longrope"}  # Phi-3's first configs
 _DEFAULT_THETA = 10_000.0
 _COMMON = frozenset({"rope_theta", "partial_rotary_factor"})
 _ORIGINAL = "original_max_position_embeddings"
+BLOCKS = ("rope_parameters", "rope_scaling")
+# Keys of the config itself, and how they are spelled there.
+OUTSIDE = {
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+}
+# About rotary position, but not about the method: which features pair up, how large a head is.
+NOT_THE_METHOD = {
+    "rope_interleave": "the layout, an argument of rotary.rotate",
+    "qk_rope_head_dim": "head_dim of the rotated part",
+}
 
 
 def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
@@ -39,10 +50,11 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     `partial_rotary_factor` and `original_max_position_embeddings` (v4); `type` is the old spelling
     of `rope_type`. A value of None counts as absent.
 
-    Warns where the config gives two values and one wins, and says which. As in transformers 5, an
-    explicit factor wins over max_position_embeddings / original_max_position_embeddings, which
-    stands in for a missing one (yarn, longrope); "dynamic" takes its trained length from
-    max_position_embeddings.
+    Warns where the config gives two values and one wins, and says which, and where it has another
+    key about rotary position, which is not read. As in transformers 5, an explicit factor wins over
+    max_position_embeddings / original_max_position_embeddings, which stands in for a missing one
+    (yarn, longrope); "dynamic" takes its trained length from max_position_embeddings.
+    `rotary.account` lists what became of every key.
 
     Args:
         config: as `json.load` gives it; not changed.
@@ -50,13 +62,13 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
 
     Raises:
         ValueError: a rope_type this package has no method for, an option the type does not have,
-            a missing option, or two spellings that contradict each other.
+            a missing option, a value of the wrong kind, two spellings that contradict each other,
+            or a config whose rotary keys are in its text_config.
     """
-    parameters = _parameters(config, layer_type)
-    rope_type = parameters.pop("rope_type")
-    rope_type = _OLD_TYPES.get(rope_type, rope_type)
-    if rope_type not in _BY_TYPE:
-        raise ValueError(unknown("rope_type", str(rope_type), _BY_TYPE))
+    rope_type, parameters = read_parameters(config, layer_type)
+    for key in unread(config):
+        known = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
+        _warn(unknown("rotary key of the config", key, known) + ": it was not read", stacklevel=3)
     method = _BY_TYPE[rope_type]
     required, optional = method.HF_KEYS
     _lengths(rope_type, parameters, config, required | optional)
@@ -66,31 +78,60 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     for key in sorted(required - parameters.keys()):
         raise ValueError(f"rope_type {rope_type!r} needs {key!r}")
     fraction = parameters.get("partial_rotary_factor", 1.0)
-    spec = method.from_hf(parameters)
+    try:
+        spec = method.from_hf(parameters)
+    except TypeError as error:  # a number for a list, a list for a number
+        raise ValueError(f"rope_type {rope_type!r}: a value of the wrong kind ({error})") from error
     if method is Proportional or fraction == 1:
         return spec
     return PartialRotary(spec, fraction)
 
 
+def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str, dict[str, Any]]:
+    """The rope_type under its newest name, and the parameters with those outside the block."""
+    parameters = _parameters(config, layer_type)
+    rope_type = parameters.pop("rope_type")
+    rope_type = _OLD_TYPES.get(rope_type, rope_type)
+    if rope_type not in _BY_TYPE:
+        raise ValueError(unknown("rope_type", rope_type, _BY_TYPE))
+    return rope_type, parameters
+
+
 def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """The rotary parameters with `rope_type`, from wherever the config has them."""
-    spellings = [dict(c) for k in ("rope_parameters", "rope_scaling") if (c := config.get(k))]
+    """The rotary parameters with `rope_type`, from wherever the config has them.
+
+    GPT-NeoX spells partial_rotary_factor and rope_theta as rotary_pct and rotary_emb_base.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"a config is an object of keys and values, got {type(config).__name__}")
+    if isinstance(config.get("text_config"), dict) and not _has_rotary_keys(config):
+        raise ValueError("the config has no rotary keys, its text_config may: pass that part")
+    spellings = [_block(k, c) for k in BLOCKS if (c := config.get(k))]
     found = [_one_type(_one_layer(parameters, layer_type)) for parameters in spellings]
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError("rope_parameters and rope_scaling contradict each other: keep one")
     parameters = found[0] if found else {"rope_type": "default"}
-    outside = {
-        "rope_theta": ("rope_theta",),
-        "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
-    }
-    for key, spelled in outside.items():
-        values = {config.get(name) for name in spelled} | {parameters.get(key)}
-        values.discard(None)
-        if len(values) > 1:
-            raise ValueError(f"two values of {key}: {sorted(values)}")
+    for key, spelled in OUTSIDE.items():
+        values = [config.get(name) for name in spelled] + [parameters.get(key)]
+        values = [value for value in values if value is not None]
+        if not all(is_finite(value) for value in values):
+            raise ValueError(f"{key} must be a number, got {values[0]!r}")
+        if len(set(values)) > 1:
+            raise ValueError(f"two values of {key}: {sorted(set(values))}")
         if values:
-            parameters[key] = values.pop()
+            parameters[key] = values[0]
     return {"rope_theta": _DEFAULT_THETA} | parameters
+
+
+def _has_rotary_keys(config: dict[str, Any]) -> bool:
+    names = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
+    return any(config.get(name) is not None for name in names)
+
+
+def _block(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must be an object of keys and values, got {value!r}")
+    return dict(value)
 
 
 def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
@@ -107,7 +148,7 @@ def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, 
 def _one_type(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters that are given, with `rope_type` alone, whichever spelling they had."""
     parameters = {key: value for key, value in parameters.items() if value is not None}
-    types = {parameters.pop(k) for k in ("rope_type", "type") if k in parameters}
+    types = {str(parameters.pop(k)) for k in ("rope_type", "type") if k in parameters}
     if len(types) > 1:
         raise ValueError(f"rope_type and type contradict each other: {sorted(types)}")
     return parameters | {"rope_type": types.pop() if types else "default"}
@@ -125,20 +166,27 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
         if longest is None and original is None:
             raise ValueError("rope_type 'dynamic' needs 'max_position_embeddings' of the config")
         if longest is not None and original not in (None, longest):
-            _warn(rope_type, f"max_position_embeddings={longest} won over {_ORIGINAL}={original}")
+            values = f"max_position_embeddings={longest} won over {_ORIGINAL}={original}"
+            _warn(f"rope_type dynamic: {values}")
         parameters[_ORIGINAL] = longest if longest is not None else original
     elif rope_type in ("yarn", "longrope") and is_finite(longest) and is_finite(original):
         ratio = longest / original if original > 0 else 1.0
         factor = parameters.setdefault("factor", ratio)
         if factor != ratio and ratio != 1:
-            _warn(
-                rope_type,
-                f"factor={factor} won over max_position_embeddings / {_ORIGINAL} = {ratio:g}",
-            )
+            values = f"factor={factor} won over max_position_embeddings / {_ORIGINAL} = {ratio:g}"
+            _warn(f"rope_type {rope_type}: {values}")
 
 
-def _warn(rope_type: str, text: str) -> None:
-    warnings.warn(f"rope_type {rope_type}: {text}", stacklevel=4)
+def unread(config: dict[str, Any]) -> list[str]:
+    """Keys of the config that look like rotary position and are not read."""
+    read = {*BLOCKS, *NOT_THE_METHOD, *(name for names in OUTSIDE.values() for name in names)}
+    given = {key for key, value in config.items() if value is not None}
+    about = {key for key in given if {"rope", "nope", "rotary"} & set(key.lower().split("_"))}
+    return sorted(about - read)
+
+
+def _warn(text: str, stacklevel: int = 4) -> None:
+    warnings.warn(text, stacklevel=stacklevel)
 
 
 def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
@@ -161,3 +209,18 @@ def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
     if not hasattr(spec, "to_hf"):
         raise ValueError(f"Hugging Face has no rope_type for {name_of(spec)}")
     return spec.to_hf(head_dim)
+
+
+def method_of(rope_type: str) -> str:
+    """The registered name of the method that a rope_type stands for."""
+    return names_of(_BY_TYPE[rope_type])[0]
+
+
+def takes(rope_type: str, key: str) -> bool:
+    """Whether this rope_type has this key."""
+    return any(key in keys for keys in _BY_TYPE[rope_type].HF_KEYS)
+
+
+def rope_type_of(cls: type) -> str | None:
+    """The rope_type of a method's class; None where Hugging Face has none."""
+    return next((name for name, known in _BY_TYPE.items() if known is cls), None)

@@ -17,6 +17,7 @@ import numpy as np
 
 from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies
 from longrope_jax.rotary.registry import Method
+from longrope_jax.rotary.score_rule import ScoreRule
 
 # Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
 # 2^127) room for the entries of q and k; devices flush what is smaller to zero.
@@ -32,13 +33,16 @@ _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
     jax.tree_util.register_dataclass,
     data_fields=[
         "hi", "lo", "delta", "amplitude", "log_decay", "centre",
-        "start_hi", "start_lo", "start_count", "logn_length",
+        "start_hi", "start_lo", "start_count", "logn_length", "mixing",
     ],
-    meta_fields=[],
+    meta_fields=["score_rule"],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class Rotary:
     """A method as the compiled model gets it: the same arrays for each, neutral where unused.
+
+    The structural methods (see `is_structural`) have a static rule, and then a first axis in hi and
+    lo for the rule's branches, or the array `mixing`; they compile on their own.
 
     R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`.
 
@@ -51,6 +55,8 @@ class Rotary:
         start_hi, start_lo: uint32 [R], words of the first `start_count` positions.
         start_count: int32 [].
         logn_length: float32 [], tokens; infinity is off.
+        mixing: float32 [2, K, R + 1, P], see `Frequencies`, or None.
+        score_rule: static; what attention must be told, or None.
     """
 
     hi: jax.Array
@@ -63,6 +69,8 @@ class Rotary:
     start_lo: jax.Array
     start_count: jax.Array
     logn_length: jax.Array
+    mixing: jax.Array | None = None
+    score_rule: ScoreRule | None = None
 
 
 class Phase(NamedTuple):
@@ -72,11 +80,21 @@ class Phase(NamedTuple):
     sin: jax.Array
 
 
-class Phases(NamedTuple):
-    """What queries and what keys are rotated by; they differ for xPos and log-n scaling."""
+class HeadPhase(NamedTuple):
+    """As Phase, for each key head its own: float32 [..., T, K, P] (FoPE)."""
 
-    query: Phase
-    key: Phase
+    cos: jax.Array
+    sin: jax.Array
+
+
+class Phases(NamedTuple):
+    """What queries and what keys are rotated by; they differ for xPos and log-n scaling.
+
+    A method with a score rule has a tuple of them each: queries by branch, keys by rotation.
+    """
+
+    query: Phase | HeadPhase | tuple
+    key: Phase | HeadPhase | tuple
 
 
 def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary:
@@ -101,12 +119,15 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
         raise ValueError(f"seq_len must be between 1 and {MAX_POSITION}, got {seq_len}")
     centre = seq_len // 2
     _check_gain(f, seq_len, centre)
-    hi, lo = _turn_words(f.inv_freq)
+    inv_freq = f.inv_freq
+    if f.score_rule is not None:
+        inv_freq = inv_freq / np.asarray(f.score_rule.scales)[:, None]
+    hi, lo = _turn_words(inv_freq)
     start_hi, start_lo = _turn_words(f.start_inv_freq)
     return Rotary(
         hi=jnp.asarray(hi),
         lo=jnp.asarray(lo),
-        delta=jnp.zeros(hi.shape, jnp.float32),
+        delta=jnp.zeros(f.inv_freq.shape, jnp.float32),
         amplitude=jnp.float32(f.amplitude),
         log_decay=jnp.asarray(f.log_decay, jnp.float32),
         centre=jnp.float32(centre),
@@ -114,11 +135,34 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
         start_lo=jnp.asarray(start_lo),
         start_count=jnp.int32(f.start_count),
         logn_length=jnp.float32(f.logn_length),
+        mixing=None if f.mixing is None else jnp.asarray(f.mixing, jnp.float32),
+        score_rule=f.score_rule,
     )
 
 
+def is_structural(spec: Method, *, head_dim: int) -> bool:
+    """Whether the method needs a compiled program other than plain RoPE's for this head.
+
+    So do remapped positions, ALiBi's bias, FoPE's mixtures, and a rotary part smaller than the
+    head. All other methods are data of one shape: they share a program and can be stacked.
+    """
+    f = spec.frequencies(head_dim=head_dim, seq_len=1)
+    return f.score_rule is not None or f.mixing is not None or 2 * f.pairs != head_dim
+
+
 def stack(rotaries: Sequence[Rotary]) -> Rotary:
-    """Stacks rotaries of the same number of pairs on a new first axis, ready for `vmap`."""
+    """Stacks rotaries of the same structure on a new first axis, ready for `vmap`.
+
+    Raises:
+        ValueError: nothing to stack, or rotaries that differ in more than numbers.
+    """
+    forms = [(r.score_rule, [jnp.shape(x) for x in jax.tree.leaves(r)]) for r in rotaries]
+    if any(form != forms[0] for form in forms) or not forms:
+        rules = sorted({str(rule) for rule, _ in forms})
+        raise ValueError(
+            f"only rotaries of one structure can be stacked, got {len(forms)} with score rules "
+            f"{rules} and other shapes: run them one by one"
+        )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rotaries)
 
 
@@ -142,20 +186,50 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
     """cos and sin for every position and pair, with amplitude, decay and log-n folded in.
 
     Args:
-        rotary: from `make`.
+        rotary: from `make`; stacked over rows [B], each row of positions [B, T] has its own.
         positions: [..., T] integers from 0 to 2^24 - 1, or float32 (their integer part is exact,
             their fraction is multiplied in float32).
         precision: "exact", within 1e-6 at every position; or "float32", the rounded product that
             other software computes, to compare with it.
 
     Returns:
-        Query and key (cos, sin), float32 [..., T, R].
+        Query and key (cos, sin), float32 [..., T, R]; tuples of them under a score rule.
 
     Raises:
-        ValueError: concrete positions out of range, unknown precision.
+        ValueError: concrete positions out of range, positions that are not whole under a score
+            rule, unknown precision, another number of stacked rotaries than of rows.
     """
     _check_positions(positions)
-    position = jnp.asarray(positions)[..., None]
+    if jnp.ndim(rotary.amplitude):
+        rows = len(rotary.amplitude)
+        if jnp.ndim(positions) < 2 or len(positions) != rows:
+            raise ValueError(f"{rows} stacked rotaries, positions of shape {jnp.shape(positions)}")
+        return jax.vmap(partial(phases, precision=precision))(rotary, jnp.asarray(positions))
+    position = jnp.asarray(positions)
+    turn = partial(_turn, precision=precision)
+    query_gain, key_gain = _gains(rotary, position[..., None].astype(jnp.float32))
+    if rotary.score_rule is None:
+        both = turn(rotary, position)
+        return Phases(_scaled(both, query_gain), _scaled(both, key_gain))
+    if jnp.issubdtype(position.dtype, jnp.floating):
+        raise ValueError(f"{rotary.score_rule} takes whole positions, got {position.dtype}")
+    rule = rotary.score_rule
+    queries = enumerate(rule.query_positions(position))
+    keys = enumerate(rule.key_positions(position))
+    return Phases(
+        tuple(_scaled(turn(_branch(rotary, r), at), query_gain) for r, at in queries),
+        tuple(_scaled(turn(_branch(rotary, rule.keys.index(c)), at), key_gain) for c, at in keys),
+    )
+
+
+def _branch(rotary: Rotary, r: int) -> Rotary:
+    delta = rotary.delta / rotary.score_rule.scales[r]
+    return dataclasses.replace(rotary, hi=rotary.hi[r], lo=rotary.lo[r], delta=delta)
+
+
+def _turn(rotary: Rotary, position: jax.Array, precision: str) -> Phase | HeadPhase:
+    """cos and sin without gain."""
+    position = position[..., None]
     if precision == "exact":
         angle = _exact_angle(rotary, position)
     elif precision == "float32":
@@ -164,12 +238,29 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
     else:
         raise ValueError(f"unknown precision {precision!r}: use 'exact' or 'float32'")
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    position = position.astype(jnp.float32)
+    if rotary.mixing is None:
+        return Phase(cos, sin)
+    return HeadPhase(_mix(rotary.mixing[0], cos), _mix(rotary.mixing[1], sin))
+
+
+def _mix(weights: jax.Array, waves: jax.Array) -> jax.Array:
+    """[..., T, K, P] from [K, R + 1, P] and [..., T, R]."""
+    waves = jnp.concatenate([waves, jnp.ones_like(waves[..., :1])], axis=-1)
+    # At the highest precision: rounding cos to bfloat16 would undo its exactness.
+    return jnp.einsum("...R,KRP->...KP", waves, weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def _gains(rotary: Rotary, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What queries and keys are multiplied by, [..., T, R]."""
     log_gain = rotary.log_decay * (position - rotary.centre)
     logn = jnp.maximum(1.0, jnp.log(position + 1) / jnp.log(rotary.logn_length))
-    query_gain = rotary.amplitude * jnp.exp(log_gain) * logn
-    key_gain = rotary.amplitude * jnp.exp(-log_gain)
-    return Phases(Phase(cos * query_gain, sin * query_gain), Phase(cos * key_gain, sin * key_gain))
+    return rotary.amplitude * jnp.exp(log_gain) * logn, rotary.amplitude * jnp.exp(-log_gain)
+
+
+def _scaled(phase: Phase | HeadPhase, gain: jax.Array) -> Phase | HeadPhase:
+    if isinstance(phase, HeadPhase):
+        gain = gain[..., None, :1]  # the same for all pairs: no decay is mixed
+    return type(phase)(phase.cos * gain, phase.sin * gain)
 
 
 def _check_positions(positions) -> None:

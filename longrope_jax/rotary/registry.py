@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from longrope_jax.rotary.frequencies import Frequencies
@@ -55,9 +55,35 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
+def method_class(name: str) -> type:
+    """The class registered as `name`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in _ENTRIES:
+        raise ValueError(unknown("rotary method", name, names()))
+    return _ENTRIES[name].cls
+
+
 def name_of(spec: Method) -> str:
     """The first registered name of the spec's class, or the class name if it has none."""
-    return next((n for n, e in _ENTRIES.items() if e.cls is type(spec)), type(spec).__name__)
+    return next(iter(names_of(type(spec))), type(spec).__name__)
+
+
+def names_of(cls: type) -> tuple[str, ...]:
+    """All registered names of a class, in order of registration."""
+    return tuple(name for name, entry in _ENTRIES.items() if entry.cls is cls)
+
+
+def classes() -> tuple[type, ...]:
+    """Registered classes, each once, in order of registration."""
+    return tuple(dict.fromkeys(entry.cls for entry in _ENTRIES.values()))
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The options that this name sets, where they differ from the class's defaults."""
+    return dict(_ENTRIES[name].defaults)
 
 
 def build(name: str, **options: Any) -> Method:
@@ -66,10 +92,8 @@ def build(name: str, **options: Any) -> Method:
     Raises:
         ValueError: unknown name or option (the nearest known one is named), missing or bad option.
     """
-    if name not in _ENTRIES:
-        raise ValueError(unknown("rotary method", name, names()))
+    fields = {f.name: f for f in dataclasses.fields(method_class(name))}
     entry = _ENTRIES[name]
-    fields = {f.name: f for f in dataclasses.fields(entry.cls)}
     for option in options:
         if option not in fields:
             raise ValueError(unknown(f"option of {name}", option, fields))
@@ -97,14 +121,27 @@ def _has_default(field: dataclasses.Field) -> bool:
     return field.default is not missing or field.default_factory is not missing
 
 
-def parse(text: str) -> Method:
+def parse(text: str, fill: Mapping[str, Any] | None = None) -> Method:
     """Reads `name` or `name:option=value,option=value`, e.g. `pi:factor=8,base=10_000`.
 
     Commas inside brackets belong to the value: `long_factor=(1.0,2.0)` is a tuple, and
     `inner=(pi:factor=8,base=500_000)` another method.
 
+    Args:
+        text: in this notation.
+        fill: values, e.g. of a checkpoint, for options that the text and the name leave open.
+
     Raises:
         ValueError: as `build`, or text of another form.
+    """
+    name, options = read_options(text, fill)
+    return build(name, **_filled(name, options, fill or {}))
+
+
+def read_options(text: str, fill: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """Name and options of `name:option=value,...`, as `parse` reads them, nothing looked up.
+
+    `fill` goes to methods within brackets.
     """
     name, _, rest = text.partition(":")
     options = {}
@@ -115,8 +152,17 @@ def parse(text: str) -> Method:
         option = option.strip()
         if option in options:
             raise ValueError(f"{option} is given twice in {text!r}")
-        options[option] = _literal(value.strip())
-    return build(name.strip(), **options)
+        options[option] = _literal(value.strip(), fill)
+    return name.strip(), options
+
+
+def _filled(name: str, options: dict[str, Any], fill: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and those of `fill` that neither they nor the name's own defaults set."""
+    entry = _ENTRIES.get(name)
+    if entry is None:
+        return options
+    open_ = {f.name for f in dataclasses.fields(entry.cls)} - entry.defaults.keys()
+    return {key: value for key, value in fill.items() if key in open_} | options
 
 
 def _split(text: str) -> list[str]:
@@ -135,12 +181,12 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str, fill: Mapping[str, Any] | None = None) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         nested = text.startswith("(") and text.endswith(")")
-        return parse(text[1:-1]) if nested else text
+        return parse(text[1:-1], fill) if nested else text
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -4,19 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from longrope_jax.rotary.phases import Phase
+from longrope_jax.rotary.phases import HeadPhase, Phase
 from longrope_jax.rotary.registry import unknown
 
 LAYOUTS = ("half", "interleaved")
 
 
-def rotate(x: jax.Array, phase: Phase, *, layout: str = "half") -> jax.Array:
+def rotate(x: jax.Array, phase: Phase | HeadPhase | tuple, *, layout: str = "half") -> jax.Array:
     """Rotates each pair of features by its phase, in float32.
 
     Args:
         x: [..., T, N, H] queries or keys.
         phase: (cos, sin), each [..., T, R] with 2R <= H; features beyond 2R pass unchanged
-            (partial rotary).
+            (partial rotary). A HeadPhase [..., T, K, R] turns each N/K heads by their own. A tuple
+            of C phases gives C rotated copies side by side, [..., T, N, C H].
         layout: "half" pairs feature j with j + R (Hugging Face, GPT-NeoX); "interleaved" pairs 2j
             with 2j + 1 (RoFormer, Meta). The weights decide which one a checkpoint needs.
 
@@ -24,9 +25,11 @@ def rotate(x: jax.Array, phase: Phase, *, layout: str = "half") -> jax.Array:
         [..., T, N, H] in the dtype of `x`.
 
     Raises:
-        ValueError: unknown layout, or more pairs than the head holds.
+        ValueError: unknown layout, more pairs than the head holds, heads that do not fit.
     """
-    cos, sin = phase.cos[..., None, :], phase.sin[..., None, :]
+    if not isinstance(phase, Phase | HeadPhase):
+        return jnp.concatenate([rotate(x, one, layout=layout) for one in phase], axis=-1)
+    cos, sin = (_by_head(table, phase, x.shape[-2]) for table in phase)
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:
         raise ValueError(f"{pairs} pairs do not fit into a head of {x.shape[-1]}")
@@ -41,6 +44,15 @@ def rotate(x: jax.Array, phase: Phase, *, layout: str = "half") -> jax.Array:
     else:
         raise ValueError(unknown("rotary layout", layout, LAYOUTS))
     return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * pairs :]], axis=-1)
+
+
+def _by_head(table: jax.Array, phase: Phase | HeadPhase, heads: int) -> jax.Array:
+    if isinstance(phase, Phase):
+        return table[..., None, :]
+    K = table.shape[-2]
+    if heads % K:
+        raise ValueError(f"{heads} heads are no multiple of the method's {K}: set n_kv_heads")
+    return jnp.repeat(table, heads // K, axis=-2)
 
 
 def half_from_interleaved(head_dim: int) -> np.ndarray:

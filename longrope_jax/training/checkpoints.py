@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 
@@ -84,6 +85,24 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
     except Exception as error:  # orbax raises bare Exception for a damaged file
         raise _unreadable(step, directory, error) from error
     return restored["params"]
+
+
+def params_shapes(directory: str | Path) -> Any:
+    """ShapeDtypeStructs of the parameters in a run's newest checkpoint; no array is read.
+
+    Raises:
+        ValueError: no checkpoint, or a damaged one.
+    """
+    directory = Path(directory).absolute()
+    step = latest_step(directory)
+    if step is None:
+        raise ValueError(f"no checkpoint in {directory}")
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.metadata(directory / str(step) / "state").item_metadata
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found["params"])
+    except Exception as error:  # orbax raises bare Exception for a damaged file
+        raise _unreadable(step, directory, error) from error
 
 
 def _unreadable(step: int, directory, error: Exception) -> ValueError:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from longrope_jax import sharding
 from longrope_jax.rotary import Rotary
+from longrope_jax.rotary import positions as position_transforms
 from longrope_jax.training.checkpoints import Checkpoints
 from longrope_jax.training.metrics import MetricsLog
 from longrope_jax.training.step import TrainState
@@ -27,6 +28,10 @@ class LoopConfig:
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always has one.
         tensorboard: also write TensorBoard events.
+        positions: a transform as `rotary.positions.parse` reads it, e.g. "ruoss:max_length=32768";
+            "" is none. Each step draws anew, from position_seed and its own number alone, so that
+            a resumed run draws the same. Make the rotary for the longest position.
+        position_seed: of those draws.
     """
 
     steps: int
@@ -34,8 +39,12 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     tensorboard: bool = True
+    positions: str = ""
+    position_seed: int = 0
 
     def __post_init__(self):
+        if self.positions:
+            position_transforms.parse(self.positions)
         for name in ("steps", "accumulation", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -81,9 +90,13 @@ def fit(
         log = None
         if jax.process_index() == 0:
             log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
+        draw = _position_draw(loop) if loop.positions else None
         clock, unlogged = time.perf_counter(), 0
         while step < loop.steps:
-            batch = _microbatches(next(data), loop.accumulation, mesh)
+            batch = next(data)
+            if draw:
+                batch = batch | {"positions": draw(step, batch["segment_start"])}
+            batch = _microbatches(batch, loop.accumulation, mesh)
             state, metrics = train_step(state, rotary, batch)
             step += 1
             tokens = batch["weights"].size
@@ -108,6 +121,19 @@ def fit(
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _position_draw(loop: LoopConfig) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Positions [B, T] of a step, other ones on each host."""
+    transform = position_transforms.parse(loop.positions)
+    host = jax.random.fold_in(jax.random.key(loop.position_seed), jax.process_index())
+
+    @jax.jit
+    def draw(step, segment_start):
+        positions = transform(jax.random.fold_in(host, step), *segment_start.shape)
+        return position_transforms.restart(positions, segment_start)
+
+    return lambda step, segment_start: np.asarray(draw(step, segment_start))
 
 
 def _microbatches(batch: dict, accumulation: int, mesh: Mesh) -> dict[str, jax.Array]:

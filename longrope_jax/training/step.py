@@ -127,8 +127,9 @@ def make_train_step(
 
     One function per configuration, so that a sweep over rotaries compiles once. The batch is a
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
-    with A microbatches whose gradients are accumulated before one update. Metrics are float32
-    scalars: loss (weighted mean in nats), grad_norm, learning_rate.
+    with A microbatches whose gradients are accumulated before one update; positions [A, B, T],
+    int32 or float32, replace those that count up in each document (`rotary.positions`). Metrics are
+    float32 scalars: loss (weighted mean in nats), grad_norm, learning_rate.
     """
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
@@ -179,6 +180,10 @@ def weighted_nll(config, params, rotary, batch) -> jax.Array:
     """Sum over [B, T] of weight times negative log-likelihood, in nats."""
     tokens = batch["tokens"]
     hidden, _ = llama.Llama(config).apply(
-        {"params": params}, tokens[:, :-1], rotary=rotary, segment_start=batch["segment_start"]
+        {"params": params},
+        tokens[:, :-1],
+        rotary=rotary,
+        positions=batch.get("positions"),
+        segment_start=batch["segment_start"],
     )
     return (token_scores(config, params, hidden, tokens[:, 1:]).nll * batch["weights"]).sum()

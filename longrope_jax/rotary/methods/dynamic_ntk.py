@@ -18,10 +18,14 @@ from longrope_jax.rotary.registry import register
 class DynamicNTK:
     """Dynamic NTK: theta_j = (base (f n/L - (f-1))^(d/(d-2)))^(-2j/d), n = max(seq_len, L).
 
-    Radians per token; f = factor, L = original_length, d = head_dim. Plain RoPE up to L. All keys
-    change with n, so rotated keys cannot be cached while n grows.
+    Radians per token; f = factor, L = original_length, d = head_dim. Plain RoPE up to L.
+
     Source: emozilla's rule as the yarn repo and Hugging Face ("dynamic") compute it; with f = 1 it
-    is "dynamic scaling" of YaRN (2309.00071) section 3.3, s = n/L in NTK-aware.
+        is "dynamic scaling" of YaRN (2309.00071) section 3.3, s = n/L in NTK-aware.
+    Cache: no, all keys change with n.
+    Peers: Hugging Face rotates new queries with a new base while cached keys keep the old one
+        (huggingface/transformers#25104); vLLM builds one table at n = L f, so short prompts differ
+        (vllm-project/vllm#3488).
 
     Attributes:
         original_length: L, tokens; no default.

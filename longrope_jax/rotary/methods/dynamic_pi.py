@@ -16,9 +16,11 @@ from longrope_jax.rotary.registry import register
 class DynamicPI:
     """Dynamic PI: theta_j = base^(-2j/H) / max(1, seq_len/L).
 
-    Radians per token; L = original_length. Plain RoPE up to L. All keys change with the length, so
-    rotated keys cannot be cached while it grows.
+    Radians per token; L = original_length. Plain RoPE up to L.
+
     Source: YaRN (2309.00071) section 3.3, "dynamic scaling" of Position Interpolation.
+    Cache: no, all keys change with the length.
+    Peers: the yarn repo's dynamic linear scaling; Hugging Face has none.
 
     Attributes:
         original_length: L, tokens; no default.

@@ -35,8 +35,11 @@ class GiraffePower:
 
     Radians per token; d = head_dim, s = factor, k = power: slow pairs slow down further, the last
     by (2/d)^k, none to zero.
+
     Source: Giraffe (2308.10882), `ScaledLlamaRotaryEmbedding` of abacusai/Long-Context (scaling
-    first, then the power).
+        first, then the power).
+    Cache: rotated keys.
+    Peers: the authors' repo alone, with base fixed at 10,000.
 
     Attributes:
         power: k, not negative; default 0.5 (the run in its figure).
@@ -70,7 +73,11 @@ class GiraffeTruncated:
       period: a = b = 2 pi/T: what makes no full period in training does not turn. The prose.
       cutoffs: a = low, b = high and rho, given. The paper's form, which sends
         phi_j = a to 0; its own values are not known here.
-    Source: Giraffe (2308.10882).
+
+    Source: Giraffe (2308.10882) and abacusai/Long-Context.
+    Cache: rotated keys.
+    Peers: the authors' repo alone; its slow frequency lies below its zero cut-off, unlike the
+        paper's form.
 
     Attributes:
         rule: default "repository", the one that was run.

@@ -20,9 +20,11 @@ class HoPE:
 
     Radians per token; a period is 2 pi/theta_j tokens, L = original_length. p-RoPE with p derived
     from the trained length.
-    Source: Chen et al. (2410.21216). The shape is known from third-party descriptions; the cut (one
-    full period within the trained length) is recalled, not checked against the paper, and published
-    re-implementations disagree about it.
+
+    Source: HoPE, Chen et al. (2410.21216). The shape is known from third-party descriptions; the
+        cut (one full period within the trained length) is recalled, not checked against the paper.
+    Cache: rotated keys.
+    Peers: unofficial codes disagree about the cut; some invert it.
 
     Attributes:
         original_length: L, tokens; no default.

@@ -21,7 +21,11 @@ class Llama3:
 
     Radians per token; s = factor, w_j = 2 pi/theta_j tokens, L = original_length. The same as
     NTK-by-parts with (alpha, beta) = (low, high); no attention factor.
-    Source: `apply_scaling` in Meta's llama-models; Hugging Face "llama3".
+
+    Source: `apply_scaling` in Meta's llama-models (Llama 3.1); Hugging Face "llama3".
+    Cache: rotated keys.
+    Peers: equal in Meta, Hugging Face, vLLM and llama.cpp (which stores the reciprocals as
+        freq_factors); MaxText and ChunkLlama fix factor 8 and L 8192, wrong for Llama 3.2's 32.
 
     Attributes:
         factor: s, at least 1; default 8 (Llama 3.1; Llama 3.2 1B and 3B say 32).

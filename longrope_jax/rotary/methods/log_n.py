@@ -10,11 +10,17 @@ from longrope_jax.rotary.registry import Method, check_method, register
 @register("log_n")
 @dataclasses.dataclass(frozen=True)
 class LogN:
-    """Log-n scaling: another method, whose query at position n is times max(1, ln(n+1)/ln(L)).
+    """Log-n scaling: another method, its query at position n times max(1, ln(n+1)/ln(L)).
 
     Dimensionless; L = original_length. Keeps the entropy of attention about constant as more tokens
-    are seen. Scores then depend on absolute positions; keys do not, so they can be cached.
-    Source: Su Jianlin (kexue.fm), whose ReRoPE uses it too; the code of Self-Extend.
+    are seen. Scores then depend on absolute positions. Around ABF it is entropy-aware ABF:
+    log_n:inner=(abf),original_length=4096.
+
+    Source: Su Jianlin (kexue.fm), whose ReRoPE uses it too; the code of Self-Extend; entropy-aware
+        ABF as `EABF.py` of the LongPPL repo has it.
+    Cache: as the inner method, since keys are not scaled.
+    Peers: Qwen-style dynamic NTK comes with a form of it; Llama 4 scales queries by another rule,
+        1 + a ln(floor((n+1)/f) + 1), in its layers without rotation.
 
     Attributes:
         inner: the method that rotates; no default. In text: inner=(abf).

@@ -17,6 +17,11 @@ from longrope_jax.rotary.frequencies import (
 from longrope_jax.rotary.registry import register
 
 
+def su_amplitude(factor: float, length: float) -> float:
+    """LongRoPE's attention factor sqrt(1 + ln(s)/ln(L)): "su" in its repo."""
+    return math.sqrt(1 + math.log(factor) / math.log(length))
+
+
 @register("longrope")
 @dataclasses.dataclass(frozen=True)
 class LongRoPE:
@@ -24,10 +29,18 @@ class LongRoPE:
 
     Radians per token; lambda = long_factor if seq_len > original_length else short_factor, for all
     tokens of a sequence. Queries and keys are multiplied by sqrt(1 + ln(factor)/ln(L)) with either
-    list (L = original_length), by 1 for factor 1.
+    list (L = original_length), by 1 for factor 1. Start tokens make scores depend on absolute
+    positions.
+
     Source: LongRoPE (2402.13753) section 3, whose equation has the start tokens as n < n-hat; the
-    two lists and the attention factor are in its repo ("su") and Hugging Face, not in the paper.
-    Start tokens make scores depend on absolute positions.
+        two lists and the attention factor are in its repo ("su") and Hugging Face, not in the
+        paper.
+    Cache: rotated keys, up to the switch at original_length, where all keys change.
+    Peers: Hugging Face switches per forward at n > L (as here), unsloth had n >= L, vLLM and
+        llama.cpp once, by the longest length they are started for; Hugging Face without a length
+        gives the short list. microsoft/LongRoPE takes the scale from max/original, not from a
+        `factor`; its search starts from a blend of factors, not of frequencies as YaRN's. Its
+        dynamic form is `DynamicLongRoPE`.
 
     Attributes:
         long_factor: lambda_j, dimensionless and above 0: one per rotated pair, or one number for
@@ -99,7 +112,7 @@ class LongRoPE:
         """Factor on queries and on keys; scores get its square."""
         if self.attention_factor is not None:
             return self.attention_factor
-        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+        return su_amplitude(self.factor, self.original_length)
 
     def to_hf(self, head_dim: int | None = None) -> dict:
         """Hugging Face `rope_parameters`.

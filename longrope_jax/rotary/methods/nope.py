@@ -13,8 +13,12 @@ from longrope_jax.rotary.registry import register
 class NoPE:
     """NoPE: theta_j = 0 for every pair, so no query or key turns.
 
-    A baseline; positions reach the model through the causal mask alone. Source: Kazemnejad et al.
-    (2305.19466). It has H/2 pairs like RoPE, all at rest, so that it runs in the same program.
+    A baseline; positions reach the model through the causal mask alone. It has H/2 pairs like RoPE,
+    all at rest, so that it runs in the same program.
+
+    Source: Kazemnejad et al. (2305.19466).
+    Cache: keys, which never turn.
+    Peers: Llama 4 has it in every nope_layer_interval-th layer, with scaled queries.
     """
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:

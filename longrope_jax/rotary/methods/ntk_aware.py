@@ -41,6 +41,12 @@ class NTKAware:
       fixed: theta_j / s^(2(j+1)/d): Su Jianlin (kexue.fm 9706), vLLM's NTKScalingRotaryEmbedding.
       mixed: theta_j / exp(a (j+1)^c) with a (d/2)^c = ln s: the same sources, vLLM's mixed_b = c.
 
+    Source: bloc97's post, as printed in YaRN (2309.00071) section 3.1, Definition 1; the others as
+        named above.
+    Cache: rotated keys.
+    Peers: yarn repo bloc97, vLLM fixed and mixed; 3.3% apart at s = 8. Hugging Face dropped its
+        type: write the new base as rope_theta.
+
     Attributes:
         factor: s, extended over trained length, at least 1; no default.
         base: as in RoPE; default 10,000.

@@ -62,7 +62,10 @@ class NTKByParts:
     Radians per token; s = factor, r_j = L theta_j/(2 pi) turns of pair j within L =
     original_length. Llama 3.1's smoothing is this with (1, 4). YaRN's code ramps by the pair's
     index instead: see `YaRN`.
+
     Source: YaRN (2309.00071) section 3.2, Definition 2 (its eq. 17 prints b' for b).
+    Cache: rotated keys.
+    Peers: none under this name; every code of YaRN replaced the ramp (`YaRN`), Llama 3.1 kept it.
 
     Attributes:
         factor: s, at least 1; no default.
@@ -101,7 +104,10 @@ class NTKByPartsThreeWay:
     Radians per token. With m(few, many) = share kept, linear in the pair's index with its ends
     rounded outwards: inner = PI + m(beta_few, beta_many) (NTK - PI), then
     theta = inner + m(gamma_few, gamma_many) (RoPE - inner).
+
     Source: code of the yarn repo, LlamaPartNTKScaledRotaryEmbedding (bloc97); in no paper.
+    Cache: rotated keys.
+    Peers: the yarn repo alone.
 
     Attributes:
         factor: s, at least 1; no default.

@@ -19,6 +19,12 @@ class PartialRotary:
     The number of pairs, int(fraction * H)/2, is less than H/2: a different structure, so a model
     compiles again for it (the half layout pairs feature j with j + R, which zeros cannot imitate).
 
+    Source: code of GPT-NeoX and GPT-J; Hugging Face `partial_rotary_factor`; in no paper.
+    Cache: as the inner method.
+    Peers: Hugging Face, vLLM and llama.cpp (n_dims) run exponents over the rotary part; "exponents
+        over the head" is `Proportional`, and pie-project/pie#603 shipped the wrong one. Hugging
+        Face's default type ignored the key for Llama and GPT-NeoX-J (PR#48652).
+
     Attributes:
         inner: the method that is restricted; no default. In text: inner=(abf).
         fraction: of the head's features, 0 to 1; no default (GPT-NeoX-20B 0.25, Phi-2 0.4).

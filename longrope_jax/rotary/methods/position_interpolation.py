@@ -12,8 +12,11 @@ class PositionInterpolation:
     """Position Interpolation: theta_j = base^(-2j/H) / factor.
 
     The same as dividing every position by `factor` = L'/L, extended over trained length.
-    Source: Chen et al. (2306.15595) eq. 4; alpha = 1/factor in Llama 2 Long (2309.16039) section
-    4.1.
+
+    Source: Position Interpolation, Chen et al. (2306.15595) eq. 4; alpha = 1/factor in Llama 2 Long
+        (2309.16039) section 4.1.
+    Cache: rotated keys.
+    Peers: equal in Hugging Face ("linear"), vLLM and llama.cpp (whose freq_scale is 1/factor).
 
     Attributes:
         factor: dimensionless, at least 1; no default, since it is the ratio of your two lengths.

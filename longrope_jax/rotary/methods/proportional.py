@@ -23,8 +23,11 @@ class Proportional:
     Radians per token; s = factor. Exponents run over the whole head, not over the rotated part: the
     other reading of partial rotary is `PartialRotary`. All H/2 pairs are there, the slow ones at
     rest. `p_rope` is p-RoPE with p = fraction: 1 is RoPE, 0 is NoPE.
+
     Source: p-RoPE, Barbero et al. (2410.06205) appendix D; Hugging Face "proportional" (Gemma 4),
-    which adds s.
+        which adds s.
+    Cache: rotated keys.
+    Peers: equal in Hugging Face; the other reading of a fraction is `PartialRotary`.
 
     Attributes:
         fraction: p, 0 to 1; default 1 (Hugging Face), 0.75 as `p_rope` (the paper's best).

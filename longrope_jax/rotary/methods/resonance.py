@@ -16,7 +16,11 @@ class Resonance:
     Radians per token; 2 pi/theta_j is the wavelength in tokens. A pair whose wavelength is below
     the trained length then shows no angle that it did not show in training. Halves round to even.
     Amplitude and all else are the inner method's.
-    Source: Wang et al. (2403.00071) and sheryc/resonance_rope, which rounds after YaRN's ramp.
+
+    Source: Resonance RoPE, Wang et al. (2403.00071) and sheryc/resonance_rope, which rounds after
+        YaRN's ramp.
+    Cache: as the inner method.
+    Peers: the authors' repo alone.
 
     Attributes:
         inner: the method whose wavelengths are rounded; no default. In text:

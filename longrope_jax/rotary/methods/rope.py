@@ -13,8 +13,13 @@ class RoPE:
     """Rotary position embedding: theta_j = base^(-2j/H), angle = position * theta_j.
 
     Symbols: j = 0..H/2-1 pair index, H head dimension, theta_j radians per token.
+
     Source: RoFormer (2104.09864) eqs. 14-16. With base 500,000 (beta = 50) it is RoPE ABF, the
-    adjusted base frequency of Llama 2 Long (2309.16039) section 4.1, registered as `abf`.
+        adjusted base frequency of Llama 2 Long (2309.16039) section 4.1, registered as `abf`.
+    Cache: rotated keys.
+    Peers: equal in Hugging Face, Meta and the yarn repo up to float32, in which cos is off by 4e-3
+        at position 131,071; torchscale fixes base 10,000. Meta, torchscale and GGUF pair features
+        2j and 2j+1 (layout "interleaved"), Hugging Face j and j+H/2 ("half").
 
     Attributes:
         base: dimensionless; default 10,000 as in RoFormer, LLaMA and Llama 2.
@@ -39,3 +44,6 @@ class RoPE:
     def from_hf(cls, parameters: dict) -> "RoPE":
         """Inverse of `to_hf`."""
         return cls(base=parameters["rope_theta"])
+
+
+PLAIN = RoPE()  # the default of methods around another

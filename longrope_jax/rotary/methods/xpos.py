@@ -16,9 +16,14 @@ class XPos:
 
     zeta_j = (2j/H + gamma) / (1 + gamma): below 1, smallest for the fastest pair. Queries are
     multiplied by zeta_j^((m-c)/S), keys by zeta_j^(-(n-c)/S), so scores depend on m-n alone.
-    Source: Sun et al. (2212.10554) section 3 and its torchscale code. `xpos_abf` is the row
-    "xPos ABF" of Llama 2 Long (2309.16039): base 500,000 and, as recovered from the drawn curve of
-    its Figure 4 (the text gives no numbers), gamma 0.8 and scale base 4096.
+
+    Source: xPos, Sun et al. (2212.10554) section 3 and its torchscale code. `xpos_abf` is the row
+        "xPos ABF" of Llama 2 Long (2309.16039): base 500,000 and, as recovered from the drawn curve
+        of its Figure 4 (the text gives no numbers), gamma 0.8 and scale base 4096.
+    Cache: rotated keys, with one centre for all of them (the middle of seq_len).
+    Peers: torchscale centres at -ceil(T/2), lucidrains at T//2, Giraffe at max_pos//2: the same
+        scores, other vectors. lucidrains' rotate_queries_with_cached_keys centres queries and keys
+        apart (8e-3 off at 7 tokens); torchscale's decoding is right for one new token at a time.
 
     Attributes:
         base: as in RoPE; default 10,000.

@@ -1,4 +1,4 @@
-"""YaRN and dynamic YaRN: by parts, with an attention temperature."""
+"""YaRN: by parts, with an attention temperature."""
 
 import dataclasses
 import math
@@ -31,8 +31,19 @@ class YaRN:
         outwards if `truncate`. The yarn repo, Hugging Face, LongRoPE's code and llama.cpp.
       ramp "rotations": clip((r_j-beta_slow)/(beta_fast-beta_slow), 0, 1), r_j = L theta_j/(2 pi).
         The paper's; up to 67% of the other's value away.
+
     Source: YaRN (2309.00071) Definition 3 and section 3.4 (temperature: logits grow by the square
-    of the factor); mscale_all_dim and mscale from DeepSeek-V2's code.
+        of the factor); mscale_all_dim and mscale from DeepSeek-V2's code.
+    Cache: rotated keys.
+    Peers: the yarn repo, Hugging Face, LongRoPE's yarn.py and llama.cpp have ramp "dimension", up
+        to 67% from the paper's (option ramp). gpt-oss does not truncate, up to 55% apart (truncate;
+        Hugging Face reads it from the first level of rope_parameters alone). minimind clamps at
+        d/2-1 (clamp). Hugging Face's `attention_factor` replaces the temperature, the yarn repo's
+        and vLLM's `attn_factor` multiplies it, and Hugging Face ignores the latter; llama.cpp has
+        no temperature at ext_factor 0 (attention_factor=1). MaxText leaves the temperature out by
+        default. Hugging Face up to about 4.55 took max/original for factor (PR#40320). Where the
+        ramp's ends coincide every code adds 0.001 to the upper one; llama.cpp, and this, also
+        where they cross.
 
     Attributes:
         factor: s, at least 1; no default.
@@ -43,6 +54,8 @@ class YaRN:
         truncate: default True (yarn repo, Hugging Face); gpt-oss says False. Ramp "dimension" only.
         clamp: highest value of high: "dimension" is d-1 (default; all original codes), "pairs" is
             d/2-1, the last pair there is. Ramp "dimension" only.
+        extrapolation_factor: multiplies g_j, 0 to 1; default 1, 0 is PI at every pair (yarn repo;
+            llama.cpp's ext_factor).
         mscale, mscale_all_dim: the factor on queries and keys is (0.1 mscale ln s + 1) / (0.1
             mscale_all_dim ln s + 1); default 1 and 0, which is the paper's. With both equal it is
             1; DeepSeek then scales the softmax by the square of the denominator, which is the
@@ -75,6 +88,7 @@ class YaRN:
     ramp: str = "dimension"
     truncate: bool = True
     clamp: str = "dimension"
+    extrapolation_factor: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None
@@ -91,6 +105,9 @@ class YaRN:
             )
         check_choice("ramp of yarn", self.ramp, RAMPS)
         check_choice("clamp of yarn", self.clamp, CLAMPS)
+        share = self.extrapolation_factor
+        if not (is_finite(share) and 0 <= share <= 1):
+            raise ValueError(f"extrapolation_factor must lie between 0 and 1, got {share!r}")
         if not isinstance(self.truncate, bool):
             raise ValueError(f"truncate must be True or False, got {self.truncate!r}")
         for name in ("mscale", "mscale_all_dim"):
@@ -120,6 +137,7 @@ class YaRN:
                 truncate=self.truncate,
                 highest=(head_dim if self.clamp == "dimension" else head_dim // 2) - 1,
             )
+        keep = keep * self.extrapolation_factor
         return Frequencies(blend(theta, self.factor, keep), amplitude=self.amplitude)
 
     @property
@@ -140,6 +158,8 @@ class YaRN:
         """
         if self.ramp != "dimension" or self.clamp != "dimension":
             raise ValueError("Hugging Face's yarn has ramp and clamp by dimension only")
+        if self.extrapolation_factor != 1:
+            raise ValueError("Hugging Face's yarn has no extrapolation_factor: it must be 1")
         parameters = {
             "rope_type": "yarn",
             "rope_theta": self.base,
@@ -205,39 +225,3 @@ class YaRN:
 
 def _warn(text: str) -> None:
     warnings.warn(f"rope_type yarn: {text}", stacklevel=4)
-
-
-@register("dynamic_yarn")
-@dataclasses.dataclass(frozen=True)
-class DynamicYaRN:
-    """Dynamic YaRN: YaRN with s = max(1, seq_len/L), its amplitude too.
-
-    Plain RoPE up to L = original_length. All keys change with the length, so rotated keys cannot be
-    cached while it grows.
-    Source: YaRN (2309.00071) section 3.3 and LlamaDynamicYaRNScaledRotaryEmbedding of its repo.
-
-    Attributes:
-        original_length: L, tokens; no default.
-        base, beta_fast, beta_slow, ramp, truncate, clamp, attn_factor: as in `YaRN`.
-    """
-
-    original_length: float
-    base: float = 10_000.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    ramp: str = "dimension"
-    truncate: bool = True
-    clamp: str = "dimension"
-    attn_factor: float = 1.0
-
-    def __post_init__(self):
-        self._at(1.0)
-
-    def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token and the amplitude at `seq_len`."""
-        yarn = self._at(max(1.0, seq_len / self.original_length))
-        return yarn.frequencies(head_dim=head_dim, seq_len=seq_len)
-
-    def _at(self, factor: float) -> YaRN:
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return YaRN(factor=factor, **options)

@@ -1,0 +1,281 @@
+"""Every registered rotary method on one page: frequencies, wavelengths, decay.
+
+    python -m experiments.method_atlas --config=configs/method_atlas.py:paper --workdir=DIR
+
+All methods extend the same model: trained on 4,096 tokens with base 10,000 and head dimension 128,
+to 32,768 tokens. An option without a default gets the value of the config, the others keep their
+defaults. A method registered anywhere before the run appears too; what cannot be drawn as a curve
+is listed with the reason. In seconds on a CPU.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from ml_collections import ConfigDict
+
+from experiments import cli, report
+from longrope_jax import rotary
+from longrope_jax.analysis import decay
+
+_COLUMNS = 6
+_BLOCKS = 96  # into which the distances of a decay curve are gathered
+_SEEN, _UNSEEN, _ROPE = "#0072B2", "#D55E00", "#B0B0B0"
+
+_DEFINITIONS = (
+    "Turning: pairs that rotate at all, of H/2. Beyond: those whose wavelength is longer than the "
+    "trained length, so that training never shows a full turn. Longest: the longest wavelength of "
+    "a turning pair over the trained length. Amplitude: factor on queries and on keys.\n\n"
+    "Scores are those of all-ones queries and keys, divided by the square root of H. Where they "
+    "depend on more than the distance (first tokens with frequencies of their own, log-n scaling) "
+    "the query is the last token of the extended length; such methods have a star."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """One method; scores [S] at distances 0..S-1, or a reason why it has none."""
+
+    name: str
+    spec: rotary.Method | None = None
+    frequencies: rotary.Frequencies | None = None
+    scores: np.ndarray | None = None
+    reason: str = ""
+
+    @property
+    def starred(self) -> bool:
+        """Whether the scores are those of one query, not a function of distance."""
+        return not decay.depends_on_distance_alone(self.frequencies)
+
+
+def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
+    """Evaluates every method, draws the atlas, writes the report into `workdir`.
+
+    Raises:
+        ValueError: unknown name, odd head dimension, a trained length below 2, a factor below 1.
+    """
+    workdir = Path(workdir)
+    if config.trained < 2 or config.factor < 1:
+        raise ValueError("trained must be at least 2 tokens and factor at least 1")
+    entries = [entry(name, config) for name in config.methods or rotary.names()]
+    drawn = [e for e in entries if not e.reason]
+    if not drawn:
+        raise ValueError(f"nothing to draw: {entries[0].name}: {entries[0].reason}")
+    result = {
+        "command": command,
+        "config": config,
+        "versions": report.versions(),
+        "methods": [_row(e, config) for e in drawn],
+        "not_drawn": {e.name: e.reason for e in entries if e.reason},
+    }
+    _write(result, drawn, workdir)
+    return result
+
+
+def _write(result: dict, drawn: list[Entry], workdir: Path) -> None:
+    config, rows = result["config"], result["methods"]
+    report.save_json(workdir / "results.json", result)
+    report.save_csv(workdir / "methods.csv", list(rows[0]), (list(r.values()) for r in rows))
+    pairs = [
+        [e.name, j, *values]
+        for e in drawn
+        for j, values in enumerate(
+            zip(e.frequencies.inv_freq, e.frequencies.log_decay, strict=True)
+        )
+    ]
+    report.save_csv(workdir / "pairs.csv", ["method", "pair", "inv_freq", "log_decay"], pairs)
+    draw_wavelengths(drawn, config, workdir / "wavelengths.png")
+    draw_decay(drawn, config, workdir / "decay.png")
+    title = "Atlas of rotary methods"
+    parts = sections(result, workdir)
+    report.write_html(workdir / "report.html", title, result["command"], parts, result["versions"])
+    report.print_table(title, *_table(rows))
+    if result["not_drawn"]:
+        report.print_table("Not drawn", ["method", "reason"], result["not_drawn"].items())
+
+
+def entry(name: str, config: ConfigDict) -> Entry:
+    """A method with the config's values for what it lacks, evaluated at the extended length."""
+    if name not in rotary.names():
+        raise ValueError(rotary.unknown("rotary method", name, rotary.names()))
+    extended = round(config.trained * config.factor)
+    try:
+        spec = _build(name, config)
+        f = spec.frequencies(head_dim=config.head_dim, seq_len=extended)
+    except (ValueError, NotImplementedError) as error:
+        return Entry(name, reason=str(error))
+    other = _other_parts(f)
+    if other:
+        return Entry(name, spec, reason=f"its scores depend on more than frequencies: {other}")
+    distances = np.arange(extended)
+    if decay.depends_on_distance_alone(f):
+        scores = decay.score(f, distances, head_dim=config.head_dim)
+    else:
+        last = extended - 1
+        scores = decay.heatmap(f, [last], last - distances, head_dim=config.head_dim)[0]
+    return Entry(name, spec, f, scores)
+
+
+def _build(name: str, config: ConfigDict) -> rotary.Method:
+    values = {"trained": config.trained, "factor": config.factor}
+    if name in config.specs:
+        return rotary.parse(config.specs[name].format(**values))
+    options = {"factor": config.factor, **config.options}
+    if "inner" in options:
+        options["inner"] = rotary.parse(options["inner"].format(**values))
+    options["original_length"] = config.trained
+    return _with_needed(name, options)
+
+
+def _with_needed(name: str, options: dict) -> rotary.Method:
+    """The method with those options that it lacks, and its trained length where it has one."""
+    missing = dataclasses.MISSING
+    chosen = {}
+    for f in dataclasses.fields(rotary.method_class(name)):
+        lacks = f.default is f.default_factory is missing
+        if f.name in options and (lacks or (f.name == "original_length" and f.default is not None)):
+            chosen[f.name] = options[f.name]
+    return rotary.build(name, **chosen)
+
+
+def _other_parts(f: object) -> str:
+    """What `f` holds beyond the parts that the decay curve takes into account."""
+    if not isinstance(f, rotary.Frequencies):
+        return type(f).__name__
+    plain = rotary.Frequencies(f.inv_freq)
+    known = {"inv_freq", "amplitude", "log_decay", "start_inv_freq", "start_count", "logn_length"}
+    return ", ".join(
+        field.name
+        for field in dataclasses.fields(f)
+        if field.name not in known
+        and not np.array_equal(getattr(f, field.name), getattr(plain, field.name, field.default))
+    )
+
+
+def _row(e: Entry, config: ConfigDict) -> dict:
+    inv_freq, scores = e.frequencies.inv_freq, e.scores
+    turning = inv_freq[inv_freq > 0]
+    wavelengths = 2 * np.pi / turning / config.trained
+    longest = float(wavelengths.max()) if turning.size else None
+    return {
+        "method": e.name + "*" * e.starred,
+        "spec": repr(e.spec),
+        "turning": turning.size,
+        "beyond": int(np.sum(wavelengths > 1)),
+        "longest": longest,
+        "amplitude": float(e.frequencies.amplitude),
+        "at_0": float(scores[0]),
+        "at_trained": float(scores[min(config.trained, len(scores) - 1)]),
+        "at_end": float(scores[-1]),
+        "first_negative": decay.first_negative(scores),
+        "oscillation": decay.oscillation(scores),
+    }
+
+
+def _table(rows: list[dict]) -> tuple[list[str], list[list]]:
+    header = [
+        "method", "turning", "beyond", "longest", "amplitude", "score at 0", "at trained",
+        "at end", "first negative", "oscillation",
+    ]  # fmt: skip
+    cells = [
+        [f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if k != "spec"]
+        for row in rows
+    ]
+    return header, cells
+
+
+def _panels(drawn: list[Entry]) -> tuple:
+    cols = min(_COLUMNS, len(drawn))
+    rows = -(-len(drawn) // cols)
+    fig, axes = report.subplots(
+        rows, cols, size=(2.5 * cols, 1.0 + 1.9 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for ax in axes.flat[len(drawn) :]:
+        ax.set_visible(False)
+    for i, (ax, e) in enumerate(zip(axes.flat, drawn, strict=False)):
+        ax.set_title(e.name + "*" * e.starred, fontsize=11, pad=3)
+        ax.tick_params(labelsize=9, labelbottom=i + cols >= len(drawn))
+    return fig, axes.flat[: len(drawn)]
+
+
+@report.style()
+def draw_wavelengths(drawn: list[Entry], config: ConfigDict, path: Path) -> None:
+    """A panel per method: wavelength of each pair over the trained length, RoPE in grey."""
+    fig, axes = _panels(drawn)
+    reference = 2 * np.pi / rotary.rope_inv_freq(10_000.0, config.head_dim) / config.trained
+    top = 30 * max(reference.max(), config.factor)
+    for ax, e in zip(axes, drawn, strict=True):
+        ax.plot(reference, color=_ROPE, linewidth=3)
+        _draw_pairs(ax, e.frequencies.inv_freq, config, top)
+        ax.axhline(1, color="black", linewidth=0.8)
+        ax.axhline(config.factor, color="black", linewidth=0.8, linestyle=":")
+        ax.set(yscale="log", ylim=(0.5 * reference.min(), 2 * top))
+    fig.supxlabel("pair")
+    fig.supylabel("wavelength / trained length")
+    fig.suptitle(
+        "Blue: a full turn fits into the trained length (line). Orange: it does not. Triangles: "
+        f"at rest.\nDotted: extended length. Grey: RoPE, base 10,000, {config.trained:,} tokens."
+    )
+    report.save_figure(fig, path)
+
+
+def _draw_pairs(ax: Axes, inv_freq: np.ndarray, config: ConfigDict, top: float) -> None:
+    j = np.arange(len(inv_freq))
+    rest = inv_freq == 0
+    wavelengths = 2 * np.pi / np.where(rest, 1.0, inv_freq) / config.trained
+    for chosen, colour in ((wavelengths <= 1, _SEEN), (wavelengths > 1, _UNSEEN)):
+        shown = chosen & ~rest
+        ax.plot(j[shown], wavelengths[shown], ".", markersize=3.5, color=colour)
+    ax.plot(j[rest], np.full(rest.sum(), top), "^", markersize=3, color="black")
+
+
+@report.style()
+def draw_decay(drawn: list[Entry], config: ConfigDict, path: Path) -> None:
+    """A panel per method: mean and range of blocks of distances, RoPE's mean in grey."""
+    fig, axes = _panels(drawn)
+    distances = np.arange(len(drawn[0].scores))
+    rope = decay.score(rotary.RoPE(), distances, head_dim=config.head_dim)
+    starts = np.unique(np.linspace(0, len(distances), _BLOCKS, endpoint=False).astype(int))
+    counts = np.diff(starts, append=len(distances))
+    middles = starts + (counts - 1) / 2
+    for ax, e in zip(axes, drawn, strict=True):
+        ax.plot(middles, np.add.reduceat(rope, starts) / counts, color=_ROPE, linewidth=2)
+        low, high = np.minimum.reduceat(e.scores, starts), np.maximum.reduceat(e.scores, starts)
+        ax.fill_between(middles, low, high, color=_SEEN, alpha=0.25, linewidth=0)
+        ax.plot(middles, np.add.reduceat(e.scores, starts) / counts, color=_SEEN, linewidth=1.5)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.axvline(config.trained, color="black", linewidth=0.8)
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:.0f}k" if x >= 1024 else f"{x:.0f}")
+        ax.set(xlim=(0, len(distances)))
+        ax.set_xticks(np.linspace(0, len(distances), 3))
+    limit = np.sqrt(config.head_dim)
+    axes[0].set_ylim(-0.4 * limit, 1.15 * limit)
+    fig.supxlabel("distance, tokens (line: trained length)")
+    fig.supylabel("score of all-ones vectors")
+    stars = any(e.starred for e in drawn)
+    note = "\n* depends on the position too: the query is the last token" if stars else ""
+    fig.suptitle(f"Mean (line) and range (shade) of every {counts[0]} distances; grey: RoPE{note}")
+    report.save_figure(fig, path)
+
+
+def sections(result: dict, workdir: Path) -> list[report.Section]:
+    """Parts of the report, from what `main` returned and its figures."""
+    rows = result["methods"]
+    specs = [[row["method"], row["spec"]] for row in rows]
+    missing = [list(item) for item in result["not_drawn"].items()]
+    parts = [
+        report.Section(
+            "Wavelengths", [report.Figure(workdir / "wavelengths.png", "A panel per method.")]
+        ),
+        report.Section("Decay", [report.Figure(workdir / "decay.png", "A panel per method.")]),
+        report.Section("Numbers", [report.Table(*_table(rows)), report.Text(_DEFINITIONS)]),
+        report.Section("Options", [report.Table(["method", "as evaluated"], specs)]),
+    ]
+    if missing:
+        parts.append(report.Section("Not drawn", [report.Table(["method", "reason"], missing)]))
+    return parts
+
+
+if __name__ == "__main__":
+    cli.run(main, "method_atlas")

@@ -1,0 +1,201 @@
+"""Position encodings as points on a sphere: Llama 2 Long (2309.16039) appendix B, corrected.
+
+A vector x of H features is encoded at position t as f(x, t)_j = (x_2j + i x_2j+1) e^(i theta_j t),
+always of length ||x||. The appendix asks how close a method brings neighbouring positions. Its
+Theorem 1 is false as printed, in two ways:
+
+- its upper bound lacks a factor 2: the energy of a pair is up to 2 max_k x_k^2. All-ones x breaks
+  it, with a sine of (2/H) C where the bound says C/H (`SineBounds.printed_holds`);
+- C = sum_j sin theta_j grows like H/2, so it has no limit. The limits that the paper prints, 0.076
+  and 0.027, are those of (2/H) C, and approximate the sine integral in `limit`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import sici
+
+from longrope_jax.rotary import Frequencies, Method, check_base
+
+_ROWS = 256  # positions per block of pairwise products
+
+
+@dataclasses.dataclass(frozen=True)
+class SineBounds:
+    """Theorem 1 for one vector: sin angle(f(x, n+1), f(x, n)) and what should enclose it.
+
+    `lower` and `upper` are 2 min_k x_k^2 C/||x||^2 and 2 max_k x_k^2 C/||x||^2, which always hold;
+    the printed ones lack the 2.
+    """
+
+    lower: float
+    sine: float
+    upper: float
+
+    @property
+    def printed_lower(self) -> float:
+        """min_k x_k^2 C / ||x||^2."""
+        return self.lower / 2
+
+    @property
+    def printed_upper(self) -> float:
+        """max_k x_k^2 C / ||x||^2."""
+        return self.upper / 2
+
+    @property
+    def printed_holds(self) -> bool:
+        """Whether the sine lies within the printed bounds."""
+        return self.printed_lower <= self.sine <= self.printed_upper
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far the encodings of one method are from another's, in units of ||x||.
+
+    Attributes:
+        printed: max over x, min over positions of both: the definition as printed. Always 0, since
+            at position 0 both methods return x.
+        farthest: max over x and over the first method's positions, min over the second's: how far
+            from everything it was trained on a model may find itself.
+    """
+
+    printed: float
+    farthest: float
+
+
+def sine_sum(method: Method | Frequencies, *, head_dim: int) -> float:
+    """C = sum_j sin theta_j, the constant of Theorem 1; grows like H/2.
+
+    Raises:
+        ValueError: odd head dimension, a method whose encodings lie on no sphere.
+    """
+    return float(np.sin(_speeds(method, head_dim)).sum())
+
+
+def mean_sine(method: Method | Frequencies, *, head_dim: int) -> float:
+    """(2/H) C: sin angle(f(x, n+1), f(x, n)) of an all-ones x; tends to `limit`."""
+    return sine_sum(method, head_dim=head_dim) * 2 / head_dim
+
+
+def limit(base: float, *, alpha: float = 1.0) -> float:
+    """(Si(alpha) - Si(alpha/base)) / ln base: `mean_sine` as H goes to infinity.
+
+    Args:
+        base: of the frequencies, above 1; for ABF the adjusted one.
+        alpha: Position Interpolation's trained over extended length, above 0, at most 1.
+
+    Raises:
+        ValueError: base or alpha out of range.
+    """
+    check_base(base)
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}; it is 1/factor")
+    return float(sici(alpha)[0] - sici(alpha / base)[0]) / math.log(base)
+
+
+def printed_limit(base: float, *, alpha: float = 1.0) -> float:
+    """alpha / ln base: the paper's approximation of `limit` (0.076 for ABF, 0.027 for PI 1/4)."""
+    check_base(base)
+    return alpha / math.log(base)
+
+
+def sine_bounds(method: Method | Frequencies, x: np.ndarray) -> SineBounds:
+    """Theorem 1 for x [H], corrected and as printed.
+
+    Raises:
+        ValueError: x is zero or of odd size; a method whose encodings lie on no sphere or whose
+            pairs turn by more than pi per token, where the theorem says nothing.
+    """
+    x = np.asarray(x, np.float64)
+    speeds = _speeds(method, x.size)
+    if x.ndim != 1 or not np.any(x) or speeds.max() > np.pi:
+        raise ValueError("needs one vector that is not zero, and pairs that turn by at most pi")
+    energy, sines = _energy(x), np.sin(speeds)
+    scale = 2 * sines.sum() / energy.sum()
+    sine = float(energy @ sines / energy.sum())
+    return SineBounds(float(scale * np.min(x**2)), sine, float(scale * np.max(x**2)))
+
+
+def granularity(method: Method | Frequencies, x: np.ndarray, *, positions: int) -> float:
+    """q(f): the smallest distance between the encodings of two positions, in units of ||x||.
+
+    Euclidean; over all pairs of positions 0..positions-1 and all vectors x [..., H], none zero. It
+    depends on the difference of positions alone. Source: definition in appendix B, section B.1.
+
+    Raises:
+        ValueError: fewer than 2 positions, a zero vector, a method without a sphere.
+    """
+    if positions < 2:
+        raise ValueError(f"positions must be at least 2, got {positions}")
+    x = np.asarray(x, np.float64)
+    chords = 4 * np.sin(np.outer(np.arange(1, positions), _speeds(method, x.shape[-1])) / 2) ** 2
+    return float(np.sqrt((chords @ _weights(x).T).min()))
+
+
+def distance(
+    first: Method | Frequencies,
+    second: Method | Frequencies,
+    x: np.ndarray,
+    *,
+    positions: Sequence[int],
+) -> Distance:
+    """d(f, f^): how far f's encodings are from f^'s, in units of ||x||. See `Distance`.
+
+    Args:
+        first: f.
+        second: f^.
+        x: [..., H] vectors, none zero.
+        positions: how many positions, from 0, of f and of f^.
+
+    Raises:
+        ValueError: no position, a zero vector, a method without a sphere.
+    """
+    if min(positions) < 1:
+        raise ValueError(f"positions must be at least 1 each, got {tuple(positions)}")
+    weights = _weights(x)
+    angles = [
+        np.outer(np.arange(count), _speeds(method, np.shape(x)[-1]))
+        for method, count in zip((first, second), positions, strict=True)
+    ]
+    nearest = np.array([_nearest(*angles, weight) for weight in weights])
+    return Distance(float(nearest.min(1).max()), float(nearest.max()))
+
+
+def _nearest(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[N] distance of each encoding of `first` to the nearest one of `second`."""
+    waves = np.hstack([np.cos(second), np.sin(second)]).T
+    closest = []
+    for start in range(0, len(first), _ROWS):
+        rows = first[start : start + _ROWS]
+        products = np.hstack([weight * np.cos(rows), weight * np.sin(rows)]) @ waves
+        closest.append(products.max(1))
+    return np.sqrt(np.maximum(2 - 2 * np.concatenate(closest), 0))
+
+
+def _speeds(method: Method | Frequencies, head_dim: int) -> np.ndarray:
+    f = method
+    if not isinstance(method, Frequencies):
+        f = method.frequencies(head_dim=head_dim, seq_len=1)
+    if np.any(f.log_decay) or f.start_count or np.isfinite(f.logn_length):
+        raise ValueError(
+            f"{method} changes lengths or treats some positions differently, so its encodings are "
+            "no curve on a sphere; granularity is not defined for it"
+        )
+    speeds = np.zeros(head_dim // 2)
+    speeds[: len(f.inv_freq)] = f.inv_freq
+    return speeds
+
+
+def _energy(x: np.ndarray) -> np.ndarray:
+    return np.square(x).reshape(*x.shape[:-1], -1, 2).sum(-1)
+
+
+def _weights(x: np.ndarray) -> np.ndarray:
+    """[X, H/2] share of each pair in ||x||^2."""
+    energy = _energy(np.atleast_2d(np.asarray(x, np.float64)))
+    energy = energy.reshape(-1, energy.shape[-1])
+    if not np.all(energy.sum(1) > 0):
+        raise ValueError("x holds a zero vector, which has no direction")
+    return energy / energy.sum(1, keepdims=True)

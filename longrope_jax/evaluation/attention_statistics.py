@@ -1,0 +1,79 @@
+"""What a model's queries and keys look like before rotation: moments over text, per head.
+
+With them `analysis.decay.expected_score` gives the mean score at each distance under any rotary
+method: the quantity of Llama 2 Long (2309.16039) footnote 3, for a real model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longrope_jax import rotary as rotary_lib
+from longrope_jax.llama import Block, LlamaConfig, RMSNorm
+
+
+def query_key_moments(
+    config: LlamaConfig,
+    params: dict,
+    rotary: rotary_lib.Rotary,
+    tokens: np.ndarray,
+    *,
+    batch_size: int = 1,
+) -> np.ndarray:
+    """Mean outer product of a query and an earlier key, both unrotated, per layer and head.
+
+    Over all pairs of two tokens of the same window, the query the later one; windows count alike.
+    Layer by layer; memory linear in T.
+
+    Args:
+        config: of the model.
+        params: of the model.
+        rotary: what the model runs with, normally what it was trained with, made for T tokens.
+        tokens: int [windows, T], T at least 2.
+        batch_size: windows at a time; on a mesh a multiple of its data and fsdp axes.
+
+    Returns:
+        float64 [L, N, H, H], entry [l, n, a, b] the mean of q_a k_b.
+
+    Raises:
+        ValueError: no window, or windows of fewer than 2 tokens.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or len(tokens) < 1 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens must be [windows, T] with T at least 2, got {tokens.shape}")
+    total = 0.0
+    for start in range(0, len(tokens), batch_size):
+        rows = np.arange(start, start + batch_size)
+        weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be made up
+        batch = jnp.asarray(tokens[rows % len(tokens)])
+        found = _batch_moments(config, params, rotary, batch, jnp.asarray(weight, jnp.float32))
+        total = total + np.asarray(found, np.float64)
+    return total
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_moments(config, params, rotary, tokens, weight):
+    phases = rotary_lib.phases(rotary, jnp.arange(tokens.shape[1], dtype=jnp.int32))
+
+    def layer(x, weights):
+        normed = RMSNorm(config).apply({"params": weights["attention_norm"]}, x)
+        moments = _moments(normed.astype(jnp.float32), weights["attention"], weight)
+        block = Block(config, rotary.score_rule)
+        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None)
+        return x, moments
+
+    x = jnp.take(params["embed"].astype(config.dtype), tokens, axis=0)
+    return jax.lax.scan(layer, x, params["layers"])[1]
+
+
+def _moments(x, weights, weight):
+    """[N, H, H] of one layer, windows weighted, from its normalised input [B, T, D]."""
+    T = x.shape[1]
+    q = jnp.einsum("BTD,DNH->BTNH", x, weights["wq"].astype(jnp.float32))
+    k = jnp.einsum("BTD,DKH->BTKH", x, weights["wk"].astype(jnp.float32))
+    earlier = (jnp.cumsum(k, axis=1) - k) * 2 / (T * (T - 1))
+    q = q.reshape(*x.shape[:2], k.shape[2], -1, k.shape[3])
+    moments = jnp.einsum("B,BTKGH,BTKE->KGHE", weight, q, earlier)
+    return moments.reshape(-1, *moments.shape[2:])

@@ -1,0 +1,145 @@
+"""What became of every key of a Hugging Face config: used, ignored or overridden, and why."""
+
+from typing import Any, NamedTuple
+
+from longrope_jax.rotary import hf
+from longrope_jax.rotary.frequencies import is_finite
+
+_ORIGINAL = "original_max_position_embeddings"
+_LONGEST = "max_position_embeddings"
+_TYPE_KEYS = ("rope_type", "type")
+_NOT_ROTARY = "not about positions"
+_NULL = "null counts as absent"
+
+
+class Key(NamedTuple):
+    """One key of the config: dotted name, value, "used", "ignored" or "overridden", and why."""
+
+    name: str
+    value: Any
+    fate: str
+    rule: str
+
+
+def account(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]:
+    """Every key of the config in its order, with what `from_hf` does with it.
+
+    "used": another value would give another method, or an error. "overridden": another key won.
+    "ignored": no value of it changes the method.
+
+    Raises:
+        ValueError: as `from_hf`.
+    """
+    rope_type, parameters = hf.read_parameters(config, layer_type)
+    found = []
+    for name, value in config.items():
+        if name in hf.BLOCKS and value:
+            found += _block(name, value, rope_type, parameters, config, layer_type)
+        else:
+            found.append(Key(name, value, *_outside(name, value, rope_type, parameters, config)))
+    return found
+
+
+def told_head_dim(config: dict[str, Any]) -> int | None:
+    """Size of the rotated part of a head that the config tells, None if it tells none.
+
+    qk_rope_head_dim (multi-head latent attention), head_dim, or hidden_size / num_attention_heads.
+    """
+    for name in ("qk_rope_head_dim", "head_dim"):
+        if isinstance(config.get(name), int):
+            return config[name]
+    size, heads = (config.get(name) for name in ("hidden_size", "num_attention_heads"))
+    whole = isinstance(size, int) and isinstance(heads, int) and heads > 0 and size % heads == 0
+    return size // heads if whole else None
+
+
+def _block(block, values, rope_type, parameters, config, layer_type) -> list[Key]:
+    """The keys inside rope_parameters or rope_scaling, those of one layer type below it too."""
+    found = []
+    for name, value in values.items():
+        dotted = f"{block}.{name}"
+        if isinstance(value, dict) and name == layer_type:
+            found += _block(dotted, value, rope_type, parameters, config, None)
+        elif isinstance(value, dict):
+            found.append(Key(dotted, value, "ignored", f"of other layers than {layer_type}"))
+        else:
+            found.append(Key(dotted, value, *_inside(name, value, rope_type, parameters, config)))
+    return found
+
+
+def _inside(name, value, rope_type, parameters, config) -> tuple[str, str]:
+    if value is None:
+        return "ignored", _NULL
+    if name in _TYPE_KEYS:
+        return "used", f"names the method: {hf.method_of(rope_type)}"
+    if name == "finetuned":
+        return "ignored", "changes nothing in the yarn repo's code"
+    if name == _ORIGINAL:
+        return _original(rope_type, config)
+    if rope_type == "yarn" and name in ("mscale", "mscale_all_dim", "attn_factor"):
+        return _mscale(name, parameters)
+    return "used", "an option of this rope_type"
+
+
+def _mscale(name, parameters) -> tuple[str, str]:
+    if "attention_factor" in parameters:
+        return "overridden", "attention_factor wins, as in Hugging Face"
+    if name == "attn_factor":
+        return "used", "multiplies the attention factor (yarn repo, vLLM); Hugging Face ignores it"
+    if all(parameters.get(k) for k in ("mscale", "mscale_all_dim")):
+        return "used", "quotient of mscale and mscale_all_dim"
+    return "ignored", "counts only beside the other mscale key, both above 0, as in Hugging Face"
+
+
+def _original(rope_type, config) -> tuple[str, str]:
+    if rope_type == "dynamic" and config.get(_LONGEST) is not None:
+        return "overridden", f"{_LONGEST} wins, as in Hugging Face"
+    return "used", "the trained length"
+
+
+def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
+    if value is None:
+        return "ignored", _NULL
+    for key, spelled in hf.OUTSIDE.items():
+        if name in spelled:
+            return "used", "the base" if key == "rope_theta" else "share of the head that turns"
+    if name == _ORIGINAL:
+        if hf.takes(rope_type, _ORIGINAL):
+            return _original(rope_type, config)
+        return "ignored", f"rope_type {rope_type} has no trained length"
+    if name == _LONGEST:
+        return _longest(value, rope_type, parameters, config)
+    if name in hf.NOT_THE_METHOD:
+        return "ignored", f"not of the method: {hf.NOT_THE_METHOD[name]}"
+    if name in hf.unread(config):
+        return "ignored", "about rotary position, but not read: check what it asks for"
+    if name in ("head_dim", "hidden_size", "num_attention_heads"):
+        return "ignored", "not of the method: tells head_dim"
+    return "ignored", _NOT_ROTARY
+
+
+def _longest(value, rope_type, parameters, config) -> tuple[str, str]:
+    if rope_type == "dynamic":
+        return "used", "the trained length, as in Hugging Face"
+    original = parameters.get(_ORIGINAL, config.get(_ORIGINAL))
+    if rope_type not in ("yarn", "longrope") or not (is_finite(original) and original > 0):
+        return "ignored", "the method is the same at every declared length"
+    if "factor" not in parameters:
+        return "used", f"divided by {_ORIGINAL} it stands in for the missing factor"
+    if value / original in (1, parameters["factor"]):
+        return "ignored", "agrees with factor, or declares the trained length"
+    return "overridden", f"factor wins over {_LONGEST} / {_ORIGINAL} = {value / original:g}"
+
+
+def account_lines(keys: list[Key]) -> list[str]:
+    """The account as text; keys that are not about positions share the last line."""
+    about = [key for key in keys if key.rule != _NOT_ROTARY]
+    width = max((len(key.name) for key in about), default=0)
+    rows = [f"  {k.name:<{width}}  {k.fate:<10}  {_short(k.value)}: {k.rule}" for k in about]
+    others = [key.name for key in keys if key.rule == _NOT_ROTARY]
+    return [*rows, f"  ignored, {_NOT_ROTARY}: {', '.join(others)}"] if others else rows
+
+
+def _short(value: Any) -> str:
+    text = f"list of {len(value)}" if isinstance(value, list) else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

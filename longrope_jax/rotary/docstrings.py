@@ -1,0 +1,45 @@
+"""Facts that a method's docstring holds, read by `explain` and by docs/rotary.md."""
+
+import inspect
+import re
+
+SECTIONS = ("Source", "Cache", "Peers")
+
+_HEAD = re.compile(r"([A-Z]\w*):(?: +(.*))?$")
+_ATTRIBUTE = re.compile(r"    (\w[\w, ]*): (.*)$")
+
+
+def formula(cls: type) -> str:
+    """The first line."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def section(cls: type, name: str) -> str:
+    """The text after `name:` at the start of a line, with its indented lines; "" without one."""
+    text, inside = [], False
+    for line in (inspect.getdoc(cls) or "").splitlines():
+        head = _HEAD.match(line)
+        if head and head[1] == name:
+            inside = True
+            text.append(head[2] or "")
+        elif inside and line.startswith(" "):
+            text.append(line.strip())
+        else:
+            inside = False
+    return " ".join(text).strip()
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """What `Attributes:` says of each option; `a, b: text` gives both the same text."""
+    lines = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")[2].splitlines()
+    found, names = {}, ()
+    for line in lines:
+        start = _ATTRIBUTE.match(line)
+        if start:
+            names = tuple(name.strip() for name in start[1].split(","))
+            found |= dict.fromkeys(names, start[2])
+        elif line.startswith(" " * 8):
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        else:
+            break
+    return found

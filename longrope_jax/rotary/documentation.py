@@ -1,0 +1,123 @@
+"""The table of methods in docs/rotary.md, written from the code."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from longrope_jax.rotary import docstrings, hf
+from longrope_jax.rotary.registry import classes, defaults, names_of
+
+BEGIN = "<!-- the table is written by: python -m longrope_jax.rotary docs -->"
+END = "<!-- end of the table -->"
+_COLUMNS = ("method", "formula", "options", "source", "Hugging Face", "rotated keys", "peers")
+
+
+def update(path: Path) -> None:
+    """Writes the table between the two marks of the file; what is around it stays.
+
+    Raises:
+        ValueError: no such file, no marks in it, or a method whose docstring lacks a section.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    path.write_text(updated(text), encoding="utf-8")
+
+
+def updated(text: str) -> str:
+    """The text with the current table between its marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"no lines {BEGIN!r} and {END!r} to write the table between")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def table() -> str:
+    """Every registered method of this package as a row of a Markdown table."""
+    own = __name__.partition(".")[0]
+    rows = [row(cls) for cls in classes() if cls.__module__.partition(".")[0] == own]
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *sorted(rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def row(cls: type) -> list[str]:
+    """The cells of one method.
+
+    Raises:
+        ValueError: a section is missing; says which, and what to write.
+    """
+    said = {name: _section(cls, name) for name in docstrings.SECTIONS}
+    formula = docstrings.formula(cls).partition(": ")[2] or docstrings.formula(cls)
+    formula = formula.rstrip(".").replace("`", "").replace("|", "\\|")
+    names = "<br>".join(_name(name) for name in names_of(cls))
+    return [
+        f"{names}<br>[{cls.__name__}]({_file(cls)})",
+        f"`{formula}`",
+        "<br>".join(_options(cls)) or "none",
+        _papers(_cell(said["Source"])),
+        _exported(cls),
+        _cell(said["Cache"].rstrip(".")),
+        _cell(said["Peers"]),
+    ]
+
+
+def _section(cls: type, name: str) -> str:
+    text = docstrings.section(cls, name)
+    if not text:
+        raise ValueError(
+            f"the docstring of {cls.__name__} has no section {name!r}: write a line "
+            f"'{name}: ...' at its left margin, further lines indented by four spaces "
+            "(Source: paper, section, equation; Cache: rotated keys, or no and why; "
+            "Peers: who computes it otherwise, and how)"
+        )
+    return text
+
+
+def _name(name: str) -> str:
+    given = ", ".join(f"{k} {v:g}" for k, v in defaults(name).items())
+    return f"`{name}`" + (f" ({given})" if given else "")
+
+
+def _options(cls: type) -> list[str]:
+    """One line per text of the docstring: the options that share it, with defaults, and the text.
+
+    Raises:
+        ValueError: an option of which the docstring says nothing.
+    """
+    said, lines = docstrings.attributes(cls), {}
+    for field in dataclasses.fields(cls):
+        if field.name not in said:
+            raise ValueError(
+                f"the docstring of {cls.__name__} says nothing of option {field.name!r}: write "
+                f"'    {field.name}: ...' under 'Attributes:', with the default and its origin"
+            )
+        needed = field.default is dataclasses.MISSING
+        value = "(needed)" if needed else f"= {field.default!r}"
+        lines.setdefault(said[field.name], []).append(f"`{field.name}` {value}")
+    return [f"{', '.join(names)}: {_cell(text.rstrip('.'))}" for text, names in lines.items()]
+
+
+def _exported(cls: type) -> str:
+    if cls is hf.PartialRotary:
+        return "the inner type with `partial_rotary_factor`"
+    name = hf.rope_type_of(cls)
+    if name:
+        return f"`{name}`"
+    return "as `default`, by its base" if hasattr(cls, "to_hf") else "no type"
+
+
+def _file(cls: type) -> str:
+    return "../" + cls.__module__.replace(".", "/") + ".py"
+
+
+def _cell(text: str) -> str:
+    """Escaped for Markdown, but for what stands in backticks."""
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def _papers(text: str) -> str:
+    return re.sub(r"\((\d{4}\.\d{5})\)", r"([\1](https://arxiv.org/abs/\1))", text)

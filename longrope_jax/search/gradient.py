@@ -1,0 +1,122 @@
+"""Factors learned by gradient: Adam on log lambda, the weights frozen.
+
+After each update the fixed-point words of the frequencies are rebuilt on the host from float64, so
+phases stay exact however far the factors travel.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import isotonic_regression
+
+from longrope_jax.search.evolution import save_arrays
+from longrope_jax.search.fitness import Objective
+from longrope_jax.search.individuals import Individual
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Descent:
+    """The path so far, R pairs.
+
+    Attributes:
+        factors: float64 [n, R], where the loss was measured.
+        losses: float64 [n], nats.
+        position: float64 [R], log lambda to measure next.
+        mu, nu: float32 [R], Adam's moments.
+    """
+
+    factors: np.ndarray
+    losses: np.ndarray
+    position: np.ndarray
+    mu: np.ndarray
+    nu: np.ndarray
+
+    @property
+    def best(self) -> Individual:
+        """The measured point with the lowest loss."""
+        return Individual(tuple(self.factors[int(np.argmin(self.losses))].tolist()))
+
+
+def begin(start: Individual) -> Descent:
+    """Nothing measured yet; the first point is `start`."""
+    position = np.log(np.asarray(start.factors, np.float64))
+    zeros = np.zeros(position.shape, np.float32)
+    return Descent(np.zeros((0, len(position))), np.zeros(0), position, zeros, zeros)
+
+
+def step(
+    descent: Descent, objective: Objective, *, learning_rate: float, monotone: bool = False
+) -> Descent:
+    """Measures loss and slope at the position, then one update of Adam.
+
+    With `monotone` the position is then moved to the nearest one in LongRoPE's search space:
+    factors that never fall from pair to pair, between 1 and 1.25 s.
+
+    theta_j / lambda_j changes by -theta_j / lambda_j for a unit of log lambda_j, which turns the
+    slope in the frequencies into one in log lambda. A loss or slope that is not finite raises
+    ValueError.
+    """
+    factors = np.exp(descent.position)
+    loss, slope = objective.slope(Individual(tuple(factors.tolist())))
+    if not (np.isfinite(loss) and np.isfinite(slope).all()):
+        raise ValueError(f"loss {loss} or its slope is not finite: take a lower learning_rate")
+    slope = jnp.asarray(-slope * objective.target.inv_freq / factors, jnp.float32)
+    count = jnp.int32(len(descent.losses))
+    adam = optax.scale_by_adam()
+    state = optax.ScaleByAdamState(count, jnp.asarray(descent.mu), jnp.asarray(descent.nu))
+    update, state = adam.update(slope, state)
+    position = descent.position - learning_rate * np.asarray(update, np.float64)
+    if monotone:
+        highest = np.log(1.25 * objective.target.factor)
+        position = np.clip(isotonic_regression(position).x, 0, highest)
+    return Descent(
+        np.concatenate([descent.factors, factors[None]]),
+        np.append(descent.losses, loss),
+        position,
+        np.asarray(state.mu),
+        np.asarray(state.nu),
+    )
+
+
+def learn(
+    start: Individual,
+    objective: Objective,
+    path: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    monotone: bool = False,
+    on_step: Callable[[], None] | None = None,
+) -> Descent:
+    """Runs the steps that `path` does not hold yet, saving after each; returns the path.
+
+    Args:
+        start: where to begin; start_count 0.
+        objective: to lower; the same sequences at every step.
+        path: .npz of the descent.
+        steps: measured points, each a forward and a backward pass.
+        learning_rate: of Adam, in log lambda per step.
+        monotone: keep to LongRoPE's search space, start tokens apart.
+        on_step: called after each.
+
+    Raises:
+        ValueError: fewer than 1 step, a slope that is not finite, a file of another search.
+    """
+    if steps < 1:
+        raise ValueError(f"a descent needs at least 1 step, got {steps}")
+    descent = begin(start)
+    if path.exists():
+        with np.load(path) as file:
+            descent = Descent(**file)
+    if len(descent.losses) > steps or len(descent.position) != len(start.factors):
+        raise ValueError(f"{path} holds {len(descent.losses)} steps of another search: remove it")
+    while len(descent.losses) < steps:
+        descent = step(descent, objective, learning_rate=learning_rate, monotone=monotone)
+        save_arrays(path, {f.name: getattr(descent, f.name) for f in dataclasses.fields(Descent)})
+        if on_step:
+            on_step()
+    return descent

@@ -1,0 +1,191 @@
+"""Real checkpoints in and out: Hugging Face folders, GGUF files, Meta's folders.
+
+loaded = weights.load("path/to/checkpoint")
+rot = rotary.make(loaded.rotary_spec, head_dim=loaded.config.head_dim, seq_len=4096)
+logits = llama.logits(loaded.config, loaded.params, tokens, rot)
+weights.save("out", loaded.config, loaded.params, loaded.rotary_spec, loaded.tokenizer)
+"""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from longrope_jax import llama
+from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.rotary import LAYOUTS, Method, unknown
+from longrope_jax.weights import (
+    gguf_export,
+    gguf_file,
+    huggingface,
+    layout,
+    meta,
+    pretrained,
+    stream,
+)
+from longrope_jax.weights.checkpoint import Checkpoint
+
+__all__ = ["FORMATS", "Loaded", "load", "open_checkpoint", "save"]
+
+_WRITERS = {"hf": huggingface.save, "gguf": gguf_export.save}
+FORMATS = tuple(_WRITERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory.
+
+    Attributes:
+        config: the architecture.
+        params: parameters, on the mesh or the default device, in config.param_dtype.
+        rotary_spec: the method that the checkpoint was trained or extended with.
+        tokenizer: its own, or None where it has none that is known here (see notes).
+        context_length: tokens that the checkpoint declares, or None.
+        special_ids: "bos" and "eos" where the checkpoint says them.
+        notes: what was recognised, in words.
+    """
+
+    config: llama.LlamaConfig
+    params: dict[str, Any]
+    rotary_spec: Method
+    tokenizer: Tokenizer | None
+    context_length: int | None
+    special_ids: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Headers, config and tokenizer of a checkpoint; no tensor is read.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    if str(path) in pretrained.MODELS and not Path(path).exists():
+        path = pretrained.fetch(str(path))
+    path = Path(path).expanduser()
+    if not path.exists():
+        known = ", ".join(pretrained.MODELS)
+        raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
+    try:
+        return _read(path)
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    if path.is_file():
+        return gguf_file.read(path)
+    if (path / huggingface.CONFIG).exists():
+        return huggingface.read(path)
+    if (path / meta.PARAMS).exists():
+        return meta.read(path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return gguf_file.read(files[0])
+    raise ValueError(
+        f"{path} has no config.json (Hugging Face) and no params.json (Meta), and "
+        f"{len(files)} GGUF files, not one: name the file"
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    rotary_layout: str = "auto",
+) -> Loaded:
+    """A Hugging Face folder, a GGUF file or Meta's folder; nothing in it is executed.
+
+    Tensors go to their devices in slices of rows: beside what the devices hold, the host has a few
+    slices of 4 MiB. Of a tied model the head is the embedding.
+
+    Args:
+        path: the folder, the .gguf file, or a name of `pretrained.MODELS`.
+        mesh: where the parameters go; None is the default device.
+        dtype: of activations, config.dtype.
+        param_dtype: of parameters, whatever the file's is.
+        rotary_layout: "auto" is the format's: "half" for Hugging Face, "interleaved" for GGUF and
+            Meta. A probe of the weights warns where they look like the other; "half" or
+            "interleaved" then overrules.
+
+    Raises:
+        ValueError: no such checkpoint, another architecture, damage of any kind, a mesh that does
+            not divide, a missing package.
+    """
+    found = open_checkpoint(path)
+    config = dataclasses.replace(found.config, dtype=dtype, param_dtype=param_dtype)
+    if rotary_layout != "auto":
+        if rotary_layout not in LAYOUTS:
+            raise ValueError(unknown("rotary_layout", str(rotary_layout), ("auto", *LAYOUTS)))
+        found.notes.append(f"layout {rotary_layout}, as asked for")
+        config = dataclasses.replace(config, rotary_layout=rotary_layout)
+    stream.check(config, found.source, found.form, ignored=found.ignored)
+    params = stream.place(config, found.source, found.form, mesh)
+    verdict, doubt = _layout_verdict(found, config, params)
+    if doubt and rotary_layout == "auto":
+        warnings.warn(f"{path}: {verdict}: see rotary_layout of weights.load", stacklevel=2)
+    return Loaded(
+        config=config,
+        params=params,
+        rotary_spec=found.rotary,
+        tokenizer=found.tokenizer,
+        context_length=found.context_length,
+        special_ids=found.special_ids,
+        notes=(*found.notes, verdict),
+    )
+
+
+def _layout_verdict(found: Checkpoint, config, params) -> tuple[str, bool]:
+    """The probe's word, and where it doubts the format, the tokenizer's text decides."""
+    verdict, doubt = layout.probe(config, params)
+    if not doubt or found.tokenizer is None:
+        return verdict, doubt
+    losses = layout.score(config, params, found.rotary, found.tokenizer)
+    said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    best = min(losses, key=losses.get)
+    return f"{verdict}; loss of a text in nats: {said}", best != config.rotary_layout
+
+
+def save(
+    path: str | Path,
+    config: llama.LlamaConfig,
+    params: dict,
+    spec: Method,
+    tokenizer: Tokenizer | None = None,
+    *,
+    format: str = "hf",
+    dtype: str | None = None,
+    context_length: int | None = None,
+    special_ids: dict[str, int] | None = None,
+) -> None:
+    """Writes a checkpoint that transformers ("hf", a folder) or llama.cpp ("gguf", a file) reads.
+
+    Args:
+        path: a new or empty folder, or a file that does not exist.
+        config: of the model.
+        params: of the model, on the devices of one host.
+        spec: the rotary method to declare.
+        tokenizer: written along; None: none.
+        format: "hf" or "gguf".
+        dtype: of the tensors in the file; None is config.param_dtype.
+        context_length: tokens to declare; None takes the method's extended length, else 2048.
+        special_ids: "bos" and "eos" to declare.
+
+    Raises:
+        ValueError: a method, tokenizer or dtype that the format lacks, something in the way, or
+            parameters that do not fit the config.
+    """
+    if format not in _WRITERS:
+        raise ValueError(unknown("format", str(format), FORMATS))
+    dtype = config.param_dtype if dtype is None else dtype
+    if dtype not in gguf_export.DTYPES:
+        raise ValueError(unknown("dtype", str(dtype), gguf_export.DTYPES))
+    path = Path(path).expanduser()
+    ids = {} if special_ids is None else special_ids
+    _WRITERS[format](path, config, params, spec, tokenizer, dtype, context_length, ids)

@@ -1,0 +1,143 @@
+"""Reading a GGUF file of architecture `llama`, in any type that the package dequantises.
+
+llama.cpp pairs neighbouring features, so queries and keys lie in the interleaved layout.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from longrope_jax.data.tokenizers import HuggingFaceTokenizer
+from longrope_jax.llama import LlamaConfig
+from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names
+from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.files import number, read_at, whole
+from longrope_jax.weights.gguf_header import Header, block_size, read_header
+
+_PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: np.dtype(ml_dtypes.bfloat16)}
+
+
+class GGUFSource:
+    """The tensors of a GGUF file, dequantised to float32 where they are quantised."""
+
+    def __init__(self, path: Path, header: Header):
+        import gguf
+
+        self.where, self._path, self._info = str(path), path, header.tensors
+        self.shapes = {name: info.shape for name, info in header.tensors.items()}
+        self.kinds = {
+            name: gguf.GGMLQuantizationType(info.kind).name for name, info in header.tensors.items()
+        }
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor."""
+        info = self._info[name]
+        block, size = block_size(self._path, name, info.kind)
+        columns = int(np.prod(info.shape[1:], dtype=np.int64))
+        if columns % block:
+            raise ValueError(f"{self.where}: {name} is quantised across its rows: damaged")
+        row = columns // block * size
+        data = read_at(self._path, info.offset + start * row, (stop - start) * row)
+        if info.kind in _PLAIN:
+            return np.frombuffer(data, _PLAIN[info.kind]).reshape(stop - start, *info.shape[1:])
+        values = _dequantize(np.frombuffer(data, np.uint8).reshape(stop - start, row), info.kind)
+        if values is None:
+            raise ValueError(f"{self.where}: {name} is {self.kinds[name]}, which gguf can't read")
+        return values.reshape(stop - start, *info.shape[1:])
+
+
+def _dequantize(data: np.ndarray, kind: int) -> np.ndarray | None:
+    import gguf
+
+    try:
+        with np.errstate(all="ignore"):  # what isn't finite is found when it is cast
+            return gguf.dequantize(data, gguf.GGMLQuantizationType(kind))
+    except NotImplementedError:
+        return None
+
+
+def require_package(path: Path) -> None:
+    """Raises ValueError, with what to install, where the package `gguf` is missing."""
+    if not importlib.util.find_spec("gguf"):
+        raise ValueError(f"{path} needs the package gguf: pip install 'longrope_jax[weights]'")
+
+
+def read(path: Path) -> Checkpoint:
+    """What is in the file, header checked, no tensor read yet.
+
+    Raises ValueError: damaged, or another architecture.
+    """
+    require_package(path)
+    header = read_header(path)
+    source, metadata, where = GGUFSource(path, header), header.metadata, str(path)
+    config = _config(metadata, source, where)
+    notes = ["GGUF: queries and keys in the interleaved layout"]
+    if config.tie_embeddings:
+        notes.append("tied: there is no output.weight")
+    context = whole(metadata, "llama.context_length", where)
+    spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
+    return Checkpoint(
+        form="gguf",
+        config=config,
+        rotary=spec,
+        source=source,
+        tokenizer=_tokenizer(where, metadata, config, notes),
+        context_length=context,
+        special_ids=_special_ids(metadata, where, config.vocab_size),
+        ignored=(gguf_rotary.FREQS,),
+        notes=notes,
+    )
+
+
+def _config(metadata: dict, source: GGUFSource, where: str) -> LlamaConfig:
+    if (arch := metadata.get("general.architecture")) != "llama":
+        raise ValueError(f"{where}: architecture {str(arch)[:60]!r}, only 'llama' is supported")
+    if metadata.get("llama.expert_count", 0) != 0:
+        raise ValueError(f"{where}: a mixture of experts is not supported")
+
+    def of(key, default=...):
+        return whole(metadata, f"llama.{key}", where, default)
+
+    heads, width = of("attention.head_count"), of("embedding_length")
+    head_dim = of("attention.key_length", width // heads)
+    if of("attention.value_length", head_dim) != head_dim:
+        raise ValueError(f"{where}: key_length and value_length differ, which is not supported")
+    rows = source.shapes.get(names.EMBED.gguf, (None,))[0]
+    return LlamaConfig(
+        vocab_size=of("vocab_size", rows),
+        d_model=width,
+        n_layers=of("block_count"),
+        n_heads=heads,
+        n_kv_heads=of("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        d_ff=of("feed_forward_length"),
+        norm_eps=number(metadata, "llama.attention.layer_norm_rms_epsilon", where),
+        tie_embeddings=names.UNEMBED.gguf not in source.shapes,
+        rotary_layout="interleaved",
+    )
+
+
+def _tokenizer(where, metadata, config, notes):
+    try:
+        text = gguf_vocabulary.read(metadata, config.vocab_size)
+    except gguf_vocabulary.UnknownTokenizer as error:
+        notes.append(f"no tokenizer: {error}")
+        return None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    kind = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "-")
+    notes.append(f"tokenizer from the file: model {kind[0]}, pre {kind[1]}")
+    return HuggingFaceTokenizer(f"{where} (its vocabulary)", text)
+
+
+def _special_ids(metadata: dict, where: str, vocab_size: int) -> dict[str, int]:
+    found = {}
+    for role in ("bos", "eos"):
+        value = metadata.get(f"tokenizer.ggml.{role}_token_id")
+        if value is not None:
+            if type(value) is not int or not 0 <= value < vocab_size:
+                raise ValueError(f"{where}: {role}_token_id {str(value)[:40]} is no token")
+            found[role] = value
+    return found

@@ -1,0 +1,175 @@
+"""The rope.* metadata of GGUF and our methods, as llama.cpp means them."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from longrope_jax import rotary
+from longrope_jax.weights.files import Source, check_shape, number, whole
+
+FREQS = "rope_freqs.weight"
+TYPES = ("none", "linear", "yarn")  # longrope belongs to other architectures than llama
+_KEY = "llama.rope."
+
+
+def read(metadata: dict, source: Source, head_dim: int, context_length: int, notes: list[str]):
+    """The rotary method of a file. Raises ValueError: an unknown type, or contradictions."""
+    where = source.where
+    base = number(metadata, _KEY + "freq_base", where, 10_000.0)
+    dim = whole(metadata, _KEY + "dimension_count", where, head_dim)
+    if dim != head_dim:  # llama.cpp refuses it, too
+        raise ValueError(f"{where}: rope.dimension_count {dim} in heads of {head_dim}")
+    # llama.cpp: without a type, a factor means linear.
+    kind = metadata.get(_KEY + "scaling.type", "linear")
+    if kind not in TYPES:
+        raise ValueError(f"{where}: " + rotary.unknown("rope.scaling.type", str(kind), TYPES))
+    old = number(metadata, _KEY + "scale_linear", where, 1.0)
+    factor = number(metadata, _KEY + "scaling.factor", where, old)
+    return _METHODS[kind](metadata, source, base, factor, dim, context_length, notes)
+
+
+def _plain(metadata, source, base, factor, dim, context_length, notes):
+    if (gain := _attention_factor(metadata, source.where)) != 1:
+        raise ValueError(f"{source.where}: rope.scaling.attn_factor {gain} without yarn")
+    kind = metadata.get(_KEY + "scaling.type", "linear")
+    factors = _factors(source, dim)
+    if factors is not None:
+        if factor != 1 and kind == "linear":
+            raise ValueError(f"{source.where} has both {FREQS} and a linear factor {factor}")
+        return _llama3(factors, base, dim, context_length, notes)
+    if kind == "linear" and factor != 1:
+        return rotary.PositionInterpolation(factor=factor, base=base)
+    return rotary.RoPE(base=base)
+
+
+def _yarn(metadata, source, base, factor, dim, context_length, notes):
+    where, scaling = source.where, _KEY + "scaling."
+    for key, neutral in (("yarn_log_multiplier", 0), ("yarn_ext_factor", 1)):
+        if metadata.get(scaling + key, neutral) != neutral:
+            raise ValueError(f"{where}: {scaling}{key} other than {neutral} is not supported")
+    if FREQS in source.shapes:
+        raise ValueError(f"{where}: {FREQS} contradicts rope.scaling.type yarn")
+    return rotary.YaRN(
+        factor=factor,
+        original_length=whole(metadata, scaling + "original_context_length", where, context_length),
+        base=base,
+        beta_fast=number(metadata, scaling + "yarn_beta_fast", where, 32.0),
+        beta_slow=number(metadata, scaling + "yarn_beta_slow", where, 1.0),
+        attn_factor=_attention_factor(metadata, where),
+    )
+
+
+_METHODS = {"none": _plain, "linear": _plain, "yarn": _yarn}
+
+
+def _attention_factor(metadata: dict, where: str) -> float:
+    keys = ("attn_factor", "yarn_attn_factor")
+    one, other = (number(metadata, f"{_KEY}scaling.{key}", where, 1.0) for key in keys)
+    return one * other
+
+
+def _factors(source: Source, dim: int) -> list[float] | None:
+    """Numbers by which frequencies are divided, one per pair, or None where there are none."""
+    if FREQS not in source.shapes:
+        return None
+    check_shape(source, FREQS, (dim // 2,))
+    # Shortest decimals: 8.0 stays 8.0, and a factor written from a list of ours comes back.
+    return [float(str(np.float32(x))) for x in source.rows(FREQS, 0, dim // 2)]
+
+
+def _llama3(factors, base, dim, context_length, notes):
+    """Llama 3's method where its formula gives these factors, else one factor per pair."""
+    theta = rotary.rope_inv_freq(base, dim)
+    for exponent in range(6, 21):
+        if max(factors) < 1:
+            break
+        spec = rotary.Llama3(factor=max(factors), original_length=2**exponent, base=base)
+        got = theta / spec.frequencies(head_dim=dim, seq_len=1).inv_freq
+        if np.allclose(got, factors, rtol=1e-6):
+            notes.append(f"{FREQS} is Llama 3's rule with original length {2**exponent}")
+            return spec
+    notes.append(f"{FREQS} follows no known rule: kept as one factor per pair")
+    lists = tuple(factors)
+    return rotary.LongRoPE(
+        long_factor=lists, short_factor=lists, original_length=context_length, factor=1, base=base
+    )
+
+
+# Writing
+
+
+def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors. Raises ValueError: a method that llama.cpp's Llama can't be told."""
+    form = _WRITERS.get(type(spec))
+    if form is None:
+        known = ", ".join(sorted(cls.__name__ for cls in _WRITERS))
+        raise ValueError(f"GGUF can't say {rotary.name_of(spec)}: it has {known}")
+    metadata, tensors = form(spec, head_dim)
+    metadata = {_KEY + key: value for key, value in metadata.items()}
+    return metadata | {_KEY + "dimension_count": head_dim}, tensors
+
+
+def _write_rope(spec, dim):
+    return {"freq_base": spec.base}, {}
+
+
+def _write_ntk(spec, dim):
+    return {"freq_base": spec.new_base(dim)}, {}
+
+
+def _write_pi(spec, dim):
+    scaling = {"scaling.type": "linear", "scaling.factor": spec.factor}
+    return {"freq_base": spec.base} | scaling, {}
+
+
+def _write_yarn(spec, dim):
+    if (spec.ramp, spec.clamp, spec.truncate) != ("dimension", "dimension", True):
+        raise ValueError("GGUF's yarn has ramp and clamp by dimension, truncated, and no other")
+    if (spec.beta_fast, spec.beta_slow) != (32, 1):
+        warnings.warn(
+            "builds of llama.cpp that lack the keys yarn_beta_fast and yarn_beta_slow ignore them",
+            stacklevel=5,
+        )
+    options = {
+        "scaling.type": "yarn",
+        "scaling.factor": spec.factor,
+        "scaling.original_context_length": _whole_length(spec),
+        # llama.cpp multiplies its own 0.1 ln s + 1 by this one.
+        "scaling.attn_factor": spec.amplitude / (0.1 * np.log(spec.factor) + 1),
+        "scaling.yarn_beta_fast": spec.beta_fast,
+        "scaling.yarn_beta_slow": spec.beta_slow,
+    }
+    return {"freq_base": spec.base} | options, {}
+
+
+def _write_llama3(spec, dim):
+    theta = rotary.rope_inv_freq(spec.base, dim)
+    factors = theta / spec.frequencies(head_dim=dim, seq_len=1).inv_freq
+    return {"freq_base": spec.base}, {FREQS: factors.astype(np.float32)}
+
+
+def _write_longrope(spec, dim):
+    if spec.start_count or spec.amplitude != 1 or spec.short_factor != spec.long_factor:
+        raise ValueError(
+            "llama.cpp's Llama has one factor per pair at all lengths and no attention factor "
+            "beside it: it can't say this longrope"
+        )
+    factors = np.broadcast_to(np.asarray(spec.long_factor, np.float32), dim // 2)
+    return {"freq_base": spec.base}, {FREQS: factors.copy()}
+
+
+def _whole_length(spec) -> int:
+    if spec.original_length != int(spec.original_length):
+        raise ValueError(f"GGUF wants a whole original_length, got {spec.original_length}")
+    return int(spec.original_length)
+
+
+_WRITERS = {
+    rotary.RoPE: _write_rope,
+    rotary.NTKAware: _write_ntk,
+    rotary.PositionInterpolation: _write_pi,
+    rotary.YaRN: _write_yarn,
+    rotary.Llama3: _write_llama3,
+    rotary.LongRoPE: _write_longrope,
+}

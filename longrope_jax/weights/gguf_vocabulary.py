@@ -1,0 +1,238 @@
+"""A GGUF file's vocabulary as a tokenizer.json, and back.
+
+Models: "gpt2" (byte-level BPE; `tokenizer.ggml.pre` names how text is cut before it) and "llama"
+(sentencepiece's BPE with bytes for what it lacks). llama.cpp's src/llama-vocab.cpp defines both.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_KEY = "tokenizer.ggml."
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How each `pre` cuts text, as tokenizer.json says it.
+PRE = {
+    "gpt-2": _BYTES,
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
+    },
+    "llama-bpe": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {"Regex": _LLAMA3},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            _BYTES | {"use_regex": False},
+        ],
+    },
+}
+
+
+class UnknownTokenizer(ValueError):
+    """A vocabulary of a kind that this package has no definition of."""
+
+
+def read(metadata: dict[str, Any], vocab_size: int) -> str:
+    """The tokenizer.json of a file's metadata.
+
+    Raises:
+        UnknownTokenizer: none in the file, or a kind that is not known here.
+        ValueError: damaged.
+    """
+    model, pre = metadata.get(_KEY + "model"), metadata.get(_KEY + "pre", "default")
+    if model not in ("gpt2", "llama"):
+        raise UnknownTokenizer(f"tokenizer.ggml.model {str(model)[:40]!r} is not gpt2 or llama")
+    if model == "gpt2" and (not isinstance(pre, str) or pre not in PRE):
+        raise UnknownTokenizer(f"tokenizer.ggml.pre {str(pre)[:40]!r} is none of {sorted(PRE)}")
+    tokens = _strings(metadata, "tokens")
+    if len(tokens) != vocab_size or len(set(tokens)) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, some twice or not the {vocab_size} expected")
+    types = np.asarray(metadata.get(_KEY + "token_type", [NORMAL] * len(tokens)))
+    if types.shape != (len(tokens),) or types.dtype.kind not in "iu":
+        raise ValueError("tokenizer.ggml.token_type is damaged: expected one number per token")
+    vocab = {token: at for at, token in enumerate(tokens)}
+    if model == "gpt2":
+        return json.dumps(_byte_level(metadata, vocab, types.tolist(), pre))
+    return json.dumps(_sentencepiece(metadata, vocab, types.tolist()))
+
+
+def _strings(metadata: dict, key: str) -> list[str]:
+    found = metadata.get(_KEY + key)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{_KEY}{key} is missing or damaged: expected a list of strings")
+    return found
+
+
+def _file(vocab, types, **parts) -> dict:
+    """A tokenizer.json; tokens that text is not cut into are its added tokens."""
+    added = [
+        {
+            "id": at,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kind == CONTROL,
+        }
+        for (token, at), kind in zip(vocab.items(), types, strict=True)
+        if kind in (CONTROL, USER)
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "post_processor": None,
+    } | parts
+
+
+def _bpe(vocab, merges, **options) -> dict:
+    defaults = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    defaults |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
+    model = {"type": "BPE"} | defaults | {"ignore_merges": False} | options
+    return model | {"vocab": vocab, "merges": merges}
+
+
+def _byte_level(metadata, vocab, types, pre) -> dict:
+    merges = _strings(metadata, "merges")
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not (left in vocab and right in vocab and left + right in vocab):
+            raise ValueError(f"tokenizer.ggml.merges has {merge[:60]!r}, whose tokens are missing")
+    # Written as pairs: a token of the newer models may hold a blank.
+    pairs = [list(merge.split(" ", 1)) for merge in merges]
+    return _file(
+        vocab,
+        types,
+        pre_tokenizer=PRE[pre],
+        decoder=_BYTES | {"add_prefix_space": True},
+        model=_bpe(vocab, pairs, ignore_merges=pre == "llama-bpe"),
+    )
+
+
+def _sentencepiece(metadata, vocab, types) -> dict:
+    scores = np.asarray(metadata.get(_KEY + "scores", []))
+    if scores.shape != (len(vocab),) or scores.dtype.kind != "f" or not np.isfinite(scores).all():
+        raise ValueError("tokenizer.ggml.scores is damaged: expected one number per token")
+    prefix = metadata.get(_KEY + "add_space_prefix", True)
+    unknown = [token for (token, _), kind in zip(vocab.items(), types, strict=True) if kind == 2]
+    begin = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    ends = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    return _file(
+        vocab,
+        types,
+        normalizer={"type": "Sequence", "normalizers": [*begin, blanks]},
+        pre_tokenizer=None,
+        decoder={
+            "type": "Sequence",
+            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *ends],
+        },
+        model=_bpe(
+            vocab,
+            merges_of(vocab, scores, types),
+            unk_token=unknown[0] if unknown else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        ),
+    )
+
+
+def merges_of(vocab: dict[str, int], scores, types) -> list[list[str]]:
+    """Every way to make a token out of two others, the token with the highest score first."""
+    merges = []
+    for token, at in vocab.items():
+        # A token of this length is damage, and would take its square in time.
+        if types[at] != NORMAL or not 1 < len(token) <= 256:
+            continue
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocab and right in vocab:
+                merges.append((-scores[at], at, vocab[left], left, right))
+    return [[left, right] for *_, left, right in sorted(merges)]
+
+
+# Writing
+
+
+def write(tokenizer, vocab_size: int) -> dict[str, Any]:
+    """Metadata of a tokenizer; None gives a file without one, which llama.cpp accepts.
+
+    Raises ValueError: a tokenizer that GGUF has no kind for.
+    """
+    if tokenizer is None:
+        return {_KEY + "model": "none"}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return _write_sentencepiece(tokenizer, vocab_size)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise ValueError(f"{type(tokenizer).__name__} has no GGUF form: pass tokenizer=None")
+    parts = json.loads(tokenizer.text())
+    model, cut = parts["model"], parts.get("pre_tokenizer")
+    pre = next((name for name, known in PRE.items() if known == cut), None)
+    if model["type"] != "BPE" or (pre is None and not model.get("byte_fallback")):
+        raise ValueError(
+            f"{tokenizer.path} cuts text in a way that GGUF has no name for here "
+            f"(known: {', '.join(PRE)}): pass tokenizer=None"
+        )
+    tokens, types = _listed(parts, vocab_size)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if not model.get("byte_fallback"):
+        kind = {"model": "gpt2", "pre": pre, "merges": merges, "add_bos_token": False}
+    else:
+        kind = {"model": "llama", "scores": _scores(model, tokens)}
+        prefix = "Prepend" in json.dumps(parts.get("normalizer"))
+        kind |= {"add_bos_token": True, "add_space_prefix": prefix}
+    kind |= {"tokens": tokens, "token_type": types}
+    return {_KEY + key: value for key, value in kind.items()}
+
+
+def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Tokens by id and their types; ids without a token get a name of their own."""
+    by_id = {at: (token, NORMAL) for token, at in parts["model"]["vocab"].items()}
+    if parts["model"].get("byte_fallback"):
+        for at, (token, _) in by_id.items():
+            if len(token) == 6 and token.startswith("<0x"):
+                by_id[at] = token, BYTE
+        unknown = parts["model"].get("unk_token")
+        by_id |= {at: (t, UNKNOWN) for at, (t, _) in by_id.items() if t == unknown}
+    for added in parts["added_tokens"]:
+        by_id[added["id"]] = added["content"], CONTROL if added["special"] else USER
+    if max(by_id) >= vocab_size:
+        raise ValueError(f"the tokenizer has id {max(by_id)}, the model {vocab_size} tokens")
+    listed = [by_id.get(at, (f"[PAD{at}]", UNUSED)) for at in range(vocab_size)]
+    return [token for token, _ in listed], [kind for _, kind in listed]
+
+
+def _scores(model: dict, tokens: list[str]) -> list[float]:
+    """Scores that order tokens as the merges do."""
+    first = {}
+    for rank, merge in enumerate(model["merges"]):
+        token = "".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1)
+        first.setdefault(token, float(-rank))
+    return [first.get(token, -1e9) for token in tokens]
+
+
+def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
+    pieces = tokenizer.pieces()
+    if len(pieces) > vocab_size:
+        raise ValueError(f"the tokenizer has {len(pieces)} ids, the model {vocab_size} tokens")
+    pieces += [(f"[PAD{at}]", 0.0, UNUSED) for at in range(len(pieces), vocab_size)]
+    tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
+    kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
+    kind |= {"add_bos_token": True, "add_space_prefix": tokenizer.adds_prefix}
+    return {_KEY + key: value for key, value in kind.items()}

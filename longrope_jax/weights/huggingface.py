@@ -1,0 +1,267 @@
+"""A Hugging Face folder: config.json, safetensors in one file or by an index, tokenizer.json."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from longrope_jax import rotary
+from longrope_jax.data import tokenizers
+from longrope_jax.llama import LlamaConfig
+from longrope_jax.weights import names, safetensors_file, stream
+from longrope_jax.weights.checkpoint import Checkpoint, extended_length
+from longrope_jax.weights.files import number, read_json, whole
+from longrope_jax.weights.safetensors_file import SafetensorsSource
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+SHARD_BYTES = 5 * 10**9
+MODEL_TYPES = ("llama", "mistral")  # Mistral's modules are Llama's where sliding_window is null
+_IGNORED = ("rotary_emb.inv_freq",)  # in the first Llama conversions; follows from the config
+
+
+def read(path: Path) -> Checkpoint:
+    """What is in the folder, headers and config checked, no tensor read yet.
+
+    Raises ValueError: what is missing, damaged, or not this architecture.
+    """
+    where = str(path / CONFIG)
+    raw = read_json(path / CONFIG)
+    source = SafetensorsSource(str(path), _files(path))
+    config, notes = _config(raw, source, where)
+    spec = _rotary(raw, config.head_dim, where)
+    ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
+    if ignored:
+        notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
+    return Checkpoint(
+        form="hf",
+        config=config,
+        rotary=spec,
+        source=source,
+        tokenizer=_tokenizer(path, notes),
+        context_length=whole(raw, "max_position_embeddings", where, None),
+        special_ids=_special_ids(raw, where),
+        ignored=_IGNORED,
+        notes=notes,
+    )
+
+
+def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key), dict | None):
+            raise ValueError(f"{where}: {key} must be an object, got {str(raw[key])[:60]!r}")
+    try:
+        spec = rotary.from_hf(raw)
+        spec.frequencies(head_dim=head_dim, seq_len=1)  # refuses lists of another length
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{where}: rotary parameters: {error}") from error
+    if isinstance(spec, rotary.PartialRotary):
+        raise ValueError(
+            f"{where}: partial_rotary_factor {spec.fraction}, but model_type llama turns whole "
+            "heads: remove the key, or is this another architecture?"
+        )
+    return spec
+
+
+def _files(path: Path) -> list[Path]:
+    if (path / SINGLE).exists() and not (path / INDEX).exists():
+        return [path / SINGLE]
+    if not (path / INDEX).exists():
+        other = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
+        hint = f"; {other[0].name} is a pickle: convert it to safetensors" if other else ""
+        raise ValueError(f"{path} has neither {SINGLE} nor {INDEX}{hint}")
+    listed = read_json(path / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{path / INDEX} has no weight_map from tensor names to files")
+    for name in listed.values():
+        # A name with a folder in it could point anywhere on this machine.
+        plain = isinstance(name, str) and name.endswith(".safetensors") and name[0] != "."
+        if not plain or "/" in name or "\\" in name or "\0" in name:
+            raise ValueError(f"{path / INDEX}: {str(name)[:80]!r} is no .safetensors file name")
+    files = [path / name for name in sorted(set(listed.values()))]
+    _compare(path, listed, SafetensorsSource(str(path), files))
+    return files
+
+
+def _compare(path: Path, listed: dict, source: SafetensorsSource) -> None:
+    for name in sorted(listed.keys() ^ source.shapes.keys()):
+        there, where = ("the index", "no file") if name in listed else ("a file", "not the index")
+        raise ValueError(f"{path}: tensor {name[:100]!r} is in {there}, but in {where}")
+
+
+def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
+    if raw.get("model_type") not in MODEL_TYPES:
+        raise ValueError(rotary.unknown("model_type", str(raw.get("model_type")), MODEL_TYPES))
+    _refuse(raw, where)
+    heads, width = whole(raw, "num_attention_heads", where), whole(raw, "hidden_size", where)
+    tied = raw.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise ValueError(f"{where}: tie_word_embeddings must be true or false, got {tied!r}")
+    config = LlamaConfig(
+        vocab_size=whole(raw, "vocab_size", where),
+        d_model=width,
+        n_layers=whole(raw, "num_hidden_layers", where),
+        n_heads=heads,
+        n_kv_heads=whole(raw, "num_key_value_heads", where, heads),
+        head_dim=whole(raw, "head_dim", where, width // heads),
+        d_ff=whole(raw, "intermediate_size", where),
+        norm_eps=number(raw, "rms_norm_eps", where, 1e-6),
+        tie_embeddings=tied,
+        rotary_layout="half",
+    )
+    notes = ["Hugging Face folder: queries and keys in the half layout"]
+    if raw.get("auto_map"):
+        notes.append("config.json names Python code (auto_map), which is never run")
+    if tied and names.UNEMBED.hf in source.shapes:
+        _same_head(source, where)
+        notes.append("tied: lm_head.weight is there, too, and equal to the embedding")
+    return config, notes
+
+
+def _refuse(raw: dict, where: str) -> None:
+    """Options that would give other numbers than this model's."""
+    expected = {
+        "hidden_act": ("silu", "swish", None),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "sliding_window": (None,),
+        "quantization_config": (None,),
+    }
+    for key, known in expected.items():
+        if raw.get(key) not in known:
+            value = str(raw[key])[:60]
+            raise ValueError(f"{where}: {key}={value} is not supported, only {known[0]!r} is")
+
+
+def _same_head(source, where: str) -> None:
+    """Raises ValueError unless the head of a tied model equals its embedding."""
+    one, other = names.EMBED.hf, names.UNEMBED.hf
+    shape = source.shapes[other]
+    if source.shapes.get(one) != shape or len(shape) != 2:
+        raise ValueError(f"{where}: tie_word_embeddings is true, but {other} has another shape")
+    step = max(1, stream.SLICE_VALUES // max(shape[1], 1))
+    for at in range(0, shape[0], step):
+        rows = at, min(at + step, shape[0])
+        if not np.array_equal(source.rows(one, *rows), source.rows(other, *rows)):
+            raise ValueError(
+                f"{where}: tie_word_embeddings is true, but {other} differs from {one}: "
+                "say which by removing the tensor or setting it to false"
+            )
+
+
+def _tokenizer(path: Path, notes: list[str]):
+    for name, load in (
+        ("tokenizer.json", tokenizers.HuggingFaceTokenizer),
+        ("tokenizer.model", tokenizers.SentencePieceTokenizer),
+    ):
+        if (path / name).exists():
+            notes.append(f"tokenizer from {name}")
+            return load(str(path / name))
+    notes.append("no tokenizer in the folder")
+    return None
+
+
+def _special_ids(raw: dict, where: str) -> dict[str, int]:
+    found = {}
+    for role in ("bos", "eos"):
+        value = raw.get(f"{role}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if value is not None:
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{where}: {role}_token_id must be a token id, got {value!r}")
+            found[role] = value
+    return found
+
+
+# Writing
+
+
+def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special_ids) -> None:
+    """Writes the folder. Raises ValueError: a rotary method that transformers' Llama lacks."""
+    raw = export_config(config, spec, dtype, context_length, special_ids)
+    path.mkdir(parents=True, exist_ok=True)
+    if old := sorted(path.glob("*.safetensors")):
+        raise ValueError(f"{path} holds {old[0].name} already: save into an empty folder")
+    if tokenizer is not None:
+        _save_tokenizer(path, tokenizer)
+    dtype = jnp.dtype(dtype)
+    plan = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
+    files = _shards(plan, config, dtype)
+    for file, wanted in files.items():
+        shapes = {name: (names.file_shape(config, plan[name][0]), dtype) for name in wanted}
+        safetensors_file.write(
+            path / file,
+            shapes,
+            lambda name: stream.fetch(config, params, *plan[name], dtype, "half"),
+        )
+    if len(files) > 1:
+        total = sum(math.prod(names.file_shape(config, leaf)) for leaf, _ in plan.values())
+        listed = {name: file for file, wanted in files.items() for name in wanted}
+        index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
+        _write_json(path / INDEX, index)
+    _write_json(path / CONFIG, raw)  # last: a folder without it is not whole
+
+
+def export_config(config, spec, dtype, context_length, special_ids) -> dict[str, Any]:
+    """config.json for transformers 5. Raises ValueError as `rotary.to_hf`."""
+    if isinstance(spec, rotary.PartialRotary):
+        raise ValueError("transformers' Llama turns whole heads: it has no partial rotary")
+    parameters = rotary.to_hf(spec, head_dim=config.head_dim)
+    if isinstance(spec, rotary.DynamicNTK):
+        context_length = spec.original_length  # where transformers looks for it
+    elif context_length is None:
+        context_length = extended_length(spec)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.d_ff,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "max_position_embeddings": context_length,
+        "rope_parameters": parameters,
+        "dtype": str(jnp.dtype(dtype)),
+        "bos_token_id": special_ids.get("bos"),
+        "eos_token_id": special_ids.get("eos"),
+    }
+
+
+def _shards(plan, config, dtype) -> dict[str, list[str]]:
+    """File name to tensor names, each file below SHARD_BYTES where its tensors allow."""
+    groups, size = [[]], 0
+    for name, (leaf, _) in plan.items():
+        count = math.prod(names.file_shape(config, leaf)) * dtype.itemsize
+        if groups[-1] and size + count > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += count
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    of = len(groups)
+    return {f"model-{i:05}-of-{of:05}.safetensors": g for i, g in enumerate(groups, start=1)}
+
+
+def _save_tokenizer(path: Path, tokenizer) -> None:
+    if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
+        (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
+    elif isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+        (path / "tokenizer.json").write_text(tokenizer.text(), encoding="utf-8")
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        _write_json(path / "tokenizer_config.json", kind)
+    else:
+        raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

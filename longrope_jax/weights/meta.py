@@ -1,0 +1,212 @@
+"""Meta's original folder: params.json and pickles consolidated.NN.pth, read weights-only.
+
+Shards of model parallelism are cut along the output features of wq, wk, wv, w1, w3 and the head,
+along the input features of wo and w2, and the embedding along D (LLaMA, Llama 2) or V (Llama 3).
+Source: llama/model.py of facebookresearch/llama, models/llama3/model.py of meta-llama/llama-models.
+"""
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from longrope_jax import rotary
+from longrope_jax.data import tokenizers
+from longrope_jax.llama import LlamaConfig, swiglu_width
+from longrope_jax.weights import names
+from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.files import file_size, number, read_json, whole
+
+PARAMS = "params.json"
+_KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps"}
+_KNOWN |= {"ffn_dim_multiplier", "rope_theta", "use_scaled_rope", "rope_scaling_factor"}
+_KNOWN |= {"max_seq_len", "max_batch_size", "model_parallel_size"}
+_IGNORED = ("rope.freqs",)
+
+
+class MetaSource:
+    """The tensors of the shards, merged where they are cut. Shards are mapped, not loaded."""
+
+    def __init__(self, where: str, files: list[Path]):
+        self.where = where
+        self._shards = [_load(file) for file in files]
+        first = self._shards[0]
+        for file, shard in zip(files, self._shards, strict=True):
+            if shard.keys() != first.keys():
+                name = sorted(shard.keys() ^ first.keys())[0]
+                raise ValueError(f"{file}: tensor {name[:100]!r} is not in every shard")
+        self.kinds = {name: str(tensor.dtype).split(".")[-1] for name, tensor in first.items()}
+        self._axis = {name: self._cut(name) for name in first}
+        self.shapes = {name: self._shape(name) for name in first}
+
+    def _cut(self, name: str) -> int | None:
+        """The axis along which the shards cut a tensor, None where each holds the whole."""
+        plain = re.sub(r"^layers\.\d+\.", "layers.{l}.", name)
+        merge = next((leaf.merge for leaf in names.LEAVES if leaf.meta == plain), "")
+        if len(self._shards) == 1 or not merge:
+            return None
+        if merge == "either":
+            # As wide as a norm: cut along V.
+            norm = self._shards[0].get("norm.weight")
+            whole_rows = norm is not None and self._shards[0][name].shape[-1:] == norm.shape
+            return 0 if whole_rows else 1
+        return 0 if merge == "rows" else 1
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shapes = [list(shard[name].shape) for shard in self._shards]
+        axis, merged = self._axis[name], list(shapes[0])
+        if axis is not None and axis < len(merged):
+            merged[axis] = sum(shape[axis] for shape in shapes if len(shape) == len(merged))
+        for shape in shapes:
+            rest = [n for i, n in enumerate(shape) if i != axis]
+            if rest != [n for i, n in enumerate(merged) if i != axis]:
+                raise ValueError(f"{self.where}: the shards of {name[:100]!r} don't fit: {shapes}")
+        return tuple(merged)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a merged tensor."""
+        shards = [shard[name] for shard in self._shards]
+        axis = self._axis[name]
+        if axis is None:
+            return _numpy(shards[0][start:stop])
+        if axis == 1:
+            return np.concatenate([_numpy(shard[start:stop]) for shard in shards], axis=1)
+        parts, at = [], 0
+        for shard in shards:
+            first, last = max(start - at, 0), min(stop - at, len(shard))
+            if first < last:
+                parts.append(_numpy(shard[first:last]))
+            at += len(shard)
+        return np.concatenate(parts)
+
+
+def _load(file: Path) -> dict:
+    """The tensors of a pickle, mapped. Raises ValueError: code in it, damaged, not tensors."""
+    try:
+        import torch
+    except ImportError as error:
+        extra = "pip install 'longrope_jax[meta]'"
+        raise ValueError(f"{file} is a pickle, which needs the package torch: {extra}") from error
+    _check_zip(file)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch raise whatever they like
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{file} is damaged, or holds more than tensors: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ValueError(f"{file}: expected a dict from names to tensors")
+    for name, tensor in found.items():
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            raise ValueError(f"{file}: {name[:100]!r} is no plain tensor")
+        # A stride of 0 makes a tensor of any size out of a few bytes.
+        if not tensor.is_contiguous() or 0 in tensor.shape:
+            raise ValueError(f"{file}: {name[:100]!r} is empty or not contiguous")
+    return found
+
+
+def _check_zip(file: Path) -> None:
+    """Raises ValueError unless the file is a zip archive whose members are stored as they are."""
+    size = file_size(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{file} is truncated or no torch file: {error}") from error
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+            raise ValueError(f"{file}: {member.filename[:100]!r} is compressed, as none should be")
+
+
+def _numpy(tensor) -> np.ndarray:
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if not tensor.dtype.is_floating_point:
+        raise ValueError(f"a tensor is {tensor.dtype}, expected a float type")
+    return tensor.numpy()
+
+
+def read(path: Path) -> Checkpoint:
+    """What is in the folder. Raises ValueError: what is missing, damaged or not understood."""
+    where = str(path / PARAMS)
+    raw = read_json(path / PARAMS)
+    for key in sorted(raw.keys() - _KNOWN):
+        raise ValueError(f"{where}: " + rotary.unknown("key", key, _KNOWN))
+    source = MetaSource(str(path), _files(path))
+    notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
+    return Checkpoint(
+        form="meta",
+        config=_config(raw, source, where),
+        rotary=_rotary(raw, where, notes),
+        source=source,
+        tokenizer=_tokenizer(path, notes),
+        context_length=None,
+        ignored=_IGNORED,
+        notes=notes,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("consolidated.*.pth"))
+    expected = [path / f"consolidated.{at:02}.pth" for at in range(len(files))]
+    if not files or files != expected:
+        found = ", ".join(file.name for file in files) or "none"
+        raise ValueError(f"{path}: expected consolidated.00.pth, 01, ... without a gap: {found}")
+    return files
+
+
+def _config(raw: dict, source: MetaSource, where: str) -> LlamaConfig:
+    width, heads = whole(raw, "dim", where), whole(raw, "n_heads", where)
+    rows = source.shapes.get(names.EMBED.meta, (0,))[0]
+    # -1 in LLaMA and Llama 2: the tokenizer tells, and the embedding is as long.
+    vocab = rows if raw.get("vocab_size", -1) == -1 else whole(raw, "vocab_size", where)
+    multiple = whole(raw, "multiple_of", where, 256)
+    multiplier = number(raw, "ffn_dim_multiplier", where, 1.0)
+    return LlamaConfig(
+        vocab_size=vocab,
+        d_model=width,
+        n_layers=whole(raw, "n_layers", where),
+        n_heads=heads,
+        n_kv_heads=whole(raw, "n_kv_heads", where, heads),
+        head_dim=width // heads,
+        d_ff=swiglu_width(width, multiple_of=multiple, multiplier=multiplier),
+        norm_eps=number(raw, "norm_eps", where, 1e-5),
+        tie_embeddings=names.UNEMBED.meta not in source.shapes,
+        rotary_layout="interleaved",
+    )
+
+
+def _rotary(raw: dict, where: str, notes: list[str]):
+    base = number(raw, "rope_theta", where, 10_000.0)
+    if "rope_theta" not in raw:
+        notes.append("params.json says no rope_theta: 10,000 as in LLaMA and Llama 2")
+    scaled = raw.get("use_scaled_rope", False)
+    if not isinstance(scaled, bool):
+        raise ValueError(f"{where}: use_scaled_rope must be true or false")
+    if not scaled:
+        return rotary.RoPE(base=base)
+    factor = number(raw, "rope_scaling_factor", where, 8.0)
+    if "rope_scaling_factor" not in raw:
+        notes.append(
+            "use_scaled_rope without a factor: 8 (Llama 3.1; Llama 3.2's 1B and 3B use 32)"
+        )
+    return rotary.Llama3(factor=factor, base=base)
+
+
+def _tokenizer(path: Path, notes: list[str]):
+    file = path / "tokenizer.model"
+    if not file.exists():
+        notes.append("no tokenizer.model in the folder")
+        return None
+    if file.read_bytes()[:1] != b"\n":  # sentencepiece's protobuf begins with field 1
+        notes.append(
+            "tokenizer.model is tiktoken's (Llama 3), which is not read: use tokenizer.json"
+        )
+        return None
+    notes.append("tokenizer from tokenizer.model")
+    return tokenizers.SentencePieceTokenizer(str(file))

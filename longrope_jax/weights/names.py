@@ -1,0 +1,123 @@
+"""What each parameter is called in each format, and how its axes lie there.
+
+Checkpoints hold matrices as [out, in], that is [rows, columns]; `axes` says what they are made of:
+"NH,D" is a matrix of N*H rows and D columns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from longrope_jax.llama import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of the parameter tree and its tensor, or its tensors: one per layer {l}."""
+
+    path: tuple[str, ...]
+    letters: str  # axes here, L left out
+    axes: str  # axes in a file
+    hf: str
+    gguf: str
+    meta: str
+    merge: str = ""  # Meta's model parallelism: axis of the file's matrix that is cut, "" for none
+
+    @property
+    def stacked(self) -> bool:
+        """True where the tree holds one array [L, ...] for all layers."""
+        return self.path[0] == "layers"
+
+    def name(self, form: str, layer: int) -> str:
+        """The tensor's name in "hf", "gguf" or "meta"."""
+        return getattr(self, form).replace("{l}", str(layer))
+
+
+def _layer(path: str, *rest: str) -> Leaf:
+    letters, axes, hf, gguf, meta, *merge = rest
+    return Leaf(
+        ("layers", *path.split("/")),
+        letters,
+        axes,
+        f"model.layers.{{l}}.{hf}.weight",
+        f"blk.{{l}}.{gguf}.weight",
+        f"layers.{{l}}.{meta}.weight",
+        *merge,
+    )
+
+
+EMBED = Leaf(
+    ("embed",),
+    "VD",
+    "V,D",
+    "model.embed_tokens.weight",
+    "token_embd.weight",
+    "tok_embeddings.weight",
+    "either",  # by D in Llama 1 and 2, by V in Llama 3
+)
+UNEMBED = Leaf(
+    ("unembed",), "DV", "V,D", "lm_head.weight", "output.weight", "output.weight", "rows"
+)
+LEAVES = (
+    EMBED,
+    _layer("attention_norm/scale", "D", "D", "input_layernorm", "attn_norm", "attention_norm"),
+    _layer("attention/wq", "DNH", "NH,D", "self_attn.q_proj", "attn_q", "attention.wq", "rows"),
+    _layer("attention/wk", "DKH", "KH,D", "self_attn.k_proj", "attn_k", "attention.wk", "rows"),
+    _layer("attention/wv", "DKH", "KH,D", "self_attn.v_proj", "attn_v", "attention.wv", "rows"),
+    _layer(
+        "attention/wo", "NHD", "D,NH", "self_attn.o_proj", "attn_output", "attention.wo", "columns"
+    ),
+    _layer("mlp_norm/scale", "D", "D", "post_attention_layernorm", "ffn_norm", "ffn_norm"),
+    _layer("mlp/gate", "DF", "F,D", "mlp.gate_proj", "ffn_gate", "feed_forward.w1", "rows"),
+    _layer("mlp/up", "DF", "F,D", "mlp.up_proj", "ffn_up", "feed_forward.w3", "rows"),
+    _layer("mlp/down", "FD", "D,F", "mlp.down_proj", "ffn_down", "feed_forward.w2", "columns"),
+    Leaf(
+        ("final_norm", "scale"),
+        "D",
+        "D",
+        "model.norm.weight",
+        "output_norm.weight",
+        "norm.weight",
+    ),
+    UNEMBED,
+)
+ROTATED = ("wq", "wk")  # their features lie in the order of a rotary layout
+
+
+def leaves(config: LlamaConfig) -> tuple[Leaf, ...]:
+    """The arrays of a model: all, without a head of its own where it is tied."""
+    return LEAVES[:-1] if config.tie_embeddings else LEAVES
+
+
+def sizes(config: LlamaConfig) -> dict[str, int]:
+    """Size of each letter."""
+    c = config
+    named = {"V": c.vocab_size, "D": c.d_model, "N": c.n_heads, "K": c.n_kv_heads}
+    return named | {"H": c.head_dim, "F": c.d_ff}
+
+
+def split_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
+    """Shape of the file's tensor with every letter an axis of its own."""
+    return tuple(sizes(config)[letter] for letter in leaf.axes.replace(",", ""))
+
+
+def file_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
+    """Shape of the tensor in a file."""
+    known, shape = sizes(config), []
+    for group in leaf.axes.split(","):
+        shape.append(1)
+        for letter in group:
+            shape[-1] *= known[letter]
+    return tuple(shape)
+
+
+def tensors(config: LlamaConfig, form: str) -> Iterator[tuple[str, Leaf, int]]:
+    """(name, leaf, layer) of every tensor of a checkpoint in the order of layers."""
+    wanted = leaves(config)
+    yield wanted[0].name(form, 0), wanted[0], 0
+    for layer in range(config.n_layers):
+        for leaf in wanted:
+            if leaf.stacked:
+                yield leaf.name(form, layer), leaf, layer
+    for leaf in wanted[1:]:
+        if not leaf.stacked:
+            yield leaf.name(form, 0), leaf, 0

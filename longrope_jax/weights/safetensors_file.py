@@ -1,0 +1,116 @@
+"""safetensors: 8 bytes of header length, a JSON header, raw little-endian tensors.
+
+Read and written here rather than by the package: it maps files, and has no bfloat16 without torch.
+Format: the README of huggingface/safetensors.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from longrope_jax.weights.files import file_size, parse_json, read_at
+
+HEADER_BYTES = 100 << 20  # the package's own limit
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_BYTES |= {name: dtype.itemsize for name, dtype in DTYPES.items()}
+
+
+class SafetensorsSource:
+    """The tensors of one or more safetensors files.
+
+    Raises ValueError: a damaged file, or a tensor that two files hold.
+    """
+
+    def __init__(self, where: str, files: Iterable[Path]):
+        self.where, self.shapes, self.kinds, self._at = where, {}, {}, {}
+        for path in files:
+            for name, (kind, shape, offset) in read_header(path).items():
+                if name in self.shapes:
+                    raise ValueError(f"{where}: {name!r} is in {self._at[name][0].name} and {path}")
+                self.shapes[name], self.kinds[name] = shape, kind
+                self._at[name] = path, offset
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor, in the file's dtype."""
+        if self.kinds[name] not in DTYPES:
+            raise ValueError(f"{self.where}: {name} is {self.kinds[name]}, expected a float type")
+        dtype, (path, offset) = DTYPES[self.kinds[name]], self._at[name]
+        shape = (stop - start, *self.shapes[name][1:])
+        row = math.prod(shape[1:]) * dtype.itemsize
+        data = read_at(path, offset + start * row, (stop - start) * row)
+        return np.frombuffer(data, dtype).reshape(shape)
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """dtype name, shape and absolute offset of each tensor.
+
+    Raises ValueError unless the tensors fill the file exactly: none outside, none overlapping.
+    """
+    size = file_size(path)
+    if size < 8:
+        raise ValueError(f"{path} is truncated: {size} bytes are no safetensors file")
+    (length,) = struct.unpack("<Q", read_at(path, 0, 8))
+    if length > min(size - 8, HEADER_BYTES):
+        raise ValueError(
+            f"{path}: header of {length} bytes in a file of {size}: truncated or wrong"
+        )
+    header = parse_json(bytes(read_at(path, 8, length)), str(path))
+    header.pop("__metadata__", None)
+    found = {name: _entry(path, name, entry) for name, entry in header.items()}
+    end = 0
+    for name, (_, _, first, last) in sorted(found.items(), key=lambda item: item[1][2:]):
+        if first != end:
+            raise ValueError(f"{path}: {name!r} starts at byte {first}, expected {end}")
+        end = last
+    if 8 + length + end != size:
+        raise ValueError(f"{path} has {size} bytes, its tensors end at {8 + length + end}")
+    return {name: (kind, shape, 8 + length + at) for name, (kind, shape, at, _) in found.items()}
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
+    """(dtype name, shape, first, last) of one header entry, checked against each other."""
+    entry = entry if isinstance(entry, dict) else {}
+    kind, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(kind, str) or kind not in _BYTES:
+        raise ValueError(f"{path}: {name!r} has dtype {kind!r}, expected one of {sorted(_BYTES)}")
+    for what, value in (("shape", shape), ("data_offsets", span)):
+        if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+            raise ValueError(f"{path}: {name!r} has {what} {str(value)[:60]}, expected sizes")
+    if len(span) != 2 or len(shape) > 8 or max(shape, default=0) >= 2**48:
+        raise ValueError(f"{path}: {name!r} has a shape or offsets that no tensor has")
+    if span[1] - span[0] != math.prod(shape) * _BYTES[kind]:
+        raise ValueError(f"{path}: {name!r}, {kind} {shape}, does not fill its offsets {span}")
+    return kind, tuple(shape), span[0], span[1]
+
+
+def write(
+    path: Path,
+    tensors: dict[str, tuple[tuple[int, ...], np.dtype]],
+    read: Callable[[str], np.ndarray],
+) -> None:
+    """Writes the tensors of these shapes and dtypes in order; `read` gives them one at a time."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (shape, dtype) in tensors.items():
+        first, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (first, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, (shape, dtype) in tensors.items():
+            tensor = np.ascontiguousarray(read(name))
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape}, planned {dtype}{shape}")
+            file.write(tensor.view(np.uint8).data)

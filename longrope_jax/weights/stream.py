@@ -1,0 +1,163 @@
+"""Tensors onto devices in slices of rows, and back: the host never holds more than a slice.
+
+Each device's part of each parameter is a buffer of its own that donated updates fill, so there is
+no copy, no collective, and on several hosts each reads only what its devices hold.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longrope_jax import llama, sharding
+from longrope_jax.rotary import half_from_interleaved
+from longrope_jax.weights import names
+from longrope_jax.weights.files import Source, check_shape
+
+SLICE_VALUES = 1 << 20  # values of a slice: 4 MiB in float32
+
+
+def check(config: llama.LlamaConfig, source: Source, form: str, *, ignored=()) -> None:
+    """Raises ValueError unless the checkpoint has exactly the config's tensors, of its shapes.
+
+    `ignored`: endings of names that may be there, too.
+    """
+    wanted = set()
+    for name, leaf, _ in names.tensors(config, form):
+        check_shape(source, name, names.file_shape(config, leaf))
+        wanted.add(name)
+    for name in source.shapes.keys() - wanted:
+        if not name.endswith(tuple(ignored)):
+            raise ValueError(
+                f"{source.where} has a tensor {name[:100]!r} that a Llama of this config has no "
+                "place for: is it another architecture, with biases or more layers?"
+            )
+
+
+def place(config: llama.LlamaConfig, source: Source, form: str, mesh=None) -> dict:
+    """The parameters, in config.param_dtype, on the mesh (None: on the default device).
+
+    Raises ValueError: NaN or infinity in a tensor, or a value beyond config.param_dtype.
+    """
+    boxed = jax.eval_shape(functools.partial(llama.init_boxed, config), jax.random.key(0))
+    shapes = nn.meta.unbox(boxed)
+    if mesh is None:
+        where = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
+        layout = jax.tree.map(lambda _: where, shapes)
+    else:
+        layout = sharding.shardings(mesh, boxed)
+    params = {}
+    for leaf in names.leaves(config):
+        shape, to = (functools.reduce(dict.get, leaf.path, tree) for tree in (shapes, layout))
+        *parents, last = leaf.path
+        home = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
+        home[last] = _leaf(config, source, form, leaf, shape, to)
+    return params
+
+
+def _leaf(config, source, form, leaf, shape, where) -> jax.Array:
+    """One parameter, filled slice by slice."""
+    regions = where.addressable_devices_indices_map(shape.shape)
+    regions = {device: _bounds(index, shape.shape) for device, index in regions.items()}
+    buffers = {
+        device: jnp.zeros([stop - start for start, stop in region], shape.dtype, device=device)
+        for device, region in regions.items()
+    }
+    layers = config.n_layers if leaf.stacked else 1
+    for layer in range(layers):
+        for axis, start, stop in _slices(config, leaf):
+            box = [(0, size) for size in shape.shape]
+            if leaf.stacked:
+                box[0] = (layer, layer + 1)
+            box[leaf.stacked + axis] = start, stop
+            touched = [d for d, region in regions.items() if _overlap(box, region)]
+            if not touched:
+                continue
+            piece = _piece(config, source, leaf, leaf.name(form, layer), start, stop, shape.dtype)
+            piece = piece[None] if leaf.stacked else piece
+            for device in touched:
+                buffers[device] = _update(buffers[device], piece, box, regions[device], device)
+    return jax.make_array_from_single_device_arrays(shape.shape, where, list(buffers.values()))
+
+
+def _slices(config, leaf):
+    """(axis here, start, stop) for each slice along the first axis of the file's tensor."""
+    shape = names.split_shape(config, leaf)
+    count = -(-math.prod(shape) // SLICE_VALUES)
+    step = -(-shape[0] // count)
+    axis = leaf.letters.index(leaf.axes[0])
+    return [(axis, at, min(at + step, shape[0])) for at in range(0, shape[0], step)]
+
+
+def _piece(config, source, leaf, name, start, stop, dtype) -> np.ndarray:
+    """A slice with the axes in our order, in our dtype."""
+    shape = names.split_shape(config, leaf)
+    rows = names.file_shape(config, leaf)[0] // shape[0]  # of the file, per index of the axis
+    piece = source.rows(name, start * rows, stop * rows).reshape(stop - start, *shape[1:])
+    order = [leaf.axes.replace(",", "").index(letter) for letter in leaf.letters]
+    return np.ascontiguousarray(cast(piece, dtype, f"{source.where}: {name}").transpose(order))
+
+
+def cast(values: np.ndarray, dtype, where: str) -> np.ndarray:
+    """Values in another dtype. Raises ValueError where one is not finite, there or here."""
+    with np.errstate(over="ignore"):
+        values = values.astype(dtype, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} holds NaN, infinity or a value beyond {np.dtype(dtype).name}")
+    return values
+
+
+def _bounds(index, shape):
+    return [s.indices(size)[:2] for s, size in zip(index, shape, strict=True)]
+
+
+def _overlap(a, b) -> bool:
+    return all(x[0] < y[1] and y[0] < x[1] for x, y in zip(a, b, strict=True))
+
+
+def _update(buffer, piece, box, region, device):
+    """The device's buffer with the part of the piece that lies in its region."""
+    both = list(zip(box, region, strict=True))
+    inside = tuple(slice(max(a, c) - a, min(b, d) - a) for (a, b), (c, d) in both)
+    start = np.array([max(a, c) - c for (a, _), (c, _) in both], np.int32)
+    part = jax.device_put(np.ascontiguousarray(piece[inside]), device)
+    # Waited for, or slices would queue up on the host faster than the device takes them.
+    return jax.block_until_ready(_write(buffer, part, jax.device_put(start, device)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(buffer, part, start):
+    return jax.lax.dynamic_update_slice(buffer, part, list(start))
+
+
+def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int, dtype, layout):
+    """One tensor as a file holds it, on the host; wq and wk with features in `layout`.
+
+    Raises ValueError: parameters of another shape or on several hosts, values beyond `dtype`.
+    """
+    array = params
+    for key in leaf.path:
+        if not isinstance(array, dict) or key not in array:
+            raise ValueError(f"the parameters have no {'/'.join(leaf.path)}")
+        array = array[key]
+    known = names.sizes(config)
+    shape = tuple(known[letter] for letter in leaf.letters)
+    if array.shape != ((config.n_layers, *shape) if leaf.stacked else shape):
+        raise ValueError(f"{'/'.join(leaf.path)} is {array.shape}, the config wants {shape}")
+    if not getattr(array, "is_fully_addressable", True):
+        raise ValueError("parameters lie on several hosts: save from a mesh of one host's devices")
+    values = np.asarray(_layer_of(array, layer) if leaf.stacked else array)
+    values = cast(values, dtype, "/".join(leaf.path))
+    if leaf.path[-1] in names.ROTATED and layout != config.rotary_layout:
+        order = half_from_interleaved(config.head_dim)
+        values = values[..., order if layout == "half" else np.argsort(order)]
+    order = [leaf.letters.index(letter) for letter in leaf.axes.replace(",", "")]
+    return values.transpose(order).reshape(names.file_shape(config, leaf))
+
+
+@jax.jit
+def _layer_of(array, layer):
+    return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)

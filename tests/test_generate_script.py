@@ -1,0 +1,143 @@
+"""The command line of generation: text in, text out, one line for what is wrong."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import generate as script
+from experiments.streaming import TextStream
+from longrope_jax import generate, llama, rotary
+from longrope_jax.data.tokenizers import ByteTokenizer
+from longrope_jax.training import checkpoints
+
+BYTES = ByteTokenizer()
+CONFIG = llama.LlamaConfig(
+    vocab_size=BYTES.vocab_size,
+    d_model=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    tie_embeddings=True,
+)
+TEXT = "In the beginning"
+
+
+@pytest.fixture(scope="module")
+def run_folder(random_params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        saved.save(3, {"params": random_params(CONFIG)})
+    return folder
+
+
+def run(folder, *options, prompt=TEXT):
+    script.main(["generate", f"--model={folder}", f"--prompt={prompt}", *options])
+
+
+def test_a_run_of_our_own_continues_a_text(run_folder, random_params, capsys):
+    """The streamed text is what `generate` gives, under the method that was asked for."""
+    run(run_folder, "--rotary=rope:base=100", "--new-tokens=40", "--temperature=1", "--seed=3")
+    out, err = capsys.readouterr()
+    tokens = generate.generate(
+        CONFIG,
+        random_params(CONFIG),
+        rotary.RoPE(100.0),
+        [BYTES.encode(TEXT)],
+        40,
+        sampling=generate.Sampling(1.0, seed=3),
+    ).tokens[0]
+    assert out == BYTES.decode(tokens) + "\n"
+    assert "rotary: RoPE(base=100)" in err
+    assert "tokenizer: bytes" in err
+    assert "prefill 15 tokens" in err and "decode 40 tokens" in err
+
+
+def test_the_architecture_is_read_from_the_checkpoint(run_folder):
+    shapes = checkpoints.params_shapes(run_folder / "checkpoints")
+    assert script.config_of(shapes) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "error: this checkpoint does not say its method: give --rotary=NAME:..."),
+        (("--rotary=yarm:factor=4",), "error: unknown rotary method 'yarm'; did you mean 'yarn'?"),
+        (("--rotary=yarn:factor=4",), "error: yarn needs original_length"),
+        (("--rotary=rope", "--rotary-length=curent"), "error: flag --rotary-length=curent"),
+        (("--rotary=rope", "--new-tokens=0"), "error: new_tokens must be at least 1"),
+        (("--rotary=rope", "--top-p=2"), "error: top_p must lie above 0"),
+        (("--rotary=rope", "--cache-dtype=bf16"), "error: unknown cache dtype 'bf16'"),
+        (("--rotary=rope", "--bos"), "error: --bos: this checkpoint says no beginning token"),
+        (("--rotary=rope", "--prompt-file=x"), "error: give the text to continue: either"),
+        (("--rotari=rope",), "error: Unknown command line flag 'rotari'. Did you mean: rotary"),
+        (("--rotary=rope", "extra"), "error: unexpected argument 'extra'"),
+        (("--rotary=rope", "--tokenizer=nowhere"), "error: unknown tokenizer 'nowhere'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options, message, run_folder, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(run_folder, *options)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out and err.splitlines()[-1].startswith(message)
+
+
+def test_an_empty_folder_and_an_empty_prompt_are_refused(tmp_path, run_folder, capsys):
+    with pytest.raises(SystemExit):
+        run(run_folder, "--rotary=rope", prompt="")
+    assert "the prompt is empty" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        checkpoints.params_shapes(tmp_path)
+
+
+def model(method, context_length=8192):
+    return script.Model(CONFIG, None, method, None, context_length, {}, ())
+
+
+def test_open_options_come_from_the_checkpoint(capsys):
+    """Base and trained length, not factor; what the text says, wins; and all of it is told."""
+    plain = model(rotary.RoPE(100_000.0))
+    found = script.method_of("yarn:factor=4", plain)
+    assert found == rotary.YaRN(base=100_000.0, factor=4, original_length=8192)
+    assert "from the checkpoint: base=100000.0, original_length=8192" in capsys.readouterr().err
+    found = script.method_of("yarn:factor=4,base=5e5", plain)
+    assert found == rotary.YaRN(base=500_000.0, factor=4, original_length=8192)
+    assert "from the checkpoint: original_length=8192\n" in capsys.readouterr().err
+    # ABF is another base by its name; a context that was extended is no trained length.
+    assert script.method_of("abf", plain) == rotary.RoPE(500_000.0)
+    extended = model(rotary.PositionInterpolation(factor=4, base=100_000.0))
+    with pytest.raises(ValueError, match="yarn needs original_length"):
+        script.method_of("yarn:factor=4", extended)
+    llama3 = model(rotary.build("llama3", factor=8, original_length=4096))
+    assert script.method_of("dynamic_ntk", llama3).original_length == 4096
+    assert script.method_of("log_n", plain).inner == rotary.RoPE(100_000.0)
+    assert script.method_of(None, plain) == rotary.RoPE(100_000.0)
+    assert script.method_of("partial:inner=(rope),fraction=0.5", plain).inner.base == 100_000.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=12), sizes=st.lists(st.integers(1, 5), min_size=60, max_size=60))
+def test_streamed_characters_are_never_broken(text, sizes):
+    """Every piece is whole characters, at once: no more than the last one waits."""
+    ids, stream, given_ = BYTES.encode(text).tolist(), TextStream(BYTES.decode, [65]), ""
+    for size in sizes:
+        part, ids = ids[:size], ids[size:]
+        piece = stream.add(part)
+        given_ += piece
+        assert text.startswith(given_)
+    assert given_ + stream.close() == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.lists(st.integers(0, 255), max_size=40), size=st.integers(1, 5))
+def test_streamed_pieces_of_invalid_bytes_are_the_whole(data, size):
+    """What can never become a character doesn't hold up what follows."""
+    stream, given_ = TextStream(BYTES.decode), ""
+    for start in range(0, len(data), size):
+        given_ += stream.add(data[start : start + size])
+        certain = BYTES.decode(data[: max(0, min(start + size, len(data)) - 3)]).rstrip("\ufffd")
+        assert len(given_) >= len(certain)
+    assert given_ + stream.close() == BYTES.decode(np.asarray(data, np.int64))

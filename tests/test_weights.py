@@ -1,0 +1,360 @@
+"""Checkpoints: what is written comes back bit by bit, and the packages' own readers agree."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, write, write_meta
+
+from longrope_jax import llama, rotary, sharding, weights
+from longrope_jax.data import tokenizers
+from longrope_jax.weights import __main__ as command
+from longrope_jax.weights import huggingface, layout, names, pretrained
+
+gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+FORMS = ("hf", "gguf")
+
+
+# There and back
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stored", rotary.LAYOUTS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_and_loaded_gives_the_same_logits(tmp_path, form, stored, tied):
+    config = dataclasses.replace(CONFIG, rotary_layout=stored, tie_embeddings=tied)
+    path, params = write(tmp_path, form, config)
+    loaded = weights.load(path)
+    assert loaded.rotary_spec == rotary.RoPE()
+    if loaded.config.rotary_layout == stored:
+        assert loaded.config == config
+        assert_same(params, loaded.params)
+    same = logits(loaded.config, loaded.params, rotary.RoPE())
+    np.testing.assert_allclose(same, logits(config, params, rotary.RoPE()), atol=2e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_format_has_the_layout_of_its_software(tmp_path, form):
+    """Queries' rows are permuted exactly where the layouts differ, and values' never."""
+    params = numbers(CONFIG)
+    loaded = weights.load(write(tmp_path, form)[0])
+    ours, theirs = params["layers"]["attention"], loaded.params["layers"]["attention"]
+    if form == "hf":
+        return assert_same(ours, theirs)
+    # llama.cpp's converter: [2, H/2] becomes [H/2, 2] within each head.
+    for name in ("wq", "wk"):
+        split = ours[name].reshape(*ours[name].shape[:-1], 2, 4)
+        assert_same(np.swapaxes(split, -1, -2).reshape(ours[name].shape), theirs[name])
+    assert_same(ours["wv"], theirs["wv"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_of_files_are_rounded_once_and_read_exactly(tmp_path, form, dtype):
+    config = dataclasses.replace(CONFIG, rotary_layout="half" if form == "hf" else "interleaved")
+    path, params = write(tmp_path, form, config, dtype=dtype)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    loaded = weights.load(path, param_dtype="float32")
+    embed = params["embed"].astype(kind).astype(np.float32)
+    assert_same(embed, loaded.params["embed"])
+    again = weights.load(path, param_dtype="bfloat16", dtype="bfloat16")
+    assert again.config.dtype == "bfloat16" and again.params["embed"].dtype == "bfloat16"
+    assert_same(embed.astype(ml_dtypes.bfloat16), again.params["embed"])
+
+
+def test_big_folders_are_cut_into_files_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 9000)
+    path, params = write(tmp_path, "hf")
+    files = sorted(path.glob("*.safetensors"))
+    index = json.loads((path / huggingface.INDEX).read_text())
+    assert len(files) > 3 and set(index["weight_map"].values()) == {f.name for f in files}
+    assert all(file.stat().st_size < 12_000 for file in files)
+    assert_same(params, weights.load(path).params)
+
+
+SPECS = [
+    rotary.RoPE(base=500_000.0),
+    rotary.PositionInterpolation(factor=4.0),
+    rotary.YaRN(factor=4.0, original_length=64),
+    rotary.YaRN(factor=4.0, original_length=64, attn_factor=0.75),
+    rotary.Llama3(factor=8.0, original_length=64, base=10_000.0),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_rotary_methods_come_back(tmp_path, form, spec):
+    got = weights.load(write(tmp_path, form, spec=spec)[0]).rotary_spec
+    assert type(got) is type(spec)
+    one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, got))
+    np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
+    assert other.amplitude == pytest.approx(one.amplitude, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "spec", [rotary.XPos(), rotary.PartialRotary(rotary.RoPE(), 0.5), rotary.GiraffePower()]
+)
+def test_methods_that_a_format_lacks_are_refused(tmp_path, form, spec):
+    with pytest.raises(ValueError, match=r"GGUF can't say|Hugging Face has no|turns whole heads"):
+        write(tmp_path, form, spec=spec)
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
+
+
+def test_ntk_aware_is_exported_as_the_base_it_equals(tmp_path):
+    spec = rotary.NTKAware(factor=4.0)
+    for form in FORMS:
+        got = weights.load(write(tmp_path / form, form, spec=spec)[0]).rotary_spec
+        assert got.base == pytest.approx(10_000 * 4 ** (8 / 6), rel=1e-7)
+
+
+def test_one_factor_per_pair_of_no_known_rule_survives_gguf(tmp_path):
+    factors = (1.0, 1.5, 2.25, 7.0)
+    spec = rotary.LongRoPE(factors, 2048, 1.0, short_factor=factors)
+    loaded = weights.load(write(tmp_path, "gguf", spec=spec)[0])
+    assert loaded.rotary_spec.long_factor == loaded.rotary_spec.short_factor == factors
+    assert any("no known rule" in note for note in loaded.notes)
+    with pytest.raises(ValueError, match="one factor per pair"):
+        longer = dataclasses.replace(spec, short_factor=1.0)
+        weights.save(tmp_path / "x.gguf", CONFIG, numbers(CONFIG), longer, format="gguf")
+
+
+# Other readers and writers
+
+
+def test_the_packages_read_what_we_write(tmp_path):
+    from safetensors import numpy as package
+
+    path, params = write(tmp_path, "hf")
+    tensors = package.load_file(path / "model.safetensors")
+    assert len(tensors) == 2 * 9 + 3
+    assert_same(params["embed"], tensors["model.embed_tokens.weight"])
+    down = tensors["model.layers.1.mlp.down_proj.weight"]
+    assert_same(params["layers"]["mlp"]["down"][1], down.T)
+    reader = gguf.GGUFReader(write(tmp_path, "gguf")[0])
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert_same(down, tensors["blk.1.ffn_down.weight"])
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 2
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_1", "Q4_K", "Q6_K", "Q2_K"])
+def test_slices_of_rows_dequantise_as_the_package_does_at_once(tmp_path, kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 60, (6, 512 // block * size)).astype(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
+    writer.add_tensor("t", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    from longrope_jax.weights.gguf_file import GGUFSource, read_header
+
+    source = GGUFSource(tmp_path / "q.gguf", read_header(tmp_path / "q.gguf"))
+    assert source.shapes["t"] == (6, 512)
+    parts = [source.rows("t", at, at + 2) for at in (0, 2, 4)]
+    assert_same(gguf.dequantize(data, kind), np.concatenate(parts))
+
+
+def test_old_configs_with_defaults_left_out_are_understood(tmp_path):
+    path, params = write(tmp_path, "hf", dataclasses.replace(CONFIG, n_kv_heads=4))
+    raw = json.loads((path / "config.json").read_text())
+    for key in ("head_dim", "num_key_value_heads", "rope_parameters", "tie_word_embeddings"):
+        del raw[key]
+    raw |= {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    (path / "config.json").write_text(json.dumps(raw))
+    loaded = weights.load(path)
+    assert loaded.rotary_spec == rotary.PositionInterpolation(2.0, 5e5)
+    assert_same(params, loaded.params)
+
+
+# Meta's folder
+
+
+@pytest.mark.parametrize("parts, embed", [(1, "columns"), (2, "columns"), (2, "rows")])
+def test_model_parallel_shards_are_merged(tmp_path, parts, embed):
+    pytest.importorskip("torch", reason="LOUD SKIP: Meta's pickles need torch")
+    config = dataclasses.replace(
+        CONFIG, rotary_layout="interleaved", d_ff=llama.swiglu_width(32, multiple_of=16)
+    )
+    params = numbers(config)
+    loaded = weights.load(write_meta(tmp_path / "meta", config, params, parts, embed))
+    assert loaded.config == config and loaded.rotary_spec == rotary.RoPE()
+    assert_same(params, loaded.params)
+
+
+def test_llama_3_params_json(tmp_path):
+    pytest.importorskip("torch", reason="LOUD SKIP: Meta's pickles need torch")
+    config = dataclasses.replace(CONFIG, d_ff=llama.swiglu_width(32, multiple_of=16))
+    raw = {"rope_theta": 5e5, "use_scaled_rope": True, "vocab_size": 40, "ffn_dim_multiplier": 1.0}
+    loaded = weights.load(write_meta(tmp_path / "m", config, numbers(config), **raw))
+    assert loaded.rotary_spec == rotary.Llama3()
+    assert any("Llama 3.2" in note for note in loaded.notes)
+
+
+# On a mesh
+
+
+def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
+    from longrope_jax.weights import stream
+
+    monkeypatch.setattr(stream, "SLICE_VALUES", 400)  # many slices, cut across shards
+    path, params = write(tmp_path, "gguf", dataclasses.replace(CONFIG, rotary_layout="interleaved"))
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    loaded = weights.load(path, mesh=mesh)
+    assert_same(params, loaded.params)
+    wq = loaded.params["layers"]["attention"]["wq"]
+    assert wq.sharding.spec == sharding.partition_spec("layers", "embed", "heads", "head_dim")
+    assert {shard.data.shape for shard in wq.addressable_shards} == {(2, 16, 2, 8)}
+
+
+@pytest.mark.slow
+def test_host_memory_beside_the_devices_stays_below_one_and_a_half_tensors(tmp_path):
+    """8 layers, the largest tensor 24 MiB: anything that keeps tensors on the host shows."""
+    config = llama.LlamaConfig(6144, 1024, 8, 8, 2, 128, 2048, tie_embeddings=True)
+    script = f"""
+        import ctypes, resource, sys, jax, numpy as np
+        from longrope_jax import llama, rotary, weights
+        from longrope_jax.weights import names, stream
+        config = llama.{config!r}
+        rng = np.random.default_rng(0)
+        stream.fetch = lambda c, p, leaf, *rest: rng.random(
+            names.file_shape(c, leaf), np.float32).astype(rest[1])
+        weights.save({str(tmp_path / "big")!r}, config, {{}}, rotary.RoPE())
+        weights.save({str(tmp_path / "big.gguf")!r}, config, {{}}, rotary.RoPE(), format="gguf")
+    """
+    run_python(script)
+    for path in (tmp_path / "big", tmp_path / "big.gguf"):
+        measure = f"""
+            import gc, jax
+            from longrope_jax import weights
+            def status(key):
+                lines = open("/proc/self/status").read().splitlines()
+                return next(int(x.split()[1]) for x in lines if x.startswith(key)) * 1024
+            small = weights.load({str(path)!r})     # compiles every update
+            size = sum(x.nbytes for x in jax.tree.leaves(small.params))
+            del small
+            gc.collect()
+            before = status("VmRSS")
+            open("/proc/self/clear_refs", "w").write("5")   # VmHWM starts again
+            loaded = weights.load({str(path)!r})
+            print(status("VmHWM") - before, size)
+        """
+        over, size = (int(n) for n in run_python(measure).split())
+        largest = 6144 * 1024 * 4
+        assert size > 8 * largest
+        print(path.name, (over - size) / largest)
+        assert over - size < 1.5 * largest, f"{path.name}: {(over - size) / largest:.2f} tensors"
+
+
+def run_python(script):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+# What is recognised
+
+
+def trained_looking(layout_, config=CONFIG):
+    """Parameters whose pairs have like norms, each pair its own, as in trained models."""
+    params = numbers(config)
+    sizes = np.repeat(np.linspace(0.2, 4.0, config.head_dim // 2), 2)  # interleaved pairs
+    if layout_ == "half":
+        sizes = sizes[rotary.half_from_interleaved(config.head_dim)]
+    for name in ("wq", "wk"):
+        params["layers"]["attention"][name] *= sizes.astype(np.float32)
+    return params
+
+
+@pytest.mark.parametrize("truth", rotary.LAYOUTS)
+@pytest.mark.parametrize("claimed", rotary.LAYOUTS)
+def test_the_probe_doubts_a_layout_exactly_when_it_is_wrong(truth, claimed):
+    config = dataclasses.replace(CONFIG, d_model=512, head_dim=64, rotary_layout=claimed)
+    verdict, doubt = layout.probe(config, trained_looking(truth, config))
+    assert doubt == (truth != claimed), verdict
+
+
+def test_a_doubtful_layout_warns_and_can_be_overruled(tmp_path):
+    config = dataclasses.replace(CONFIG, d_model=512, head_dim=64)
+    lie = trained_looking("interleaved", config)
+    weights.save(tmp_path / "m", config, lie, rotary.RoPE())
+    with pytest.warns(UserWarning, match="they look interleaved, the format says half"):
+        weights.load(tmp_path / "m")
+    with warnings.catch_warnings(action="error"):
+        loaded = weights.load(tmp_path / "m", rotary_layout="interleaved")
+    assert loaded.config.rotary_layout == "interleaved"
+
+
+def test_random_weights_say_nothing():
+    verdict, doubt = layout.probe(CONFIG, numbers(CONFIG))
+    assert "say nothing" in verdict and not doubt
+
+
+def test_inspect_prints_without_reading_tensors(tmp_path, capsys):
+    path, _ = write(tmp_path, "gguf", spec=SPECS[2], context_length=256)
+    assert command.main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("context_length   256", "YaRN(factor=4.0", "interleaved layout", "21 F32"):
+        assert expected in printed
+    assert command.main(["inspect", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.startswith("error: no checkpoint at")
+
+
+def test_tables_of_names_cover_the_parameter_tree():
+    paths = {"/".join(leaf.path) for leaf in names.leaves(CONFIG)}
+    tree = jax.tree_util.tree_flatten_with_path(numbers(CONFIG))[0]
+    assert paths == {"/".join(key.key for key in path) for path, _ in tree}
+
+
+# Tokenizers travel along
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_tokenizer_comes_back(tmp_path, form):
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, form, tokenizer=tokenizer, special_ids={"eos": 0})
+    loaded = weights.load(path)
+    text = "the cat sat on the mat 42"
+    assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
+    assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_ids == {"eos": 0}
+
+
+def test_what_is_in_the_way_is_not_overwritten(tmp_path):
+    for form in FORMS:
+        path, params = write(tmp_path, form)
+        with pytest.raises(ValueError, match="already"):
+            weights.save(path, CONFIG, params, rotary.RoPE(), format=form)
+
+
+def test_a_model_by_name_is_verified_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGROPE_CACHE", str(tmp_path))
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"expected sha256 b179c9523d0e.*delete it"):
+        weights.load("smollm2-135m")
+    with pytest.raises(ValueError, match="did you mean 'smollm2-135m'"):
+        pretrained.fetch("smollm2-135")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"format": "gguff"}, "did you mean 'gguf'"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"tokenizer": tokenizers.ByteTokenizer()}, "tokenizer=None"),
+    ],
+)
+def test_bad_options_of_save_are_one_line(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        weights.save(tmp_path / "m", CONFIG, numbers(CONFIG), rotary.RoPE(), **options)
+    assert "\n" not in str(error.value)

