@@ -18,7 +18,6 @@ _34b, _70b, pi_1000, yarn_400_200, longlora_1000, giraffe_4k_16k, together_7b_32
 Killed at any moment and started again, it goes on where it was; done again it only redraws.
 """
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from experiments import cli
 from experiments.continual import page, train
 from experiments.continual.project import Project
 from experiments.progress import StudyProgress
-from longrope_jax import rotary, sharding
+from longrope_jax import rotary, sharding, weights
 from longrope_jax.data.tokenizers import ByteTokenizer
 from longrope_jax.training import lora
 from longrope_jax.training.checkpoints import latest_step
@@ -46,9 +45,10 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     lora.trainable(config.trainable, rank=config.rank, alpha=config.alpha)
     project = Project(config, workdir)
     page.check_blocks(project)
-    project.claim()
+    project.check_settings()
     if not all(map(project.is_scored, measurements(config))) or _unexported(project):
         check(project)
+        project.keep_settings()
         with StudyProgress(_work(project)) as progress:
             execute(project, progress)
     if not project.writes:
@@ -70,11 +70,10 @@ def check(project: Project) -> None:
         project.method(text).frequencies(
             head_dim=project.base.model.head_dim, seq_len=project.length
         )
-    if config.export:
-        if importlib.util.find_spec("longrope_jax.weights") is None:
-            raise ValueError("no longrope_jax.weights to export with: use --config.export=''")
-        if config.export == "hf":
-            rotary.to_hf(project.method(_measured_with(last_stage(config))))
+    if config.export and config.export not in weights.FORMATS:
+        raise ValueError(rotary.unknown("export", config.export, weights.FORMATS))
+    if config.export == "hf":
+        rotary.to_hf(project.method(_measured_with(last_stage(config))))
     project.held_out  # noqa: B018  (a text too short is refused)
 
 
@@ -143,8 +142,6 @@ def _export(project: Project, params) -> None:
     """Writes the model in the config's format, whole or not at all; bytes need no tokenizer."""
     if not _unexported(project):
         return
-    from longrope_jax import weights
-
     base, path = project.base, _export_path(project)
     partial = path.with_name(f"partial-{path.name}")
     if partial.is_dir():

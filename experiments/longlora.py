@@ -68,11 +68,12 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
         sharding.start_multihost()
     project = Project(config, workdir)
     check(project)
-    project.claim()
+    project.check_settings()
     runs = [(row, seed) for seed in range(config.seeds) for row in rows(config)]
     pending = [(row, seed) for row, seed in runs if not project.is_scored(row.run(seed))]
     if pending or not all(map(project.is_scored, _BEFORE)):
         _check_runs(project, pending)
+        project.keep_settings()
         with StudyProgress(_work(project, pending)) as progress:
             execute(project, pending, progress)
     if not project.writes:

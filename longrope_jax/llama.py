@@ -187,6 +187,9 @@ class Llama(nn.Module):
 
 
 def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
+    if c.sparse_group and (rule is not None or cache is not None):
+        what = "a cache" if rule is None else rule
+        raise ValueError(f"S2-Attn trains plain rotary attention, not {what}: use sparse_group=0")
     if rule is not None and positions is not None:
         raise ValueError(f"{rule} counts positions in each document itself: leave positions=None")
     width = _key_copies(rule) * c.head_dim
@@ -246,10 +249,6 @@ class Attention(nn.Module):
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         if c.sparse_group:
-            if kv is not None:
-                raise ValueError("S2-Attn is for training: decode with sparse_group=0")
-            if self.score_rule is not None:
-                raise ValueError(f"S2-Attn takes no {self.score_rule}: train with sparse_group=0")
             out = shifted_sparse(
                 q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
             )

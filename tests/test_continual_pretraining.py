@@ -1,9 +1,7 @@
 """Continual pretraining and LongLoRA's table: tiny runs, cut off and resumed, exported, refused."""
 
-import importlib.machinery
 import json
 import shutil
-import sys
 import types
 
 import jax
@@ -18,7 +16,7 @@ from experiments.continual import base as bases
 from experiments.continual import page, train
 from experiments.continual.project import Project
 from experiments.progress import StudyProgress
-from longrope_jax import llama, rotary
+from longrope_jax import llama, rotary, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.training import lora
 
@@ -147,16 +145,12 @@ def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exporte
 ):
     """Stage 2 begins where stage 1 ended; the export holds the merged parameters."""
     saved = []
-    fake = types.ModuleType("longrope_jax.weights")
-    fake.__spec__ = importlib.machinery.ModuleSpec("longrope_jax.weights", None)
 
     def save(path, config, params, spec, tokenizer, *, format, context_length, special_ids):
         path.mkdir()
         saved.append((config, params, spec, tokenizer, format, context_length))
 
-    fake.save = save
-    monkeypatch.setitem(sys.modules, "longrope_jax.weights", fake)
-    monkeypatch.setattr("longrope_jax.weights", fake, raising=False)
+    monkeypatch.setattr(weights, "save", save)
     shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8}
     tiny.update(
         {
@@ -201,11 +195,12 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
         special_ids={"bos": 256},
     )
     asked = {}
-    fake = types.ModuleType("longrope_jax.weights")
-    fake.__spec__ = importlib.machinery.ModuleSpec("longrope_jax.weights", None)
-    fake.load = lambda path, **options: asked.update(options, path=path) or loaded
-    monkeypatch.setitem(sys.modules, "longrope_jax.weights", fake)
-    monkeypatch.setattr("longrope_jax.weights", fake, raising=False)
+
+    def load(path, **options):
+        asked.update(options, path=path)
+        return loaded
+
+    monkeypatch.setattr(weights, "load", load)
     tiny.update({"model": "checkpoint", "dtype": "bfloat16", "remat": "full"})
     project = Project(tiny, tmp_path)
     base = project.base
@@ -285,6 +280,7 @@ def test_every_preset_is_published_or_ours():
         ({"stages.stage1.accumulation": 3}, "batch of 8 .* 3 microbatches"),
         ({"stages.stage1.sparse_group": 24}, "sparse_group must be even and divide 64, got 24"),
         ({"stages.stage1.warmup_steps": 6}, "warmup_steps"),
+        ({"export": "hff"}, "'hff'.*'hf'"),
         ({"export": "hf", "stages.stage1.measured_with": "giraffe_power"}, "."),
     ],
 )
@@ -294,8 +290,9 @@ def test_a_bad_config_is_one_line_before_anything_is_trained(
     monkeypatch.setattr(continual_pretraining, "execute", None)
     tiny.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message) as error:
-        continual_pretraining.main(tiny, tmp_path)
+        continual_pretraining.main(tiny, tmp_path / "run")
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
 # LongLoRA's tables

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_one_line(shape, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_decoding_with_it_is_refused(random_params):
+def test_decoding_and_score_rules_with_it_are_refused(random_params):
     config = dataclasses.replace(CONFIG, sparse_group=8)
     rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=16)
     with pytest.raises(ValueError, match="sparse_group=0"):
@@ -169,5 +169,8 @@ def test_decoding_with_it_is_refused(random_params):
             rotary=rot,
             cache=llama.init_cache(config, 1, 8),
         )
+    alibi = rotary.make(rotary.ALiBi(), head_dim=8, seq_len=16)
+    with pytest.raises(ValueError, match=r"not .*: use sparse_group=0"):
+        llama.logits(config, random_params(CONFIG), jnp.zeros((1, 8), jnp.int32), alibi)
     with pytest.raises(ValueError, match="sparse_group"):
         dataclasses.replace(CONFIG, sparse_group=-4)

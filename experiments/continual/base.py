@@ -1,7 +1,6 @@
 """The model that training continues from: a checkpoint of any format, our own, or a made-up one."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from longrope_jax import llama, rotary
+from longrope_jax import llama, rotary, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.training import checkpoints, step
 
@@ -108,10 +107,6 @@ def _own(config: ConfigDict, mesh: Mesh) -> Base:
 
 
 def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
-    if importlib.util.find_spec("longrope_jax.weights") is None:
-        raise ValueError(f"cannot read {config.model}: longrope_jax.weights is not installed")
-    from longrope_jax import weights
-
     found = weights.load(
         config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )

@@ -20,6 +20,7 @@ from longrope_jax.evaluation.by_position import nll_by_position, position_blocks
 
 # Settings that do not change what is trained or measured.
 _FREE = ("mesh", "multihost", "export")
+_SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,24 +105,26 @@ class Project:
         """Whether this process writes results (one does on several hosts)."""
         return jax.process_index() == 0
 
-    def claim(self) -> None:
-        """Makes the folder this config's own.
-
-        Raises:
-            ValueError: it holds results of other settings.
-        """
-        path = self.workdir / "settings.json"
+    @property
+    def _settings(self) -> dict:
         plain = json.loads(self.config.to_json_best_effort())
-        mine = _flat({k: v for k, v in plain.items() if k not in _FREE})
-        if path.exists():
-            for name, before in json.loads(path.read_text()).items():
-                if mine.get(name) != before:
-                    raise ValueError(
-                        f"{self.workdir} holds a run with {name}={before!r}, not "
-                        f"{mine.get(name)!r}: choose another --workdir"
-                    )
-        elif self.writes:
-            files.save_json(path, mine)
+        return _flat({k: v for k, v in plain.items() if k not in _FREE})
+
+    def check_settings(self) -> None:
+        """Raises ValueError if the folder holds results of other settings."""
+        path, mine = self.workdir / _SETTINGS, self._settings
+        before = json.loads(path.read_text()) if path.exists() else {}
+        for name, value in before.items():
+            if mine.get(name) != value:
+                raise ValueError(
+                    f"{self.workdir} holds a run with {name}={value!r}, not {mine.get(name)!r}: "
+                    "choose another --workdir"
+                )
+
+    def keep_settings(self) -> None:
+        """Makes the folder this config's own; called once all of it has been checked."""
+        if self.writes:
+            files.save_json(self.workdir / _SETTINGS, self._settings)
 
     def scores_path(self, name: str) -> Path:
         """Where a measurement is kept."""
