@@ -1,5 +1,6 @@
 """Damaged and hostile checkpoints: one clear line each, nothing executed, no memory taken."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -10,12 +11,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from checkpoints import CONFIG, numbers, write
+from checkpoints import CONFIG, numbers, write, write_meta
 from fuzz_checkpoints import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrope_jax import weights
+from longrope_jax import llama, weights
 from longrope_jax.weights import gguf_header, huggingface, safetensors_file
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
@@ -323,6 +324,21 @@ def test_archives_that_unpack_to_more_than_they_are(tmp_path):
     refused(tmp_path, "is compressed, as none should be")
     torch.save({"norm.weight": torch.zeros(1).expand(2**40)}, file)
     refused(tmp_path, "empty or not contiguous")
+
+
+def test_dtypes_and_flags_of_torch(tmp_path):
+    torch = pytest.importorskip("torch", reason="LOUD SKIP: Meta's pickles need torch")
+    config = dataclasses.replace(CONFIG, d_ff=llama.swiglu_width(32, multiple_of=16))
+    write_meta(tmp_path, config, numbers(config))
+    file = tmp_path / "consolidated.00.pth"
+    tensors = torch.load(file, weights_only=True)
+    norm = tensors["norm.weight"]
+    torch.save(tensors | {"norm.weight": norm.requires_grad_()}, file)
+    scale = weights.load(tmp_path).params["final_norm"]["scale"]
+    np.testing.assert_array_equal(scale, norm.detach().numpy())
+    for bad in (norm.detach().to(torch.complex64), norm.detach().to(torch.float8_e4m3fn)):
+        torch.save(tensors | {"norm.weight": bad}, file)
+        refused(tmp_path, "expected a plain float type")
 
 
 def test_missing_shards_of_meta(tmp_path):

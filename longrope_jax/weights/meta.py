@@ -124,10 +124,11 @@ def _numpy(tensor) -> np.ndarray:
     import ml_dtypes
     import torch
 
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    if not tensor.dtype.is_floating_point:
-        raise ValueError(f"a tensor is {tensor.dtype}, expected a float type")
+    if tensor.dtype not in (torch.float16, torch.float32, torch.float64) or tensor.is_neg():
+        raise ValueError(f"a tensor is {tensor.dtype}, expected a plain float type")
     return tensor.numpy()
 
 
