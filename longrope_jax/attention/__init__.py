@@ -5,13 +5,14 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from longrope_jax.attention import blockwise, reference
+from longrope_jax.attention import blockwise, reference, splash
 from longrope_jax.rotary import unknown
 
 _BACKENDS = {
     "auto": blockwise.attention,
     "blockwise": blockwise.attention,
     "reference": reference.attention,
+    "splash": None,
 }
 BACKENDS = tuple(_BACKENDS)
 
@@ -51,6 +52,8 @@ def attend(
     starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
     last_key = starts[:, None] + jnp.arange(T, dtype=jnp.int32)
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
+    if backend == "splash":
+        return _splash(q, k, v, first_key, H**-0.5)
     return _BACKENDS[backend](q, k, v, first_key, last_key, H**-0.5)
 
 
@@ -68,3 +71,14 @@ def _check(q, k, v, segment_start, query_start) -> None:
         raise ValueError(f"query_start has shape {jnp.shape(query_start)}, needs {(B,)}")
     if segment_start is not None and segment_start.shape != (B, T):
         raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")
+
+
+def _splash(q, k, v, first_key, scale):
+    from jax.sharding import PartitionSpec as P
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return splash.attention(q, k, v, first_key, scale)
+    first_key = jnp.broadcast_to(first_key, q.shape[:2])
+    s = P(("data", "fsdp"), None, "tensor", None)
+    f = jax.shard_map(lambda *a: splash.attention(*a, scale), mesh=mesh, in_specs=(s, s, s, P(("data","fsdp"), None)), out_specs=s, check_vma=False)
+    return f(q, k, v, first_key)
