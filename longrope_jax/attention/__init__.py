@@ -1,20 +1,25 @@
-"""Causal attention: one function, its back ends behind it."""
+"""Causal attention: one function, its back ends behind it, context parallelism around them."""
 
+import functools
 import numbers
 
 import jax
 import jax.numpy as jnp
 
-from longrope_jax.attention import blockwise, reference, splash
+from longrope_jax import sharding
+from longrope_jax.attention import blockwise, context, cudnn, reference, splash
 from longrope_jax.rotary import unknown
 
 _BACKENDS = {
-    "auto": blockwise.attention,
     "blockwise": blockwise.attention,
     "reference": reference.attention,
-    "splash": None,
+    "splash": splash.attention,
+    "cudnn": cudnn.attention,
 }
-BACKENDS = tuple(_BACKENDS)
+_KERNELS = {"splash": splash, "cudnn": cudnn}  # what they cannot do, their `refusal` tells
+_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}  # the first choice of "auto"
+BACKENDS = ("auto", *_BACKENDS)
+CONTEXTS = context.WAYS
 
 
 def attend(
@@ -25,36 +30,87 @@ def attend(
     segment_start: jax.Array | None = None,
     query_start: jax.Array | int = 0,
     backend: str = "auto",
+    context_parallel: str = "all_gather",
 ) -> jax.Array:
     """Causal, grouped-query attention with softmax in float32 and scores scaled by H^-1/2.
+
+    Under a mesh (`jax.set_mesh`) each device computes its own rows and heads; where the mesh has a
+    `sequence` axis, each computes its own part of the queries too (context parallelism).
 
     Args:
         q: [B, T, N, H] queries, already rotated.
         k: [B, S, K, H] keys, already rotated; N is a multiple of K.
         v: [B, S, K, H] values.
         segment_start: int32 [B, T], for each query the index of the first key of its packed
-            document; None means 0.
+            document, the same for all of a document; None means 0.
         query_start: int or int32 [B], the index of the first query among the keys: 0 in training,
             the number of cached tokens in decoding.
-        backend: "blockwise" (memory linear in T; also "auto"), or "reference" (memory T times S).
+        backend: "blockwise" (everywhere, memory linear in T), "splash" (TPU kernel; interpreted
+            elsewhere), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto": the kernel
+            of the platform the program is traced for if it can do the work, else blockwise.
+        context_parallel: "all_gather" (of keys and values) or "ring" (they travel from device to
+            device; always blockwise); read only if the mesh has a sequence axis above 1.
 
     Returns:
         [B, T, N, H] in the dtype of q.
 
     Raises:
-        ValueError: unknown backend, shapes that do not fit, queries beyond the last key.
+        ValueError: unknown names, shapes that do not fit or do not divide over the mesh, queries
+            beyond the last key, or work that the back end cannot do.
     """
-    if backend not in _BACKENDS:
+    if backend not in BACKENDS:
         raise ValueError(unknown("attention backend", backend, BACKENDS))
+    if context_parallel not in CONTEXTS:
+        raise ValueError(unknown("context parallelism", context_parallel, CONTEXTS))
     _check(q, k, v, segment_start, query_start)
-    T, H = q.shape[1], q.shape[3]
-    # One row where all rows are alike: block bounds then need no reduction over a sharded batch.
+    whole = q.shape[1] == k.shape[1] and isinstance(query_start, numbers.Integral)
+    parts = sharding.shards("sequence")
+    work = {"packed": segment_start is not None, "whole": whole, "parts": parts}
+    attention = _attention(backend, context_parallel, q, work)
+    # One row where all rows are alike: block bounds then need no reduction over the batch.
     starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
-    last_key = starts[:, None] + jnp.arange(T, dtype=jnp.int32)
+    last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
-    if backend == "splash":
-        return _splash(q, k, v, first_key, H**-0.5)
-    return _BACKENDS[backend](q, k, v, first_key, last_key, H**-0.5)
+    attention = functools.partial(attention, scale=q.shape[3] ** -0.5)
+    keys = "batch", "sequence", "kv_heads", "head_dim"
+    names = [("batch", "sequence", "heads", "head_dim"), keys, keys]
+    names += [(None if len(x) == 1 else "batch", "sequence") for x in (first_key, last_key)]
+    return sharding.per_device(attention, tuple(names), names[0])(q, k, v, first_key, last_key)
+
+
+def _attention(backend: str, context_parallel: str, q, work):
+    """The function that each device runs on its shard."""
+    if work["parts"] > 1:
+        _check_context(q, backend, context_parallel, work)
+        if context_parallel == "ring":
+            return context.around_ring
+    if backend == "auto":
+        backend = _KERNEL_OF.get(sharding.platform(), "blockwise")
+        if backend in _KERNELS and _KERNELS[backend].refusal(q, **work):
+            backend = "blockwise"
+    elif backend in _KERNELS and (why := _KERNELS[backend].refusal(q, **work)):
+        raise ValueError(f"{why}: use backend 'blockwise' or 'auto'")
+    if work["parts"] > 1:
+        return functools.partial(context.all_gather, _BACKENDS[backend])
+    return _BACKENDS[backend]
+
+
+def _check_context(q, backend, context_parallel, work) -> None:
+    T, parts = q.shape[1], work["parts"]
+    if not work["whole"]:
+        raise ValueError(
+            "no decoding with a cache over a sequence axis: use a mesh with sequence=1 and more "
+            "tensor, fsdp or data"
+        )
+    if T % (2 * parts):
+        raise ValueError(
+            f"{T} tokens do not divide into {2 * parts} half chunks for a sequence axis of {parts}"
+        )
+    if context_parallel == "ring" and backend not in ("auto", "blockwise"):
+        raise ValueError(
+            f"ring attention is computed blockwise, not by {backend!r}: use backend 'blockwise' or "
+            "context_parallel='all_gather'"
+        )
 
 
 def _check(q, k, v, segment_start, query_start) -> None:
@@ -71,14 +127,3 @@ def _check(q, k, v, segment_start, query_start) -> None:
         raise ValueError(f"query_start has shape {jnp.shape(query_start)}, needs {(B,)}")
     if segment_start is not None and segment_start.shape != (B, T):
         raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")
-
-
-def _splash(q, k, v, first_key, scale):
-    from jax.sharding import PartitionSpec as P
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return splash.attention(q, k, v, first_key, scale)
-    first_key = jnp.broadcast_to(first_key, q.shape[:2])
-    s = P(("data", "fsdp"), None, "tensor", None)
-    f = jax.shard_map(lambda *a: splash.attention(*a, scale), mesh=mesh, in_specs=(s, s, s, P(("data","fsdp"), None)), out_specs=s, check_vma=False)
-    return f(q, k, v, first_key)

@@ -25,12 +25,23 @@ def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
 
     first_key and last_key are [B, T], or [1, T] where all rows are alike.
     """
+    q, k, v = heads_first(q, k, v)
+    blocks = min(BLOCK_Q, q.shape[3]), min(BLOCK_K, k.shape[2])
+    return heads_last(_attention(scale, *blocks, q, k, v, first_key, last_key))
+
+
+def heads_first(q, k, v):
+    """q [B, K, G, T, H], k and v [B, K, S, H]."""
     B, T, N, H = q.shape
-    S, K = k.shape[1:3]
+    K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attention(scale, min(BLOCK_Q, T), min(BLOCK_K, S), q, k, v, first_key, last_key)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+
+def heads_last(out):
+    """[B, K, G, T, H] back to [B, T, N, H]."""
+    B, K, G, T, H = out.shape
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
 class _Block(NamedTuple):
@@ -70,10 +81,15 @@ def _scores(scale, q, k, first, last, block: _Block):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attention(scale, block_q, block_k, q, k, v, first, last):
-    return _forward(scale, block_q, block_k, q, k, v, first, last)[0]
+    return forward(scale, block_q, block_k, q, k, v, first, last)[0]
 
 
-def _forward(scale, block_q, block_k, q, k, v, first, last):
+def forward(scale, block_q, block_k, q, k, v, first, last, dtype=None):
+    """Output in `dtype` (None: of q) and the log of each row's normaliser, float32 [B, K, G, T].
+
+    Over keys from index c on, `first - c` and `last - c` give the part of the output that is due
+    to them: parts merge by their normalisers.
+    """
     T, S = q.shape[3], k.shape[2]
 
     def query_block(i, carry):
@@ -107,16 +123,16 @@ def _forward(scale, block_q, block_k, q, k, v, first, last):
         put = partial(lax.dynamic_update_slice_in_dim, start_index=rows.start, axis=3)
         all_out, all_lse = carry
         return (
-            put(all_out, (out / total[..., None]).astype(q.dtype)),
+            put(all_out, (out / total[..., None]).astype(all_out.dtype)),
             put(all_lse, top + jnp.log(total)),
         )
 
-    empty = jnp.zeros_like(q), jnp.zeros(q.shape[:-1], jnp.float32)
+    empty = jnp.zeros(q.shape, dtype or q.dtype), jnp.zeros(q.shape[:-1], jnp.float32)
     return lax.fori_loop(0, -(-T // block_q), query_block, empty)
 
 
 def _forward_rule(scale, block_q, block_k, q, k, v, first, last):
-    out, lse = _forward(scale, block_q, block_k, q, k, v, first, last)
+    out, lse = forward(scale, block_q, block_k, q, k, v, first, last)
     # Named, so that a remat policy can keep them and the backward need not run the forward again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, first, last, out, lse)
@@ -124,8 +140,22 @@ def _forward_rule(scale, block_q, block_k, q, k, v, first, last):
 
 def _backward_rule(scale, block_q, block_k, saved, d_out):
     q, k, v, first, last, out, lse = saved
+    out_dot = row_dot(out, d_out)
+    grads = backward(scale, block_q, block_k, q, k, v, first, last, lse, out_dot, d_out)
+    return *(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True)), None, None
+
+
+def row_dot(out, d_out):
+    """Per row the product of the output and its cotangent, float32 [B, K, G, T]."""
+    return (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
+
+
+def backward(scale, block_q, block_k, q, k, v, first, last, lse, out_dot, d_out):
+    """Cotangents of q, k and v in float32.
+
+    Exact for a part of the keys too, as in `forward`, if lse and out_dot are those of all keys.
+    """
     T, S = q.shape[3], k.shape[2]
-    out_dot = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
 
     def query_block(i, carry):
         d_q, d_k, d_v = carry
@@ -154,8 +184,7 @@ def _backward_rule(scale, block_q, block_k, saved, d_out):
         return _add(d_q, rows, d_q_i, 3), d_k, d_v
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    d_q, d_k, d_v = lax.fori_loop(0, -(-T // block_q), query_block, zeros)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    return lax.fori_loop(0, -(-T // block_q), query_block, zeros)
 
 
 def _dot(spec: str, a, b):
