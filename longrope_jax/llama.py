@@ -11,12 +11,17 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import BACKENDS, attend
-from longrope_jax.sharding import constrain
+from longrope_jax.attention import BACKENDS, CONTEXTS, attend
+from longrope_jax.sharding import constrain, shards
 
-REMAT = ("none", "full")
+# What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
+# policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
+_ATTENTION = ("attention_out", "attention_lse")
+_LINEAR = ("query", "key", "value", "attended", "gate", "up")
+REMAT = {"none": None, "full": (), "attention": _ATTENTION, "linear": _ATTENTION + _LINEAR}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
@@ -27,7 +32,7 @@ class LlamaConfig:
 
     Raises:
         ValueError: a size below 1, heads that do not divide, odd head_dim, unknown layout,
-            attention back end, remat policy or dtype.
+            attention back end, context parallelism, remat policy or dtype.
     """
 
     vocab_size: int  # V, tokens
@@ -41,7 +46,8 @@ class LlamaConfig:
     tie_embeddings: bool = False
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # back end, see attention.attend
-    remat: str = "none"  # "full": the backward computes each layer again
+    context_parallel: str = "all_gather"  # or "ring": over a sequence axis, see attention.attend
+    remat: str = "none"  # what each layer saves for the backward, see REMAT
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
 
@@ -54,7 +60,8 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
-        for what, known in (named | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
+        named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
+        for what, known in named.items():
             if getattr(self, what) not in known:
                 raise ValueError(rotary_lib.unknown(what, getattr(self, what), known))
 
@@ -109,12 +116,9 @@ class Llama(nn.Module):
         table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
         # Gathered over fsdp first: a lookup in rows cut along D would be moved to the batch axis.
         table = constrain(table.astype(c.dtype), "vocab", "residual")
-        x = constrain(jnp.take(table, tokens, axis=0), *_RESIDUAL)
-        block = Block
-        if c.remat == "full":
-            block = nn.remat(Block, prevent_cse=False)
+        x = constrain(jnp.take(table, tokens, axis=0), *_residual(cache))
         layers = nn.scan(
-            block,
+            _remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
@@ -129,6 +133,13 @@ class Llama(nn.Module):
         if cache is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+
+def _remat(block, config):
+    if config.remat == "none":
+        return block
+    policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
+    return nn.remat(block, prevent_cse=False, policy=policy)
 
 
 def default_positions(tokens, segment_start, query_start):
@@ -150,9 +161,9 @@ class Block(nn.Module):
         attended, kv = Attention(self.config, name="attention")(
             RMSNorm(self.config, name="attention_norm")(x), phases, segment_start, query_start, kv
         )
-        x = constrain(x + attended, *_RESIDUAL)
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return constrain(x, *_RESIDUAL), kv
+        x = constrain(x + constrain(attended, *_residual(kv)), *_residual(kv))
+        hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
+        return constrain(x + constrain(hidden, *_residual(kv)), *_residual(kv)), kv
 
 
 class Attention(nn.Module):
@@ -164,6 +175,7 @@ class Attention(nn.Module):
     def __call__(self, x, phases, segment_start, query_start, kv):
         """[B, T, D] to [B, T, D]; kv [B, S, K, H] is the layer's cache or None."""
         c = self.config
+        x = constrain(x, *_TOKENS)
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         wq = self.param("wq", _init(*heads, fan_in=c.d_model), *_shape(c, "DNH"))
         wk = self.param("wk", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
@@ -175,12 +187,20 @@ class Attention(nn.Module):
         v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
+        q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
         out = attend(
-            q, k, v, segment_start=segment_start, query_start=query_start, backend=c.attention
+            q,
+            k,
+            v,
+            segment_start=segment_start,
+            # A plain 0 says that the keys are the queries' own: remat makes an array of it.
+            query_start=0 if kv is None else query_start,
+            backend=c.attention,
+            context_parallel=c.context_parallel,
         )
-        return _dot("BTNH,NHD->BTD", out, wo), kv
+        return checkpoint_name(_dot("BTNH,NHD->BTD", out, wo), "attended"), kv
 
 
 def _append(cached, new, start):
@@ -204,7 +224,9 @@ class MLP(nn.Module):
         gate = self.param("gate", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
         up = self.param("up", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
         down = self.param("down", _init("mlp", "embed", fan_in=c.d_ff), *_shape(c, "FD"))
-        hidden = nn.silu(_dot("BTD,DF->BTF", x, gate)) * _dot("BTD,DF->BTF", x, up)
+        x = constrain(x, *_TOKENS)
+        gated = checkpoint_name(_dot("BTD,DF->BTF", x, gate), "gate")
+        hidden = nn.silu(gated) * checkpoint_name(_dot("BTD,DF->BTF", x, up), "up")
         return _dot("BTF,FD->BTD", constrain(hidden, "batch", "sequence", "mlp"), down)
 
 
@@ -223,7 +245,12 @@ class RMSNorm(nn.Module):
         return (xf * rms * scale).astype(x.dtype)
 
 
-_RESIDUAL = ("batch", "sequence", "residual")
+_TOKENS = ("batch", "sequence", "residual")
+
+
+def _residual(cache):
+    """Between the blocks a tensor axis divides the tokens; in decoding there may be one alone."""
+    return _TOKENS if cache is not None else ("batch", "residual_sequence", "residual")
 
 
 def _dot(spec: str, x, w):
@@ -242,11 +269,10 @@ def _shape(c: LlamaConfig, letters: str):
 
 def init_boxed(config: LlamaConfig, key: jax.Array):
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=1)
-    # One token on one device: the constraints on activations have nothing to divide.
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        return Llama(config).init(key, tokens, rotary=rot)["params"]
+    # As few tokens as the mesh can divide; no parameter depends on them.
+    B, T = shards("data", "fsdp"), 2 * shards("sequence", "tensor")
+    rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=T)
+    return Llama(config).init(key, jnp.zeros((B, T), jnp.int32), rotary=rot)["params"]
 
 
 def init_params(config: LlamaConfig, key: jax.Array) -> dict:
@@ -256,10 +282,13 @@ def init_params(config: LlamaConfig, key: jax.Array) -> dict:
 
 def unembed(config: LlamaConfig, params: dict, hidden: jax.Array) -> jax.Array:
     """Logits float32 [..., T, V] of hidden states [..., T, D]; only where [T, V] is affordable."""
-    table = params["embed"].T if config.tie_embeddings else params["unembed"]
-    return jnp.einsum(
-        "...D,DV->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    table = output_table(config, params).astype(hidden.dtype)
+    return jnp.einsum("...D,DV->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+def output_table(config: LlamaConfig, params: dict) -> jax.Array:
+    """The head's [D, V]: the embedding's transpose where the two are tied."""
+    return params["embed"].T if config.tie_embeddings else params["unembed"]
 
 
 def logits(config: LlamaConfig, params: dict, tokens: jax.Array, rotary) -> jax.Array:

@@ -150,8 +150,9 @@ def per_device(f, names_in: tuple, names_out):
 
 
 def manual_axes(*axes: str) -> tuple[str, ...]:
-    """The mesh axes to name in a collective inside `per_device`: none of them without a mesh."""
-    return () if jax.sharding.get_abstract_mesh().empty else axes
+    """The mesh axes to name in a collective inside `per_device`: those that divide something."""
+    sizes = context_shape()
+    return tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
 
 
 def check_divides(shape: tuple[int, ...], spec: P, mesh_shape: dict[str, int]) -> None:
