@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.attention import BACKENDS, CONTEXTS, attend
 from longrope_jax.sharding import constrain, shards
@@ -114,9 +115,7 @@ class Llama(nn.Module):
             positions = default_positions(tokens, segment_start, query_start)
         phases = rotary_lib.phases(rotary, positions)
         table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
-        # Gathered over fsdp first: a lookup in rows cut along D would be moved to the batch axis.
-        table = constrain(table.astype(c.dtype), "vocab", "residual")
-        x = constrain(jnp.take(table, tokens, axis=0), *_residual(cache))
+        x = linear.lookup(table, tokens, c.dtype, names=_residual(cache))
         layers = nn.scan(
             _remat(Block, c),
             variable_axes={"params": 0},
@@ -158,12 +157,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv):
         """One layer, in the form that nn.scan wants: carry x, per-layer kv in and out."""
+        names = _residual(kv)
         attended, kv = Attention(self.config, name="attention")(
             RMSNorm(self.config, name="attention_norm")(x), phases, segment_start, query_start, kv
         )
-        x = constrain(x + constrain(attended, *_residual(kv)), *_residual(kv))
-        hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return constrain(x + constrain(hidden, *_residual(kv)), *_residual(kv)), kv
+        x = constrain(x + attended, *names)
+        hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x), names)
+        return constrain(x + hidden, *names), kv
 
 
 class Attention(nn.Module):
@@ -174,23 +174,21 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv):
         """[B, T, D] to [B, T, D]; kv [B, S, K, H] is the layer's cache or None."""
-        c = self.config
-        x = constrain(x, *_TOKENS)
+        c, names = self.config, _residual(kv)
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        out = ("heads", "head_dim", "embed")
         wq = self.param("wq", _init(*heads, fan_in=c.d_model), *_shape(c, "DNH"))
         wk = self.param("wk", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
         wv = self.param("wv", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
-        out_init = _init("heads", "head_dim", "embed", fan_in=c.n_heads * c.head_dim)
+        out_init = _init(*out, fan_in=c.n_heads * c.head_dim)
         wo = self.param("wo", out_init, *_shape(c, "NHD"))
-        q = constrain(_dot("BTD,DNH->BTNH", x, wq), "batch", "sequence", "heads", "head_dim")
-        k = constrain(_dot("BTD,DKH->BTKH", x, wk), "batch", "sequence", "kv_heads", "head_dim")
-        v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
+        q, k, v = linear.columns(x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names)
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = _append(kv[0], k, query_start), _append(kv[1], v, query_start)
-        out = attend(
+        attended = attend(
             q,
             k,
             v,
@@ -200,7 +198,7 @@ class Attention(nn.Module):
             backend=c.attention,
             context_parallel=c.context_parallel,
         )
-        return checkpoint_name(_dot("BTNH,NHD->BTD", out, wo), "attended"), kv
+        return checkpoint_name(linear.rows(attended, wo, out, names=names), "attended"), kv
 
 
 def _append(cached, new, start):
@@ -218,16 +216,15 @@ class MLP(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x):
-        """[B, T, D] to [B, T, D]."""
-        c = self.config
-        gate = self.param("gate", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
-        up = self.param("up", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
-        down = self.param("down", _init("mlp", "embed", fan_in=c.d_ff), *_shape(c, "FD"))
-        x = constrain(x, *_TOKENS)
-        gated = checkpoint_name(_dot("BTD,DF->BTF", x, gate), "gate")
-        hidden = nn.silu(gated) * checkpoint_name(_dot("BTD,DF->BTF", x, up), "up")
-        return _dot("BTF,FD->BTD", constrain(hidden, "batch", "sequence", "mlp"), down)
+    def __call__(self, x, names):
+        """[B, T, D] to [B, T, D], both with axes of these names."""
+        c, wide, back = self.config, ("embed", "mlp"), ("mlp", "embed")
+        gate = self.param("gate", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
+        up = self.param("up", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
+        down = self.param("down", _init(*back, fan_in=c.d_ff), *_shape(c, "FD"))
+        gated, straight = linear.columns(x, (gate, wide), (up, wide), names=names)
+        hidden = nn.silu(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
+        return linear.rows(hidden, down, back, names=names)
 
 
 class RMSNorm(nn.Module):
@@ -245,16 +242,9 @@ class RMSNorm(nn.Module):
         return (xf * rms * scale).astype(x.dtype)
 
 
-_TOKENS = ("batch", "sequence", "residual")
-
-
-def _residual(cache):
-    """Between the blocks a tensor axis divides the tokens; in decoding there may be one alone."""
-    return _TOKENS if cache is not None else ("batch", "residual_sequence", "residual")
-
-
-def _dot(spec: str, x, w):
-    return jnp.einsum(spec, x, w.astype(x.dtype))
+def _residual(cache) -> linear.Names:
+    """How activations lie between the blocks: in decoding there may be one token alone."""
+    return linear.RESIDUAL if cache is None else linear.TOKENS
 
 
 def _init(*names: str, fan_in: int):

@@ -121,9 +121,9 @@ def shards(*axes: str) -> int:
 def per_device(f, names_in: tuple, names_out):
     """`f` run by each device on its own shard, arrays divided by their axes' logical names.
 
-    Without a mesh it is `f` on whole arrays. Inside, collectives over `manual_axes(...)` are right
-    in both cases. For what the compiler cannot divide by itself (kernels), or divides badly (loops
-    whose bounds depend on data, sums over chunks).
+    Without a mesh, or on one device, it is `f` on whole arrays. Inside, collectives over
+    `manual_axes(...)` are right in both cases. For what the compiler cannot divide by itself
+    (kernels), or divides badly (loops whose bounds depend on data, sums over chunks).
 
     Args:
         f: function of arrays.
@@ -135,7 +135,7 @@ def per_device(f, names_in: tuple, names_out):
     """
 
     def run(*args):
-        if not _mesh_of(*args):
+        if not _mesh_of(*args) or jax.sharding.get_abstract_mesh().size == 1:
             return f(*args)
         specs = tuple(partition_spec(*names) for names in names_in)
         for x, spec in zip(args, specs, strict=True):

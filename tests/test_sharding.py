@@ -20,7 +20,7 @@ CONFIG = llama.LlamaConfig(V, 32, 2, 4, 2, 16, 80)
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 MESHES = {
     "data": {"data": 8},
-    "fsdp": {"fsdp": 8},
+    "context": {"fsdp": 4, "sequence": 2},
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 
@@ -106,8 +106,8 @@ def shard_shape(x):
 
 
 def parts(name):
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | MESHES[name]
-    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["tensor"]
+    sizes = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | MESHES[name]
+    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["sequence"], sizes["tensor"]
 
 
 # Numbers
@@ -129,7 +129,7 @@ def test_loss_and_gradients_equal_one_device(sharded, one_device):
 
 
 def test_parameters_and_gradients_are_sharded(sharded):
-    _, fsdp, tensor = parts(sharded.name)
+    _, fsdp, _, tensor = parts(sharded.name)
     D, F, N, K, H = 32 // fsdp, 80 // tensor, 4 // tensor, 2 // tensor, 16
     for tree in (sharded.params, sharded.grads):
         layers = tree["layers"]
@@ -146,20 +146,22 @@ def test_parameters_and_gradients_are_sharded(sharded):
 
 def test_activations_are_sharded(sharded):
     """Shapes per device in the compiled program; none has the whole batch."""
-    batch, _, tensor = parts(sharded.name)
+    batch, _, sequence, tensor = parts(sharded.name)
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", sharded.hlo)}
-    here = B // batch
-    assert (here, T, 32) in shapes  # residual
+    here, tokens = B // batch, T // sequence
+    assert (here, tokens // tensor, 32) in shapes  # residual
     # XLA drops axes of size one here and there, so the rest is compared without them.
     bare = {tuple(n for n in shape if n > 1) for shape in shapes}
 
     def present(*shape):
         return tuple(n for n in shape if n > 1) in bare
 
-    assert present(here, T, 80 // tensor)  # SwiGLU
-    assert present(here, T, 4 // tensor, 16)  # queries
+    assert present(here, tokens, 80 // tensor)  # SwiGLU
+    assert present(here, tokens, 4 // tensor, 16)  # queries
     assert present(here, 12, V // tensor)  # logits of a chunk
     assert not any(s[:2] == (B, T) for s in shapes)
+    if sequence > 1:  # all keys, but not all queries
+        assert present(here, T, 2, 16) and not present(here, T, 4, 16)
     if tensor > 1:
         assert not present(here, T, 80) and not present(here, 12, V)
         assert not present(here, T, 4, 16)
@@ -189,26 +191,52 @@ def test_one_device_has_no_collectives(one_device):
     assert one_device.collectives == []
 
 
+def moved(sharded, kind, *shape):
+    """The groups of devices over which an array of this shape is exchanged, once per collective."""
+    text = "f32[" + ",".join(map(str, shape)) + "]"
+    return [groups for k, shapes, groups in sharded.collectives if k == kind and text in shapes]
+
+
 def test_collectives_are_the_expected_ones(sharded):
+    _, fsdp, sequence, _ = parts(sharded.name)
     kinds = {kind for kind, _, _ in sharded.collectives}
-    assert kinds - {"all-gather", "all-reduce", "reduce-scatter"} == set()
-    assert "all-reduce" in kinds or "reduce-scatter" in kinds  # gradients
-    assert ("all-gather" in kinds) == ("fsdp" in MESHES[sharded.name])  # parameters
-    # Block bounds of attention are the same everywhere: no whole numbers travel.
-    assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
+    assert "all-reduce" in kinds  # loss
+    assert ("all-gather" in kinds) == (fsdp > 1)  # parameters
+    assert ("reduce-scatter" in kinds) == (fsdp > 1)  # gradients
+    assert ("collective-permute" in kinds) == (sequence > 1)  # queries in zigzag order
+    if sequence == 1:  # block bounds of attention are the same everywhere: none travel
+        assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
 
 
-def test_tensor_parallelism_sums_activations_over_pairs(sharded):
-    batch, _, tensor = parts(sharded.name)
-    activation = f"f32[{B // batch},{T},32]"
-    sums = [
-        groups for kind, s, groups in sharded.collectives if "reduce" in kind and activation in s
-    ]
-    if tensor == 1:
-        assert not sums
-    else:  # out of attention and of the MLP, and their way back
-        assert len(sums) >= 4
-        assert [[0, 1], [2, 3], [4, 5], [6, 7]] in sums
+def test_gradients_are_scattered_over_fsdp_and_never_whole(sharded):
+    _, fsdp, _, tensor = parts(sharded.name)
+    if fsdp > 1:
+        for shape in [(32 // fsdp, 80 // tensor), (80 // tensor, 32 // fsdp)]:  # of the MLP
+            assert moved(sharded, "reduce-scatter", *shape)
+        for shape in [(32, 80 // tensor), (80 // tensor, 32), (32, V // tensor), (V // tensor, 32)]:
+            assert not moved(sharded, "all-reduce", *shape)
+
+
+def test_output_table_is_gathered_once_per_pass(sharded):
+    _, fsdp, _, tensor = parts(sharded.name)
+    shape = 32, V // tensor
+    # Once forward and once backward; XLA may keep the first copy.
+    assert len(moved(sharded, "all-gather", *shape)) in ((1, 2) if fsdp > 1 else (0,))
+    lines = re.findall(rf"^.*= f32\[{shape[0]},{shape[1]}\].* all-gather\(.*$", sharded.hlo, re.M)
+    assert not any("while" in line for line in lines)  # in no loop over chunks
+
+
+def test_tensor_parallelism_scatters_activations_over_pairs(sharded):
+    """No all-reduce of activations: norms and the residual stream hold T / tensor tokens."""
+    batch, _, sequence, tensor = parts(sharded.name)
+    whole, part = (B // batch, T // sequence, 32), (B // batch, T // sequence // tensor, 32)
+    assert not moved(sharded, "all-reduce", *whole) + moved(sharded, "all-reduce", *part)
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    if tensor > 1:
+        # In each layer two sums forward and two backward; around the layers the embedding and the
+        # way back from the logits.
+        assert moved(sharded, "reduce-scatter", *part) == [pairs] * 6
+        assert set(map(str, moved(sharded, "all-gather", *whole))) == {str(pairs)}
 
 
 # Refusals
