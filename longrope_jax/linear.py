@@ -67,6 +67,8 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype, *, names: Names) -> jax.A
         found = jnp.take(table, row.clip(0, V - 1), axis=0).astype(dtype)
         return _scattered(jnp.where(((row >= 0) & (row < V))[..., None], found, 0), names)
 
+    if sizes := sharding.context_shape():
+        sharding.check_divides(tokens.shape, sharding.partition_spec(*names[:2]), sizes)
     run = sharding.per_device(local, (("vocab", "embed"), TOKENS[:2]), names)
     return run(table, tokens)
 

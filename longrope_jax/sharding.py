@@ -192,21 +192,42 @@ def shardings(mesh: Mesh, boxed: Any) -> Any:
 def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
     """Puts host arrays on the mesh, their batch axis B over data and fsdp.
 
-    On several hosts each process passes its own part of the global batch.
+    On several hosts each process passes the rows that its own devices hold; processes whose devices
+    hold the same rows (a sequence or tensor axis across hosts) pass the same.
 
     Raises:
         ValueError: B does not divide.
     """
     sharding = NamedSharding(mesh, P(*(None,) * axis, RULES["batch"]))
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    hosts = batch_share(mesh)[1]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] // hosts
 
     def put(x):
-        size = x.shape[axis] * jax.process_count()
-        if size % parts:
-            raise ValueError(f"batch of {size} does not divide over {parts} devices")
-        return jax.make_array_from_process_local_data(sharding, x)
+        if x.shape[axis] % parts:
+            raise ValueError(f"batch of {x.shape[axis]} does not divide over {parts} devices")
+        shape = (*x.shape[:axis], x.shape[axis] * hosts, *x.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
 
     return jax.tree.map(put, batch)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): the global batch is cut into `count` equal runs of rows, this host holds one.
+
+    Hosts that share a sequence or tensor axis hold the same run.
+
+    Raises:
+        ValueError: devices in an order in which a host's rows are no such run.
+    """
+    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    process = jax.process_index()
+    here = [i for i, row in enumerate(rows) if any(d.process_index == process for d in row)]
+    size = len(here)
+    if not here or len(rows) % size or here != list(range(here[0], here[0] + size)):
+        raise ValueError(
+            f"this host holds rows {here} of {len(rows)}, no equal run: reorder devices"
+        )
+    return here[0] // size, len(rows) // size
 
 
 def start_multihost() -> None:

@@ -24,7 +24,7 @@ def value_and_gradients(args, segment_start=None, **how):
     @jax.jit
     def run(args, segment_start):
         out, back = jax.vjp(lambda *x: attend(*x, segment_start=segment_start, **how), *args)
-        return out, *back(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+        return out, *back(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
 
     return run(args, segment_start)
 

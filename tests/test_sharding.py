@@ -322,3 +322,57 @@ def test_batch_lies_over_data_and_fsdp():
 def test_what_has_no_box_is_replicated():
     mesh = sharding.make_mesh(data=8)
     assert sharding.shardings(mesh, {"step": jnp.zeros(())})["step"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "shape, processes, index, share",
+    [
+        ((2, 2, 1, 2), [0, 0, 0, 0, 1, 1, 1, 1], 1, (1, 2)),  # each host its own rows
+        ((1, 1, 8, 1), [0, 0, 0, 0, 1, 1, 1, 1], 1, (0, 1)),  # both along the sequence: the same
+        ((2, 1, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3], 3, (1, 2)),  # two hosts share a row, twice
+        ((2, 1, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3], 0, (0, 2)),
+        ((4, 1, 2, 1), [0, 1, 1, 1, 1, 1, 1, 1], 1, (0, 1)),
+        ((8, 1, 1, 1), [0, 1, 0, 1, 0, 1, 0, 1], 0, None),
+    ],
+)
+def test_hosts_share_of_the_batch(shape, processes, index, share, monkeypatch):
+    devices = [SimpleNamespace(process_index=p) for p in processes]
+    sizes = dict(zip(sharding.AXES, shape, strict=True))
+    mesh = SimpleNamespace(shape=sizes, devices=np.array(devices).reshape(shape))
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    if share is None:
+        with pytest.raises(ValueError, match=r"holds rows \[0, 2, 4, 6\] of 8"):
+            sharding.batch_share(mesh)
+    else:
+        assert sharding.batch_share(mesh) == share
+
+
+def test_arrays_on_a_mesh_that_is_not_set_are_refused():
+    """Without it no constraint would act and nothing would tell."""
+    tokens = sharding.shard_batch(sharding.make_mesh(data=8), TOKENS)
+    with pytest.raises(ValueError, match="lies on a mesh of 8 devices, but no mesh is set"):
+        jax.jit(lambda x: sharding.constrain(x, "batch", "sequence"))(tokens)
+    run = sharding.per_device(lambda x: x, (("batch", None),), ("batch", None))
+    with pytest.raises(ValueError, match="call it under jax"):
+        jax.eval_shape(run, tokens)
+
+
+def test_mesh_without_our_axes_is_refused():
+    mesh = jax.make_mesh((8,), ("dta",), (jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="unknown mesh axis 'data'; did you"):
+        sharding.constrain(jnp.zeros((8, 4)), "batch", None)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="see make_mesh"):
+        sharding.per_device(lambda x: x, (("batch",),), ("batch",))(jnp.zeros(8))
+
+
+def test_misspelt_rule_is_refused(monkeypatch):
+    monkeypatch.setitem(sharding.RULES, "mlp", "tensr")
+    with pytest.raises(ValueError, match="unknown mesh axis 'tensr'; did you mean 'tensor'"):
+        shardings_of(CONFIG, sharding.make_mesh(data=8))
+
+
+def test_tokens_that_do_not_divide_over_tensor_are_refused():
+    params = jax.eval_shape(partial(llama.init_params, CONFIG), jax.random.key(0))
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"axis of size 23 .* by 2 .*tensor"):
+        jax.eval_shape(partial(llama.logits, CONFIG), params, TOKENS[:, :23], ROT)
