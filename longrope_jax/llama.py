@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import BACKENDS, CONTEXTS, attend
+from longrope_jax.attention import BACKENDS, CONTEXTS, attend, check_cache
 from longrope_jax.sharding import constrain, shards
 
 # What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
@@ -110,6 +110,8 @@ class Llama(nn.Module):
             cache: from `init_cache`, with room for T more tokens.
         """
         c = self.config
+        if cache is not None:
+            check_cache()
         query_start = 0 if cache is None else cache.length
         if positions is None:
             positions = default_positions(tokens, segment_start, query_start)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from longrope_jax import generate, llama, rotary
+from longrope_jax import generate, llama, rotary, sharding
 from longrope_jax.data import passages, tasks, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.evaluation import retrieval
@@ -62,6 +62,20 @@ def test_greedy_equals_full_forwards(layout, random_params):
 
 
 # Scoring, on samples whose answers are the model's own
+
+
+def test_greedy_on_a_mesh_equals_one_device(random_params):
+    """Prompts of a length that a tensor axis does not divide; a sequence axis is refused."""
+    params, rot, prompts = random_params(TINY), make(rotary.RoPE(100.0)), PROMPTS[:2, :11]
+    alone = generate.greedy(TINY, params, rot, prompts, 4)
+    four = partial(sharding.make_mesh, devices=jax.devices()[:4])
+    with jax.set_mesh(four(fsdp=2, tensor=2)):
+        np.testing.assert_array_equal(generate.greedy(TINY, params, rot, prompts, 4), alone)
+    with (
+        jax.set_mesh(four(sequence=4)),
+        pytest.raises(ValueError, match="no decoding with a cache"),
+    ):
+        jax.eval_shape(lambda x: generate.greedy(TINY, params, rot, x, 4), prompts)
 
 
 @pytest.fixture(scope="module")

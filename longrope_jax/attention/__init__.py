@@ -95,13 +95,19 @@ def _attention(backend: str, context_parallel: str, q, work):
     return _BACKENDS[backend]
 
 
-def _check_context(q, backend, context_parallel, work) -> None:
-    T, parts = q.shape[1], work["parts"]
-    if not work["whole"]:
+def check_cache() -> None:
+    """Raises ValueError where the mesh has a sequence axis: a cache is not divided over one."""
+    if sharding.shards("sequence") > 1:
         raise ValueError(
             "no decoding with a cache over a sequence axis: use a mesh with sequence=1 and more "
             "tensor, fsdp or data"
         )
+
+
+def _check_context(q, backend, context_parallel, work) -> None:
+    T, parts = q.shape[1], work["parts"]
+    if not work["whole"]:
+        check_cache()
     if T % (2 * parts):
         raise ValueError(
             f"{T} tokens do not divide into {2 * parts} half chunks for a sequence axis of {parts}"
