@@ -1,6 +1,8 @@
 """Attention on NVIDIA GPUs by cuDNN's fused kernel, through `jax.nn.dot_product_attention`.
 
 JAX's interface to it has no packed documents: they would need a [T, T] mask, so they are refused.
+Nor has what its backward needs a name, so under every remat policy but "none" the backward runs the
+kernel's forward again.
 """
 
 import jax
