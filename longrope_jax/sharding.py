@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,9 +52,11 @@ def make_mesh(
     if len(free) > 1 or len(devices) % known or (not free and known != len(devices)):
         raise ValueError(f"mesh {sizes} does not divide {len(devices)} devices")
     sizes |= {name: len(devices) // known for name in free}
-    return jax.make_mesh(
-        tuple(sizes[a] for a in AXES), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+    # A torus axis of a TPU slice may serve two mesh axes: 4x4x4 chips as fsdp=8, sequence=8.
+    laid_out = mesh_utils.create_device_mesh(
+        tuple(sizes[a] for a in AXES), devices, allow_split_physical_axes=True
     )
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def partition_spec(*names: str | None) -> P:
@@ -212,22 +215,24 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): the global batch is cut into `count` equal runs of rows, this host holds one.
+    """(index, count): the global batch is cut into `count` equal parts, this host holds one.
 
-    Hosts that share a sequence or tensor axis hold the same run.
+    Hosts that share a sequence or tensor axis hold the same part.
 
     Raises:
-        ValueError: devices in an order in which a host's rows are no such run.
+        ValueError: hosts whose parts overlap.
     """
     rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    process = jax.process_index()
-    here = [i for i, row in enumerate(rows) if any(d.process_index == process for d in row)]
-    size = len(here)
-    if not here or len(rows) % size or here != list(range(here[0], here[0] + size)):
+    held: dict[int, set[int]] = {}
+    for i, devices in enumerate(rows):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(i)
+    parts = sorted({tuple(sorted(part)) for part in held.values()})
+    if any(len(part) * len(parts) != len(rows) for part in parts):
         raise ValueError(
-            f"this host holds rows {here} of {len(rows)}, no equal run: reorder devices"
+            f"hosts hold overlapping rows {parts} of the batch: choose other mesh axes"
         )
-    return here[0] // size, len(rows) // size
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def start_multihost() -> None:
