@@ -11,13 +11,19 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import BACKENDS, attend, to_cache
+from longrope_jax.attention import BACKENDS, CONTEXTS, attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
-from longrope_jax.sharding import constrain
+from longrope_jax.sharding import constrain, shards
 
-REMAT = ("none", "attention", "full")
+# What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
+# policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
+_ATTENTION = ("attention_out", "attention_lse")
+_LINEAR = ("query", "key", "value", "attended", "gate", "up")
+REMAT = {"none": None, "full": (), "attention": _ATTENTION, "linear": _ATTENTION + _LINEAR}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
 
@@ -28,7 +34,7 @@ class LlamaConfig:
 
     Raises:
         ValueError: a size out of range, heads that do not divide, odd head_dim, unknown layout,
-            attention back end, remat policy or dtype.
+            attention back end, context parallelism, remat policy or dtype.
     """
 
     vocab_size: int  # V, tokens
@@ -43,7 +49,8 @@ class LlamaConfig:
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # back end, see attention.attend
     sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
-    remat: str = "none"  # "full": the backward computes each layer again; "attention": all but that
+    context_parallel: str = "all_gather"  # or "ring": over a sequence axis, see attention.attend
+    remat: str = "none"  # what each layer saves for the backward, see REMAT
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
 
@@ -58,7 +65,8 @@ class LlamaConfig:
         if self.sparse_group < 0:
             raise ValueError(f"sparse_group must be 0 or more tokens, got {self.sparse_group}")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
-        for what, known in (named | {"dtype": DTYPES, "param_dtype": DTYPES}).items():
+        named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
+        for what, known in named.items():
             if getattr(self, what) not in known:
                 raise ValueError(rotary_lib.unknown(what, getattr(self, what), known))
 
@@ -154,20 +162,16 @@ class Llama(nn.Module):
         c = self.config
         _check_rule(c, rotary.score_rule, positions, cache)
         if cache is not None:
+            check_cache()
             _check_room(cache, tokens.shape[1])
         query_start = 0 if cache is None else cache.length
         if positions is None:
             positions = default_positions(tokens, segment_start, query_start)
         phases = rotary_lib.phases(rotary, positions)
         table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
-        # Gathered over fsdp first: a lookup in rows cut along D would be moved to the batch axis.
-        table = constrain(table.astype(c.dtype), "vocab", "residual")
-        x = constrain(jnp.take(table, tokens, axis=0), *_RESIDUAL)
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[c.remat])
+        x = linear.lookup(table, tokens, c.dtype, names=_residual(cache))
         layers = nn.scan(
-            block,
+            _remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
@@ -200,6 +204,13 @@ def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
         )
 
 
+def _remat(block, config):
+    if config.remat == "none":
+        return block
+    policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
+    return nn.remat(block, prevent_cse=False, policy=policy)
+
+
 def default_positions(tokens, segment_start, query_start):
     """Positions that count from the cache's length and restart in each packed document."""
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -217,14 +228,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry, phases, segment_start, query_start, layer):
         """One layer, in the form that nn.scan wants: carry x and the whole cache, no output."""
-        x, kv = carry
+        (x, kv), names = carry, _residual(carry[1])
         normed = RMSNorm(self.config, name="attention_norm")(x)
         attended, kv = Attention(self.config, self.score_rule, name="attention")(
             normed, phases, segment_start, query_start, kv, layer
         )
-        x = constrain(x + attended, *_RESIDUAL)
-        x = x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
-        return (constrain(x, *_RESIDUAL), kv), None
+        x = constrain(x + attended, *names)
+        hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x), names)
+        return (constrain(x + hidden, *names), kv), None
 
 
 class Attention(nn.Module):
@@ -236,28 +247,41 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv, layer):
         """[B, T, D] to [B, T, D]; kv is the cache of all layers [L, B, S, K, H] or None."""
-        c = self.config
+        c, names = self.config, _residual(kv)
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        out = ("heads", "head_dim", "embed")
         wq = self.param("wq", _init(*heads, fan_in=c.d_model), *_shape(c, "DNH"))
         wk = self.param("wk", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
         wv = self.param("wv", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
-        out_init = _init("heads", "head_dim", "embed", fan_in=c.n_heads * c.head_dim)
+        out_init = _init(*out, fan_in=c.n_heads * c.head_dim)
         wo = self.param("wo", out_init, *_shape(c, "NHD"))
-        q = constrain(_dot("BTD,DNH->BTNH", x, wq), "batch", "sequence", "heads", "head_dim")
-        k = constrain(_dot("BTD,DKH->BTKH", x, wk), "batch", "sequence", "kv_heads", "head_dim")
-        v = constrain(_dot("BTD,DKH->BTKH", x, wv), "batch", "sequence", "kv_heads", "head_dim")
+        q, k, v = linear.columns(x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names)
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
-        if c.sparse_group:
-            out = shifted_sparse(
-                q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
-            )
-            return _dot("BTNH,NHD->BTD", out, wo), kv
+        q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
-        where = {"segment_start": segment_start, "query_start": query_start, "layer": layer}
-        out = attend(q, k, v, **where, score_rule=self.score_rule, backend=c.attention)
-        return _dot("BTNH,NHD->BTD", out, wo), kv
+        attended = self._attend(q, k, v, segment_start, query_start, layer)
+        return checkpoint_name(linear.rows(attended, wo, out, names=names), "attended"), kv
+
+    def _attend(self, q, k, v, segment_start, query_start, layer):
+        c = self.config
+        if c.sparse_group:
+            return shifted_sparse(
+                q, k, v, group=c.sparse_group, segment_start=segment_start, backend=c.attention
+            )
+        return attend(
+            q,
+            k,
+            v,
+            segment_start=segment_start,
+            # A plain 0 says that the keys are the queries' own: remat makes an array of it.
+            query_start=0 if layer is None else query_start,
+            score_rule=self.score_rule,
+            layer=layer,
+            backend=c.attention,
+            context_parallel=c.context_parallel,
+        )
 
 
 def _append(layer, start, cached, new):
@@ -274,14 +298,15 @@ class MLP(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x):
-        """[B, T, D] to [B, T, D]."""
-        c = self.config
-        gate = self.param("gate", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
-        up = self.param("up", _init("embed", "mlp", fan_in=c.d_model), *_shape(c, "DF"))
-        down = self.param("down", _init("mlp", "embed", fan_in=c.d_ff), *_shape(c, "FD"))
-        hidden = nn.silu(_dot("BTD,DF->BTF", x, gate)) * _dot("BTD,DF->BTF", x, up)
-        return _dot("BTF,FD->BTD", constrain(hidden, "batch", "sequence", "mlp"), down)
+    def __call__(self, x, names):
+        """[B, T, D] to [B, T, D], both with axes of these names."""
+        c, wide, back = self.config, ("embed", "mlp"), ("mlp", "embed")
+        gate = self.param("gate", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
+        up = self.param("up", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
+        down = self.param("down", _init(*back, fan_in=c.d_ff), *_shape(c, "FD"))
+        gated, straight = linear.columns(x, (gate, wide), (up, wide), names=names)
+        hidden = nn.silu(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
+        return linear.rows(hidden, down, back, names=names)
 
 
 class RMSNorm(nn.Module):
@@ -299,14 +324,9 @@ class RMSNorm(nn.Module):
         return (xf * rms * scale).astype(x.dtype)
 
 
-_RESIDUAL = ("batch", "sequence", "residual")
-# Attention costs T squared and keeps little (see blockwise.py), so it pays not to compute it twice.
-_KEPT = ("attention_out", "attention_lse")
-_POLICIES = {"full": None, "attention": jax.checkpoint_policies.save_only_these_names(*_KEPT)}
-
-
-def _dot(spec: str, x, w):
-    return jnp.einsum(spec, x, w.astype(x.dtype))
+def _residual(cache) -> linear.Names:
+    """How activations lie between the blocks: in decoding there may be one token alone."""
+    return linear.RESIDUAL if cache is None else linear.TOKENS
 
 
 def _init(*names: str, fan_in: int):
@@ -321,12 +341,11 @@ def _shape(c: LlamaConfig, letters: str):
 
 def init_boxed(config: LlamaConfig, key: jax.Array):
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
-    config = dataclasses.replace(config, sparse_group=0)  # no group fits one token
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=1)
-    # One token on one device: the constraints on activations have nothing to divide.
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        return Llama(config).init(key, tokens, rotary=rot)["params"]
+    config = dataclasses.replace(config, sparse_group=0)  # no group fits so few tokens
+    # As few tokens as the mesh can divide; no parameter depends on them.
+    B, T = shards("data", "fsdp"), 2 * shards("sequence", "tensor")
+    rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=T)
+    return Llama(config).init(key, jnp.zeros((B, T), jnp.int32), rotary=rot)["params"]
 
 
 def init_params(config: LlamaConfig, key: jax.Array) -> dict:
@@ -336,10 +355,13 @@ def init_params(config: LlamaConfig, key: jax.Array) -> dict:
 
 def unembed(config: LlamaConfig, params: dict, hidden: jax.Array) -> jax.Array:
     """Logits float32 [..., T, V] of hidden states [..., T, D]; only where [T, V] is affordable."""
-    table = params["embed"].T if config.tie_embeddings else params["unembed"]
-    return jnp.einsum(
-        "...D,DV->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    table = output_table(config, params).astype(hidden.dtype)
+    return jnp.einsum("...D,DV->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+def output_table(config: LlamaConfig, params: dict) -> jax.Array:
+    """The head's [D, V]: the embedding's transpose where the two are tied."""
+    return params["embed"].T if config.tie_embeddings else params["unembed"]
 
 
 def logits(config: LlamaConfig, params: dict, tokens: jax.Array, rotary) -> jax.Array:

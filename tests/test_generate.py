@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrope_jax import generate, llama, rotary
+from longrope_jax import generate, llama, rotary, sharding
 from longrope_jax.data import passages, tasks, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.evaluation import retrieval
@@ -359,6 +359,23 @@ def test_sampling_options_out_of_range_are_refused(options):
 
 
 # Scoring, on samples whose answers are the model's own
+
+
+def test_greedy_on_a_mesh_equals_one_device(random_params):
+    """Prompts of unequal lengths that a tensor axis does not divide; a sequence axis is refused."""
+    params, rot = random_params(TINY), make(rotary.RoPE(100.0))
+    prompts = [row[:n] for row, n in zip(PROMPTS[:2], (11, 6), strict=True)]
+    alone = generate.generate(TINY, params, rot, prompts, 4).tokens
+    four = partial(sharding.make_mesh, devices=jax.devices()[:4])
+    with jax.set_mesh(four(fsdp=2, tensor=2)):
+        np.testing.assert_array_equal(
+            generate.generate(TINY, params, rot, prompts, 4).tokens, alone
+        )
+    with (
+        jax.set_mesh(four(sequence=4)),
+        pytest.raises(ValueError, match="no decoding with a cache"),
+    ):
+        generate.generate(TINY, params, rot, prompts, 4)
 
 
 @pytest.fixture(scope="module")

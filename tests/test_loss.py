@@ -1,5 +1,6 @@
 """Chunked cross-entropy equals float64 and never holds [T, V]."""
 
+import contextlib
 import re
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from longrope_jax import llama
+from longrope_jax import llama, sharding
 from longrope_jax.training.loss import token_scores
 
 CONFIG = llama.LlamaConfig(97, 16, 1, 2, 2, 8, 32)
@@ -109,3 +110,21 @@ def test_no_array_holds_every_tokens_logits():
     assert rows(loss, chunk) == chunk
     assert rows(jax.grad(loss, argnums=(0, 1)), chunk) == chunk
     assert rows(loss, T) == T  # what is looked for would be seen
+
+
+@pytest.mark.parametrize("sizes", [None, {"sequence": 2, "tensor": 2}], ids=["one", "mesh"])
+def test_the_first_of_equal_logits_is_the_greedy_choice(sizes):
+    config = llama.LlamaConfig(64, 16, 1, 2, 2, 8, 32)
+    params, hidden, _ = example(12, config=config)
+    columns = np.asarray(params["unembed"]).copy()
+    columns[:, [3, 40]] = 9 * np.sign(columns[:, :1])  # the best, twice, on both devices of tensor
+    hidden = jnp.asarray(np.sign(columns[:, 0]) * np.ones_like(hidden))
+    params = params | {"unembed": jnp.asarray(columns)}
+
+    def right(word):
+        targets = jnp.full((2, 12), word)
+        return jax.jit(lambda h: token_scores(config, params, h, targets, chunk=5).correct)(hidden)
+
+    mesh = sizes and sharding.make_mesh(**sizes, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        assert right(3).all() and not right(40).any() and not right(2).any()

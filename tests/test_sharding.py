@@ -20,7 +20,7 @@ CONFIG = llama.LlamaConfig(V, 32, 2, 4, 2, 16, 80)
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 MESHES = {
     "data": {"data": 8},
-    "fsdp": {"fsdp": 8},
+    "context": {"fsdp": 4, "sequence": 2},
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 
@@ -106,8 +106,8 @@ def shard_shape(x):
 
 
 def parts(name):
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | MESHES[name]
-    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["tensor"]
+    sizes = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | MESHES[name]
+    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["sequence"], sizes["tensor"]
 
 
 # Numbers
@@ -129,7 +129,7 @@ def test_loss_and_gradients_equal_one_device(sharded, one_device):
 
 
 def test_parameters_and_gradients_are_sharded(sharded):
-    _, fsdp, tensor = parts(sharded.name)
+    _, fsdp, _, tensor = parts(sharded.name)
     D, F, N, K, H = 32 // fsdp, 80 // tensor, 4 // tensor, 2 // tensor, 16
     for tree in (sharded.params, sharded.grads):
         layers = tree["layers"]
@@ -146,20 +146,22 @@ def test_parameters_and_gradients_are_sharded(sharded):
 
 def test_activations_are_sharded(sharded):
     """Shapes per device in the compiled program; none has the whole batch."""
-    batch, _, tensor = parts(sharded.name)
+    batch, _, sequence, tensor = parts(sharded.name)
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", sharded.hlo)}
-    here = B // batch
-    assert (here, T, 32) in shapes  # residual
+    here, tokens = B // batch, T // sequence
+    assert (here, tokens // tensor, 32) in shapes  # residual
     # XLA drops axes of size one here and there, so the rest is compared without them.
     bare = {tuple(n for n in shape if n > 1) for shape in shapes}
 
     def present(*shape):
         return tuple(n for n in shape if n > 1) in bare
 
-    assert present(here, T, 80 // tensor)  # SwiGLU
-    assert present(here, T, 4 // tensor, 16)  # queries
+    assert present(here, tokens, 80 // tensor)  # SwiGLU
+    assert present(here, tokens, 4 // tensor, 16)  # queries
     assert present(here, 12, V // tensor)  # logits of a chunk
     assert not any(s[:2] == (B, T) for s in shapes)
+    if sequence > 1:  # all keys, but not all queries
+        assert present(here, T, 2, 16) and not present(here, T, 4, 16)
     if tensor > 1:
         assert not present(here, T, 80) and not present(here, 12, V)
         assert not present(here, T, 4, 16)
@@ -178,8 +180,8 @@ def test_hidden_states_keep_their_sharding(random_params):
 
     with jax.set_mesh(mesh):
         out = hidden(params, sharding.shard_batch(mesh, TOKENS))
-    assert shard_shape(out) == (2, T, 32)
-    assert seen[0].shard_shape((B, T, 32)) == (2, T, 32)
+    assert shard_shape(out) == (2, T // 2, 32)
+    assert seen[0].shard_shape((B, T, 32)) == (2, T // 2, 32)
 
 
 # Collectives
@@ -189,26 +191,52 @@ def test_one_device_has_no_collectives(one_device):
     assert one_device.collectives == []
 
 
+def moved(sharded, kind, *shape):
+    """The groups of devices over which an array of this shape is exchanged, once per collective."""
+    text = "f32[" + ",".join(map(str, shape)) + "]"
+    return [groups for k, shapes, groups in sharded.collectives if k == kind and text in shapes]
+
+
 def test_collectives_are_the_expected_ones(sharded):
+    _, fsdp, sequence, _ = parts(sharded.name)
     kinds = {kind for kind, _, _ in sharded.collectives}
-    assert kinds - {"all-gather", "all-reduce", "reduce-scatter"} == set()
-    assert "all-reduce" in kinds or "reduce-scatter" in kinds  # gradients
-    assert ("all-gather" in kinds) == ("fsdp" in MESHES[sharded.name])  # parameters
-    # Block bounds of attention are the same everywhere: no whole numbers travel.
-    assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
+    assert "all-reduce" in kinds  # loss
+    assert ("all-gather" in kinds) == (fsdp > 1)  # parameters
+    assert ("reduce-scatter" in kinds) == (fsdp > 1)  # gradients
+    assert ("collective-permute" in kinds) == (sequence > 1)  # queries in zigzag order
+    if sequence == 1:  # block bounds of attention are the same everywhere: none travel
+        assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
 
 
-def test_tensor_parallelism_sums_activations_over_pairs(sharded):
-    batch, _, tensor = parts(sharded.name)
-    activation = f"f32[{B // batch},{T},32]"
-    sums = [
-        groups for kind, s, groups in sharded.collectives if "reduce" in kind and activation in s
-    ]
-    if tensor == 1:
-        assert not sums
-    else:  # out of attention and of the MLP, and their way back
-        assert len(sums) >= 4
-        assert [[0, 1], [2, 3], [4, 5], [6, 7]] in sums
+def test_gradients_are_scattered_over_fsdp_and_never_whole(sharded):
+    _, fsdp, _, tensor = parts(sharded.name)
+    if fsdp > 1:
+        for shape in [(32 // fsdp, 80 // tensor), (80 // tensor, 32 // fsdp)]:  # of the MLP
+            assert moved(sharded, "reduce-scatter", *shape)
+        for shape in [(32, 80 // tensor), (80 // tensor, 32), (32, V // tensor), (V // tensor, 32)]:
+            assert not moved(sharded, "all-reduce", *shape)
+
+
+def test_output_table_is_gathered_once_per_pass(sharded):
+    _, fsdp, _, tensor = parts(sharded.name)
+    shape = 32, V // tensor
+    # Once forward and once backward; XLA may keep the first copy.
+    assert len(moved(sharded, "all-gather", *shape)) in ((1, 2) if fsdp > 1 else (0,))
+    lines = re.findall(rf"^.*= f32\[{shape[0]},{shape[1]}\].* all-gather\(.*$", sharded.hlo, re.M)
+    assert not any("while" in line for line in lines)  # in no loop over chunks
+
+
+def test_tensor_parallelism_scatters_activations_over_pairs(sharded):
+    """No all-reduce of activations: norms and the residual stream hold T / tensor tokens."""
+    batch, _, sequence, tensor = parts(sharded.name)
+    whole, part = (B // batch, T // sequence, 32), (B // batch, T // sequence // tensor, 32)
+    assert not moved(sharded, "all-reduce", *whole) + moved(sharded, "all-reduce", *part)
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    if tensor > 1:
+        # In each layer two sums forward and two backward; around the layers the embedding and the
+        # way back from the logits.
+        assert moved(sharded, "reduce-scatter", *part) == [pairs] * 6
+        assert set(map(str, moved(sharded, "all-gather", *whole))) == {str(pairs)}
 
 
 # Refusals
@@ -217,7 +245,7 @@ def test_tensor_parallelism_sums_activations_over_pairs(sharded):
 @pytest.mark.parametrize(
     "sizes, said",
     [
-        ({"data": 4, "sequence": 2}, "sequence axis above 1 is not supported"),
+        ({"data": 4, "sequence": 3}, "does not divide 8 devices"),
         ({"data": 3}, "does not divide 8 devices"),
         ({"data": -1, "fsdp": 3}, "does not divide 8 devices"),
         ({"data": 4}, "does not divide 8 devices"),
@@ -294,3 +322,58 @@ def test_batch_lies_over_data_and_fsdp():
 def test_what_has_no_box_is_replicated():
     mesh = sharding.make_mesh(data=8)
     assert sharding.shardings(mesh, {"step": jnp.zeros(())})["step"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "shape, processes, index, share",
+    [
+        ((2, 2, 1, 2), [0, 0, 0, 0, 1, 1, 1, 1], 1, (1, 2)),  # each host its own rows
+        ((1, 1, 8, 1), [0, 0, 0, 0, 1, 1, 1, 1], 1, (0, 1)),  # both along the sequence: the same
+        ((2, 1, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3], 3, (1, 2)),  # two hosts share a row, twice
+        ((2, 1, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3], 0, (0, 2)),
+        ((8, 1, 1, 1), [0, 1, 0, 1, 0, 1, 0, 1], 1, (1, 2)),
+        ((4, 1, 2, 1), [0, 1, 1, 1, 1, 1, 1, 1], 1, None),
+        ((4, 1, 2, 1), [0, 0, 0, 1, 1, 1, 1, 0], 1, None),
+    ],
+)
+def test_hosts_share_of_the_batch(shape, processes, index, share, monkeypatch):
+    devices = [SimpleNamespace(process_index=p) for p in processes]
+    sizes = dict(zip(sharding.AXES, shape, strict=True))
+    mesh = SimpleNamespace(shape=sizes, devices=np.array(devices).reshape(shape))
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    if share is None:
+        with pytest.raises(ValueError, match="hosts hold overlapping rows"):
+            sharding.batch_share(mesh)
+    else:
+        assert sharding.batch_share(mesh) == share
+
+
+def test_arrays_on_a_mesh_that_is_not_set_are_refused():
+    """Without it no constraint would act and nothing would tell."""
+    tokens = sharding.shard_batch(sharding.make_mesh(data=8), TOKENS)
+    with pytest.raises(ValueError, match="lies on a mesh of 8 devices, but no mesh is set"):
+        jax.jit(lambda x: sharding.constrain(x, "batch", "sequence"))(tokens)
+    run = sharding.per_device(lambda x: x, (("batch", None),), ("batch", None))
+    with pytest.raises(ValueError, match="call it under jax"):
+        jax.eval_shape(run, tokens)
+
+
+def test_mesh_without_our_axes_is_refused():
+    mesh = jax.make_mesh((8,), ("dta",), (jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="unknown mesh axis 'data'; did you"):
+        sharding.constrain(jnp.zeros((8, 4)), "batch", None)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="see make_mesh"):
+        sharding.per_device(lambda x: x, (("batch",),), ("batch",))(jnp.zeros(8))
+
+
+def test_misspelt_rule_is_refused(monkeypatch):
+    monkeypatch.setitem(sharding.RULES, "mlp", "tensr")
+    with pytest.raises(ValueError, match="unknown mesh axis 'tensr'; did you mean 'tensor'"):
+        shardings_of(CONFIG, sharding.make_mesh(data=8))
+
+
+def test_tokens_that_do_not_divide_over_tensor_are_refused():
+    params = jax.eval_shape(partial(llama.init_params, CONFIG), jax.random.key(0))
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"axis of size 23 .* by 2 .*tensor"):
+        jax.eval_shape(partial(llama.logits, CONFIG), params, TOKENS[:, :23], ROT)

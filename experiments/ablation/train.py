@@ -97,7 +97,7 @@ def _fit(
     return loop.fit(
         state,
         train_step,
-        windows.iterator(maker, batch=settings.batch, seed=seed),
+        windows.iterator(maker, batch=settings.batch, seed=seed, mesh=study.mesh),
         rotary=rotary.make(method, head_dim=study.model.head_dim, seq_len=maker.length),
         loop=loop.LoopConfig(
             steps=settings.steps,

@@ -1,22 +1,27 @@
-"""Causal attention: one function, its back ends behind it."""
+"""Causal attention: one function, its back ends behind it, context parallelism around them."""
 
+import functools
 import numbers
 
 import jax
 import jax.numpy as jnp
 
-from longrope_jax.attention import blockwise, reference
+from longrope_jax import sharding
+from longrope_jax.attention import blockwise, context, cudnn, reference, splash
 from longrope_jax.attention.blockwise import from_cache, to_cache
 from longrope_jax.rotary import ScoreRule, unknown
 
 _BACKENDS = {
-    "auto": blockwise.attention,
     "blockwise": blockwise.attention,
     "reference": reference.attention,
+    "splash": splash.attention,
+    "cudnn": cudnn.attention,
 }
-BACKENDS = tuple(_BACKENDS)
-__all__ = ["BACKENDS", "attend", "to_cache"]
-_TAKE_RULES = ("auto", "blockwise", "reference")
+_KERNELS = {"splash": splash, "cudnn": cudnn}  # what they cannot do, their `refusal` tells
+_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}  # the first choice of "auto"
+BACKENDS = ("auto", *_BACKENDS)
+CONTEXTS = context.WAYS
+__all__ = ["BACKENDS", "CONTEXTS", "attend", "check_cache", "to_cache"]
 
 
 def attend(
@@ -26,49 +31,117 @@ def attend(
     *,
     segment_start: jax.Array | None = None,
     query_start: jax.Array | int = 0,
-    layer: jax.Array | int | None = None,
     score_rule: ScoreRule | None = None,
+    layer: jax.Array | int | None = None,
     backend: str = "auto",
+    context_parallel: str = "all_gather",
 ) -> jax.Array:
     """Causal, grouped-query attention with softmax in float32 and scores scaled by H^-1/2.
+
+    Under a mesh (`jax.set_mesh`) each device computes its own rows and heads; where the mesh has a
+    `sequence` axis, each computes its own part of the queries too (context parallelism).
 
     Args:
         q: [B, T, N, H] queries, already rotated.
         k: [B, S, K, H] keys, already rotated; N is a multiple of K.
         v: [B, S, K, H] values.
         segment_start: int32 [B, T], for each query the index of the first key of its packed
-            document; None means 0.
+            document, the same for all of a document; None means 0.
         query_start: int or int32 [B], the index of the first query among the keys: 0 in training,
             the number of cached tokens in decoding.
-        layer: k and v are then caches of all layers, [L, B, S, K, H], as `to_cache` holds them;
-            this one is read, in place where the back end can. Not differentiable.
         score_rule: static, of the rotary (`Rotary.score_rule`): remapped positions or ALiBi's bias.
             Queries [B, T, N, R H] and keys [B, S, K, C H] then hold rotated copies side by side, as
             `rotary.rotate` gives them; positions count from the start of each document.
-        backend: "blockwise" (memory linear in T; also "auto"), or "reference" (memory T times S).
+        layer: k and v are then caches of all layers, [L, B, S, K, H], as `to_cache` holds them;
+            this one is read, in place where the back end can. Not differentiable.
+        backend: "blockwise" (everywhere, memory linear in T), "splash" (TPU kernel; interpreted
+            elsewhere), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto": the kernel
+            of the platform the program is traced for if it can do the work, else blockwise.
+        context_parallel: "all_gather" (of keys and values) or "ring" (they travel from device to
+            device; always blockwise); read only if the mesh has a sequence axis above 1.
 
     Returns:
         [B, T, N, H] in the dtype of q.
 
     Raises:
-        ValueError: unknown backend or one that takes no score rule, shapes that do not fit,
-            queries beyond the last key.
+        ValueError: unknown names, shapes that do not fit or do not divide over the mesh, queries
+            beyond the last key, or work that the back end cannot do.
     """
-    if backend not in _BACKENDS:
+    if backend not in BACKENDS:
         raise ValueError(unknown("attention backend", backend, BACKENDS))
-    if score_rule is not None and backend not in _TAKE_RULES:
-        raise ValueError(f"attention {backend!r} takes no {score_rule}: use one of {_TAKE_RULES}")
+    if context_parallel not in CONTEXTS:
+        raise ValueError(unknown("context parallelism", context_parallel, CONTEXTS))
+    _check(q, k, v, segment_start, query_start, score_rule)
+    whole = layer is None and q.shape[1] == k.shape[1] and isinstance(query_start, numbers.Integral)
+    work = {
+        "packed": segment_start is not None,
+        "whole": whole,
+        "parts": sharding.shards("sequence"),
+    }
     if layer is not None and backend not in ("auto", "blockwise"):
         k, v, layer = from_cache(k[layer], q.dtype), from_cache(v[layer], q.dtype), None
-    _check(q, k, v, segment_start, query_start, score_rule)
-    T, H = q.shape[1], v.shape[-1]
-    # One row where all rows are alike: block bounds then need no reduction over a sharded batch.
-    starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
-    last_key = starts[:, None] + jnp.arange(T, dtype=jnp.int32)
-    first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
+    attention = _attention(backend, context_parallel, q, work, score_rule)
     if layer is not None:
-        return blockwise.cached(q, k, v, layer, first_key, last_key, H**-0.5, score_rule)
-    return _BACKENDS[backend](q, k, v, first_key, last_key, H**-0.5, score_rule)
+        attention = functools.partial(blockwise.cached, rule=score_rule)
+    # One row where all rows are alike: block bounds then need no reduction over the batch.
+    starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
+    last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)
+    first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
+    attention = functools.partial(attention, scale=v.shape[-1] ** -0.5)
+    args = [q, k, v, first_key, last_key]
+    keys = "batch", "sequence", "kv_heads", "head_dim"
+    names = [("batch", "sequence", "heads", "head_dim"), keys, keys]
+    names += [(None if len(x) == 1 else "batch", "sequence") for x in (first_key, last_key)]
+    if layer is not None:
+        names[1:3] = [("layers", *keys)] * 2
+        args, names = [*args, jnp.asarray(layer)], [*names, ()]
+    return sharding.per_device(attention, tuple(names), names[0])(*args)
+
+
+def _attention(backend: str, context_parallel: str, q, work, rule):
+    """The function that each device runs on its shard."""
+    if rule is not None and (
+        backend in _KERNELS or (work["parts"] > 1 and context_parallel == "ring")
+    ):
+        what = f"attention {backend!r}" if backend in _KERNELS else "ring attention"
+        raise ValueError(f"{what} takes no {rule}: use backend 'blockwise' and 'all_gather'")
+    if work["parts"] > 1:
+        _check_context(q, backend, context_parallel, work)
+        if context_parallel == "ring":
+            return context.around_ring
+    if backend == "auto":
+        backend = _KERNEL_OF.get(sharding.platform(), "blockwise")
+        if backend in _KERNELS and (rule is not None or _KERNELS[backend].refusal(q, **work)):
+            backend = "blockwise"
+    elif backend in _KERNELS and (why := _KERNELS[backend].refusal(q, **work)):
+        raise ValueError(f"{why}: use backend 'blockwise' or 'auto'")
+    local = _BACKENDS[backend]
+    local = local if rule is None else functools.partial(local, rule=rule)
+    return functools.partial(context.all_gather, local) if work["parts"] > 1 else local
+
+
+def check_cache() -> None:
+    """Raises ValueError where the mesh has a sequence axis: a cache is not divided over one."""
+    if sharding.shards("sequence") > 1:
+        raise ValueError(
+            "no decoding with a cache over a sequence axis: use a mesh with sequence=1 and more "
+            "tensor, fsdp or data"
+        )
+
+
+def _check_context(q, backend, context_parallel, work) -> None:
+    T, parts = q.shape[1], work["parts"]
+    if not work["whole"]:
+        check_cache()
+    if T % (2 * parts):
+        raise ValueError(
+            f"{T} tokens do not divide into {2 * parts} half chunks for a sequence axis of {parts}"
+        )
+    if context_parallel == "ring" and backend not in ("auto", "blockwise"):
+        raise ValueError(
+            f"ring attention is computed blockwise, not by {backend!r}: use backend 'blockwise' or "
+            "context_parallel='all_gather'"
+        )
 
 
 def _check(q, k, v, segment_start, query_start, rule) -> None:

@@ -28,20 +28,33 @@ def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
 
     first_key and last_key are [B, T], or [1, T] where all rows are alike.
     """
+    q, k, v = heads_first(q, k, v)
+    blocks = min(BLOCK_Q, q.shape[3]), min(BLOCK_K, k.shape[2])
+    return heads_last(_attention(rule, scale, *blocks, q, k, v, first_key, last_key))
+
+
+def heads_first(q, k, v):
+    """q [B, K, G, T, H], k and v [B, K, S, H]."""
+    return _grouped(q, k.shape[2]), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+
+def _grouped(q, K: int):
     B, T, N = q.shape[:3]
-    S, K, H = v.shape[1:]
-    q = q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attention(rule, scale, min(BLOCK_Q, T), min(BLOCK_K, S), q, k, v, first_key, last_key)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
 
 
-def cached(q, k, v, layer, first_key, last_key, scale, rule=None) -> jax.Array:
+def heads_last(out):
+    """[B, K, G, T, H] back to [B, T, N, H]."""
+    B, K, G, T, H = out.shape
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
+
+
+def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
     """As `attention`, on one layer of a cache k, v [L, B, S, K, H]; forward only.
 
     Each block is cut from the cache itself: what lies beyond the last key is never touched.
     """
-    B, T, N = q.shape[:3]
+    B, T = q.shape[:2]
     S, K, H = v.shape[2:]
     block_q, size = min(BLOCK_Q, T), min(BLOCK_K, S)
 
@@ -53,10 +66,10 @@ def cached(q, k, v, layer, first_key, last_key, scale, rule=None) -> jax.Array:
 
         return take
 
-    q = q.reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
-    keys, values = blocks_of(k), blocks_of(v)
-    out, _ = _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    keys, values, q = blocks_of(k), blocks_of(v), _grouped(q, K)
+    return heads_last(
+        _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)[0]
+    )
 
 
 def to_cache(x: jax.Array, dtype) -> jax.Array:
@@ -131,8 +144,20 @@ def _attention(rule, scale, block_q, block_k, q, k, v, first, last):
     return _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last)[0]
 
 
-def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last):
-    """Output and log of the normaliser; keys and values give the entries of a _Block."""
+def forward(rule, scale, block_q, block_k, q, k, v, first, last, dtype=None):
+    """Output in `dtype` (None: of q) and the log of each row's normaliser, float32 [B, K, G, T].
+
+    Over keys from index c on, `first - c` and `last - c` give the part of the output that is due
+    to them: parts merge by their normalisers.
+    """
+    keys, values = partial(_take, k, axis=2), partial(_take, v, axis=2)
+    S, H = v.shape[2:]
+    return _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, dtype)
+
+
+def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, dtype=None):
+    """As `forward`; keys and values give the entries of a _Block."""
+    dtype = dtype or q.dtype
     T = q.shape[3]
 
     def query_block(i, carry):
@@ -162,18 +187,16 @@ def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last):
         put = partial(lax.dynamic_update_slice_in_dim, start_index=rows.start, axis=3)
         all_out, all_lse = carry
         return (
-            put(all_out, (out / total[..., None]).astype(q.dtype)),
+            put(all_out, (out / total[..., None]).astype(dtype)),
             put(all_lse, top + jnp.log(total)),
         )
 
-    empty = jnp.zeros((*q.shape[:-1], H), q.dtype), jnp.zeros(q.shape[:-1], jnp.float32)
+    empty = jnp.zeros((*q.shape[:-1], H), dtype), jnp.zeros(q.shape[:-1], jnp.float32)
     return lax.fori_loop(0, -(-T // block_q), query_block, empty)
 
 
 def _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last):
-    keys, values = partial(_take, k, axis=2), partial(_take, v, axis=2)
-    S, H = v.shape[2:]
-    out, lse = _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last)
+    out, lse = forward(rule, scale, block_q, block_k, q, k, v, first, last)
     # Named, so that a remat policy can keep them and the backward need not run the forward again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, first, last, out, lse)
@@ -181,8 +204,22 @@ def _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last):
 
 def _backward_rule(rule, scale, block_q, block_k, saved, d_out):
     q, k, v, first, last, out, lse = saved
+    rows = lse, row_dot(out, d_out), d_out
+    grads = backward(rule, scale, block_q, block_k, q, k, v, first, last, *rows)
+    return *(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True)), None, None
+
+
+def row_dot(out, d_out):
+    """Per row the product of the output and its cotangent, float32 [B, K, G, T]."""
+    return (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
+
+
+def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, d_out):
+    """Cotangents of q, k and v in float32.
+
+    Exact for a part of the keys too, as in `forward`, if lse and out_dot are those of all keys.
+    """
     T, S = q.shape[3], k.shape[2]
-    out_dot = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
 
     def query_block(i, carry):
         d_q, d_k, d_v = carry
@@ -217,8 +254,7 @@ def _backward_rule(rule, scale, block_q, block_k, saved, d_out):
         return _add(d_q, rows, d_q_i, 3), d_k, d_v
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    d_q, d_k, d_v = lax.fori_loop(0, -(-T // block_q), query_block, zeros)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    return lax.fori_loop(0, -(-T // block_q), query_block, zeros)
 
 
 def _dot(spec: str, a, b):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from longrope_jax import sharding
 from longrope_jax.rotary import ScoreRule
 
 
@@ -26,10 +27,11 @@ def scores(rule: ScoreRule, q, k, scale, m, n, visible):
 
 def bias(rule: ScoreRule, K: int, G: int, distance):
     """ALiBi's [B, K, G, T, S], or 0; distance is [B, T, S]."""
-    slopes = rule.slopes(K * G)
+    axes = sharding.manual_axes("tensor")  # heads of other devices
+    slopes = rule.slopes(K * G * sharding.shards(*axes))
     if slopes is None:
         return 0.0
-    slopes = jnp.asarray(slopes.reshape(K, G, 1, 1), jnp.float32)
+    slopes = jnp.asarray(slopes.reshape(-1, K, G, 1, 1), jnp.float32)[lax.axis_index(axes)]
     return slopes * distance[:, None, None].astype(jnp.float32)
 
 

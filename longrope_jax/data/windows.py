@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from longrope_jax.data.passages import Passages
 from longrope_jax.data.tasks import FirstSentence, Passkey, encode
 from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.sharding import batch_share
 
 # As good as endless; of a really endless dataset in batches of one row grain rounds the length up
 # to a number that no index holds.
@@ -152,19 +154,24 @@ def taught_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> di
     }
 
 
-def iterator(maker: WindowMaker, *, batch: int, seed: int) -> grain.DatasetIterator:
+def iterator(
+    maker: WindowMaker, *, batch: int, seed: int, mesh: Mesh | None = None
+) -> grain.DatasetIterator:
     """Endless shuffled batches {name: [B, ...]}; its state is a small JSON-able dict.
 
-    On several hosts each gets its own part of the global batch of B = `batch`.
+    On several hosts each gets its own part of the global batch of B = `batch`: on a mesh the rows
+    that its devices hold, which hosts along a sequence or tensor axis share.
 
     Raises:
         ValueError: a batch that does not divide over the hosts, or fewer passages than hosts.
     """
-    hosts = jax.process_count()
+    index, hosts = jax.process_index(), jax.process_count()
+    if mesh is not None:
+        index, hosts = batch_share(mesh)
     if batch % hosts or len(maker) < hosts:
         raise ValueError(f"a batch of {batch} windows does not divide over {hosts} hosts")
     dataset = grain.MapDataset.range(len(maker)).seed(seed).shuffle()
-    dataset = dataset.slice(slice(jax.process_index(), None, hosts)).repeat(_EPOCHS)
+    dataset = dataset.slice(slice(index, None, hosts)).repeat(_EPOCHS)
     dataset = dataset.random_map(maker).batch(batch // hosts)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 

@@ -1,11 +1,17 @@
-"""Cross-entropy that never holds [T, V] logits."""
+"""Cross-entropy that never holds [T, V] logits.
 
+The head's table is gathered over `fsdp` once per pass, the vocabulary stays divided over `tensor`,
+and each device walks through its own tokens chunk by chunk; sums over devices come after the loop.
+"""
+
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from longrope_jax import llama
+from longrope_jax import llama, sharding
 
 CHUNK = 512  # tokens per row of the batch whose logits exist at one time
 
@@ -32,24 +38,122 @@ def token_scores(
         params: of the model; only the output head is read.
         hidden: [B, T, D] from Llama.
         targets: int32 [B, T], the token after each position.
-        chunk: positions whose logits [B, chunk, V] are held at one time.
+        chunk: positions whose logits [B, chunk, V] are held at one time, on each device.
     """
-    B, T = targets.shape
-    chunk = min(chunk, T)
-    padding = -T % chunk
+    T = targets.shape[1]
+    padding = -T % sharding.shards("sequence", "tensor")
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
+    nll, correct = _scores(chunk, llama.output_table(config, params), hidden, targets)
+    return TokenScores(nll[:, :T], correct[:, :T])
 
-    @jax.checkpoint
+
+_TABLE, _TOKENS = ("embed", "vocab"), ("batch", "sequence")
+_HIDDEN = ("batch", "residual_sequence", "residual")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scores(chunk, table, hidden, targets):
+    return _scores_rule(chunk, table, hidden, targets)[0]
+
+
+def _scores_rule(chunk, table, hidden, targets):
+    run = sharding.per_device(
+        partial(_forward, chunk), (_TABLE, _HIDDEN, _TOKENS), (_TOKENS, _TOKENS, _TOKENS)
+    )
+    nll, correct, lse = run(table, hidden, targets)
+    return (nll, correct), (table, hidden, targets, lse)
+
+
+def _gradient_rule(chunk, saved, d_scores):
+    run = sharding.per_device(
+        partial(_backward, chunk),
+        (_TABLE, _HIDDEN, _TOKENS, _TOKENS, _TOKENS),
+        (_TABLE, _HIDDEN),
+    )
+    return *run(*saved, d_scores[0]), None
+
+
+_scores.defvjp(_scores_rule, _gradient_rule)
+
+
+def _forward(chunk, table, hidden, targets):
+    """nll, whether greedy, and log of the normaliser: [b, t] each, on one device."""
+    table, hidden = _gathered(table, hidden)
+
     def one(inputs):
-        hidden, targets = inputs
-        logits = llama.unembed(config, params, hidden)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        nll = jax.nn.logsumexp(logits, axis=-1) - picked
-        return TokenScores(nll, logits.argmax(-1) == targets)
+        logits, column = _logits(table, *inputs)
+        tensor, V = sharding.manual_axes("tensor"), logits.shape[-1]
+        top = lax.pmax(logits.max(-1), tensor)
+        lse = top + jnp.log(lax.psum(jnp.exp(logits - top[..., None]).sum(-1), tensor))
+        here = (column >= 0) & (column < V)
+        picked = jnp.take_along_axis(logits, column.clip(0, V - 1)[..., None], axis=-1)[..., 0]
+        picked = lax.psum(jnp.where(here, picked, 0), tensor)
+        # The first of equal logits wins, as in argmax: none before the target's may be as high.
+        before = jnp.where(jnp.arange(V) < column[..., None], logits, -jnp.inf).max(-1)
+        greedy = (picked == top) & (lax.pmax(before, tensor) < top)
+        return lse - picked, greedy, lse
 
-    def split(x):
-        return x.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+    return _by_chunk(one, chunk, hidden, targets)
 
-    scores = jax.lax.map(one, (split(hidden), split(targets)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], scores)
+
+def _backward(chunk, table, hidden, targets, lse, d_nll):
+    """Cotangents of the table (summed in float32) and of the hidden states, on one device."""
+    low, whole = _gathered(table, hidden)
+
+    def one(d_table, inputs):
+        hidden, targets, lse, d_nll = inputs
+        logits, column = _logits(low, hidden, targets)
+        weights = jnp.exp(logits - lse[..., None])
+        d_logits = weights - (jnp.arange(logits.shape[-1]) == column[..., None])
+        d_logits = (d_logits * d_nll[..., None]).astype(hidden.dtype)
+        d_table += _dot("BTD,BTV->DV", hidden, d_logits)
+        return d_table, _dot("BTV,DV->BTD", d_logits, low).astype(hidden.dtype)
+
+    T = targets.shape[1]
+    parts = jax.tree.map(partial(_split, chunk), (whole, targets, lse, d_nll))
+    d_table, d_hidden = lax.scan(one, jnp.zeros(low.shape, jnp.float32), parts)
+    axes = sharding.manual_axes
+    d_hidden = lax.psum_scatter(
+        _joined(d_hidden, T), axes("tensor"), scatter_dimension=1, tiled=True
+    )
+    d_table = lax.psum_scatter(d_table, axes("fsdp"), scatter_dimension=0, tiled=True)
+    d_table = lax.psum(d_table, axes("data", "sequence"))
+    return d_table.astype(table.dtype), d_hidden
+
+
+def _gathered(table, hidden):
+    """All of D of this device's vocabulary, in the model's dtype; all of its tokens."""
+    axes = sharding.manual_axes
+    table = lax.all_gather(table.astype(hidden.dtype), axes("fsdp"), axis=0, tiled=True)
+    return table, lax.all_gather(hidden, axes("tensor"), axis=1, tiled=True)
+
+
+def _logits(table, hidden, targets):
+    """Logits of this device's words, float32, and the targets counted from its first word."""
+    first = lax.axis_index(sharding.manual_axes("tensor")) * table.shape[1]
+    return _dot("BTD,DV->BTV", hidden, table), targets - first
+
+
+def _dot(spec: str, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _by_chunk(f, chunk, *arrays):
+    """lax.map of f over chunks along T of arrays [B, T, ...]."""
+    T = arrays[0].shape[1]
+    out = lax.map(f, tuple(_split(chunk, x) for x in arrays))
+    return jax.tree.map(lambda x: _joined(x, T), out)
+
+
+def _split(chunk, x):
+    """[B, T, ...] to [chunks, B, chunk, ...], with zeros at the end."""
+    B, T = x.shape[:2]
+    chunk = min(chunk, T)
+    x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(x, T):
+    """The way back, without the padding."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :T]

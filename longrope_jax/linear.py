@@ -1,0 +1,88 @@
+"""The model's matrix products, each device on its own part, with the collectives written out.
+
+Tensor parallelism with the residual stream divided along the sequence (Korthikanti et al.
+2205.05198): tokens are gathered before a product over columns (heads, F) and their sums scattered
+after one over rows, which the compiler left to itself would make two all-reduces. Weights are
+gathered over `fsdp`, their gradients scattered. What was gathered is gathered again in the
+backward, not saved. Without a mesh these are plain products.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from longrope_jax import sharding
+
+TOKENS = ("batch", "sequence", "residual")
+# Between the blocks; where a single token is decoded it stays whole.
+RESIDUAL = ("batch", "residual_sequence", "residual")
+Names = tuple[str, ...]
+
+
+def columns(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tuple:
+    """Products [B, T, ...] of x [B, T, D] with several weights [D, ...].
+
+    Args:
+        x: the tokens.
+        weights: each with the logical names of its axes, "embed" first.
+        names: of the axes of x, RESIDUAL or TOKENS.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def local(x, *weights):
+        if names == RESIDUAL:
+            x = lax.all_gather(x, _axes("tensor"), axis=1, tiled=True)
+        return tuple(jnp.tensordot(x, _whole(w, x.dtype, axis=0), 1) for w in weights)
+
+    arrays, weight_names = zip(*weights, strict=True)
+    out = tuple((*TOKENS[:2], *w[1:]) for w in weight_names)
+    return sharding.per_device(local, (names, *weight_names), out)(x, *arrays)
+
+
+def rows(x: jax.Array, weight: jax.Array, weight_names: Names, *, names: Names) -> jax.Array:
+    """Product [B, T, D] of x [B, T, ...] with a weight [..., D], "embed" its last axis.
+
+    The result lies as `names` says, RESIDUAL or TOKENS.
+    """
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def local(x, weight):
+        weight = _whole(weight, x.dtype, axis=weight.ndim - 1)
+        return _scattered(jnp.tensordot(x, weight, weight.ndim - 1), names)
+
+    x_names = (*TOKENS[:2], *weight_names[:-1])
+    return sharding.per_device(local, (x_names, weight_names), names)(x, weight)
+
+
+def lookup(table: jax.Array, tokens: jax.Array, dtype, *, names: Names) -> jax.Array:
+    """Rows [B, T, D] of the embedding table [V, D]; gradients are summed in the table's dtype."""
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def local(table, tokens):
+        table = _whole(table, table.dtype, axis=1)
+        V = table.shape[0]
+        row = tokens - lax.axis_index(_axes("tensor")) * V
+        found = jnp.take(table, row.clip(0, V - 1), axis=0).astype(dtype)
+        return _scattered(jnp.where(((row >= 0) & (row < V))[..., None], found, 0), names)
+
+    if sizes := sharding.context_shape():
+        sharding.check_divides(tokens.shape, sharding.partition_spec(*names[:2]), sizes)
+    run = sharding.per_device(local, (("vocab", "embed"), TOKENS[:2]), names)
+    return run(table, tokens)
+
+
+_axes = sharding.manual_axes
+
+
+def _whole(weight, dtype, axis: int):
+    """A weight gathered over fsdp, in the dtype of the products."""
+    return lax.all_gather(weight.astype(dtype), _axes("fsdp"), axis=axis, tiled=True)
+
+
+def _scattered(x, names: Names):
+    """Parts [B, T, D] summed over tensor: each device its share of the tokens, or all of them."""
+    if names == RESIDUAL:
+        return lax.psum_scatter(x, _axes("tensor"), scatter_dimension=1, tiled=True)
+    return lax.psum(x, _axes("tensor"))

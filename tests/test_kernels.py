@@ -1,0 +1,166 @@
+"""Kernels of TPUs (interpreted here) and GPUs (lowered here), and which back end "auto" takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longrope_jax import sharding
+from longrope_jax.attention import _attention, attend, blockwise, cudnn, splash
+
+RNG = np.random.default_rng(0)
+
+
+def draw(T, N=2, K=1, H=32, B=1, dtype=jnp.float32):
+    return [jnp.asarray(RNG.normal(size=(B, T, n, H)), dtype) for n in (N, K, K)]
+
+
+def packing(T, *starts):
+    starts = np.array(starts)
+    return jnp.asarray(starts[np.searchsorted(starts, np.arange(T), side="right") - 1], jnp.int32)
+
+
+def value_and_gradients(args, segment_start=None, **how):
+    @jax.jit
+    def run(args, segment_start):
+        out, back = jax.vjp(lambda *x: attend(*x, segment_start=segment_start, **how), *args)
+        return out, *back(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    return run(args, segment_start)
+
+
+def check_splash(args, segment_start=None, tolerance=2e-5):
+    mine = value_and_gradients(args, segment_start, backend="splash")
+    right = value_and_gradients(args, segment_start, backend="reference")
+    for a, b in zip(mine, right, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=tolerance)
+
+
+# splash
+
+
+@pytest.mark.parametrize("H", [32, 64, 80, 128, 256])
+def test_splash_equals_reference_for_every_head_dim(H):
+    check_splash(draw(128, H=H))
+
+
+@pytest.mark.parametrize("T", [1, 100, 129, 700])
+def test_splash_at_lengths_that_are_no_multiple_of_a_block(T):
+    check_splash(draw(T))
+
+
+def test_splash_packed_with_grouped_heads():
+    first = jnp.stack([packing(300, 0, 1, 140), packing(300, 0, 257, 299)])
+    check_splash(draw(300, N=6, K=2, B=2), first)
+
+
+def test_splash_in_bfloat16():
+    check_splash(draw(256, N=2, K=2, dtype=jnp.bfloat16), packing(256, 0, 90)[None], 0.05)
+
+
+def test_splash_on_a_mesh_equals_one_device():
+    args = draw(150, N=4, K=2, B=4)
+    first = jnp.stack([packing(150, 0, 3 + 30 * b) for b in range(4)])
+    one = value_and_gradients(args, first, backend="reference")
+    with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+        many = value_and_gradients(args, first, backend="splash")
+    for mine, right in zip(many, one, strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-5)
+
+
+def test_splash_over_gathered_keys_equals_one_device():
+    args, first = draw(512, N=4, K=2), packing(512, 0, 150, 400)[None]
+    one = value_and_gradients(args, first, backend="reference")
+    with jax.set_mesh(sharding.make_mesh(sequence=2, tensor=2, devices=jax.devices()[:4])):
+        many = value_and_gradients(args, first, backend="splash")
+    for mine, right in zip(many, one, strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-5)
+
+
+# cudnn
+
+
+@pytest.fixture
+def cudnn_at_hand(monkeypatch):
+    """As if this host had cuDNN: its version checks are all that asks for a GPU in lowering."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(checks, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda capability: False)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_cudnn_forward_and_backward_lower_for_cuda(dtype, cudnn_at_hand):
+    q, k = (jax.ShapeDtypeStruct((2, 64, n, 64), dtype) for n in (4, 2))
+
+    def loss(q, k, v):
+        return attend(q, k, v, backend="cudnn").astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = step.trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line.replace("\\22", '"') for line in text.splitlines() if "@__cudnn" in line]
+    assert [call.split("@")[1].split("(")[0] for call in calls] == [
+        "__cudnn$fmhaSoftmax",
+        "__cudnn$fmhaSoftmaxBackward",
+    ]
+    for call in calls:
+        assert '"mask_type": "CAUSAL"' in call and '"fmha_scale": 0.125' in call
+    assert "dot_general" not in text  # no plain attention beside it
+
+
+def shape(T, dtype="bfloat16", H=64, S=None):
+    return [jax.ShapeDtypeStruct((1, n, 2, H), dtype) for n in (T, S or T, S or T)]
+
+
+@pytest.mark.parametrize(
+    "backend, args, how, said",
+    [
+        ("cudnn", shape(8, "float32"), {}, "bfloat16 or float16, not float32"),
+        ("cudnn", shape(8), {"segment_start": np.zeros((1, 8), int)}, "packed documents"),
+        ("cudnn", shape(1, S=8), {"query_start": np.zeros(1, int)}, "as many queries as keys"),
+        ("cudnn", shape(8, H=12), {}, "multiple of 8 up to 128, not 12"),
+        ("splash", shape(1, S=8), {"query_start": 7}, "as many queries as keys"),
+        ("splash", shape(8), {"query_start": np.zeros(1, int)}, "as many queries as keys"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_refused(backend, args, how, said):
+    with pytest.raises(ValueError, match=f"{said}.*: use backend 'blockwise'"):
+        jax.eval_shape(lambda *x: attend(*x, backend=backend, **how), *args)
+
+
+# auto
+
+
+def chosen(platform, args, monkeypatch, *, packed=False, whole=True, parts=1):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    work = {"packed": packed, "whole": whole, "parts": parts}
+    return _attention("auto", "all_gather", args[0], work, None)
+
+
+def test_auto_takes_the_kernel_of_the_platform_where_it_applies(monkeypatch):
+    half, single = shape(256), shape(256, "float32")
+    for args, where, wanted in [
+        (half, {"platform": "cpu"}, blockwise),
+        (half, {"platform": "tpu"}, splash),
+        (single, {"platform": "tpu", "packed": True}, splash),
+        (half, {"platform": "tpu", "whole": False}, blockwise),
+        (half, {"platform": "gpu"}, cudnn),
+        (half, {"platform": "gpu", "packed": True}, blockwise),
+        (half, {"platform": "gpu", "whole": False}, blockwise),
+        (single, {"platform": "gpu"}, blockwise),
+    ]:
+        assert chosen(args=args, monkeypatch=monkeypatch, **where) is wanted.attention, where
+    for args, parts, wanted in [(half, 2, splash), (half, 4, blockwise)]:
+        gathering = chosen("tpu", args, monkeypatch, parts=parts)
+        assert gathering.args == (wanted.attention,)
+
+
+def test_the_devices_of_the_mesh_tell_the_platform():
+    assert sharding.platform() == "cpu"
+    for name, said in [("tpu", "tpu"), ("cuda", "gpu"), ("gpu", "gpu")]:
+        device = jax.sharding.AbstractDevice(device_kind="x", num_cores=None, platform=name)
+        mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert sharding.platform() == said
