@@ -3,8 +3,8 @@
 Tensor parallelism with the residual stream divided along the sequence (Korthikanti et al.
 2205.05198): tokens are gathered before a product over columns (heads, F) and their sums scattered
 after one over rows, which the compiler left to itself would make two all-reduces. Weights are
-gathered over `fsdp`, their gradients scattered. What was gathered is gathered again in the
-backward, not saved. Without a mesh these are plain products.
+gathered over `fsdp` and `sequence`, their gradients scattered. What was gathered is gathered again
+in the backward, not saved. Without a mesh these are plain products.
 """
 
 from functools import partial
@@ -77,8 +77,9 @@ _axes = sharding.manual_axes
 
 
 def _whole(weight, dtype, axis: int):
-    """A weight gathered over fsdp, in the dtype of the products."""
-    return lax.all_gather(weight.astype(dtype), _axes("fsdp"), axis=axis, tiled=True)
+    """A weight gathered along "embed", in the dtype of the products."""
+    divided = _axes(*sharding.RULES["embed"])
+    return lax.all_gather(weight.astype(dtype), divided, axis=axis, tiled=True)
 
 
 def _scattered(x, names: Names):

@@ -22,7 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "sequence": "sequence",  # T inside attention and the MLP
     "residual_sequence": ("sequence", "tensor"),  # T of the residual stream and of its norms
     "residual": None,  # D of activations
-    "embed": "fsdp",  # D of parameters
+    "embed": ("fsdp", "sequence"),  # D of parameters
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",

@@ -107,7 +107,8 @@ def shard_shape(x):
 
 def parts(name):
     sizes = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | MESHES[name]
-    return sizes["data"] * sizes["fsdp"], sizes["fsdp"], sizes["sequence"], sizes["tensor"]
+    parameters = sizes["fsdp"] * sizes["sequence"]
+    return sizes["data"] * sizes["fsdp"], parameters, sizes["sequence"], sizes["tensor"]
 
 
 # Numbers
@@ -129,8 +130,8 @@ def test_loss_and_gradients_equal_one_device(sharded, one_device):
 
 
 def test_parameters_and_gradients_are_sharded(sharded):
-    _, fsdp, _, tensor = parts(sharded.name)
-    D, F, N, K, H = 32 // fsdp, 80 // tensor, 4 // tensor, 2 // tensor, 16
+    _, cut, _, tensor = parts(sharded.name)
+    D, F, N, K, H = 32 // cut, 80 // tensor, 4 // tensor, 2 // tensor, 16
     for tree in (sharded.params, sharded.grads):
         layers = tree["layers"]
         assert shard_shape(tree["embed"]) == (V // tensor, D)
@@ -198,30 +199,30 @@ def moved(sharded, kind, *shape):
 
 
 def test_collectives_are_the_expected_ones(sharded):
-    _, fsdp, sequence, _ = parts(sharded.name)
+    _, cut, sequence, _ = parts(sharded.name)
     kinds = {kind for kind, _, _ in sharded.collectives}
     assert "all-reduce" in kinds  # loss
-    assert ("all-gather" in kinds) == (fsdp > 1)  # parameters
-    assert ("reduce-scatter" in kinds) == (fsdp > 1)  # gradients
+    assert ("all-gather" in kinds) == (cut > 1)  # parameters
+    assert ("reduce-scatter" in kinds) == (cut > 1)  # gradients
     assert ("collective-permute" in kinds) == (sequence > 1)  # queries in zigzag order
     if sequence == 1:  # block bounds of attention are the same everywhere: none travel
         assert not any(re.search(r"\b[su]\d+\[", shapes) for _, shapes, _ in sharded.collectives)
 
 
 def test_gradients_are_scattered_over_fsdp_and_never_whole(sharded):
-    _, fsdp, _, tensor = parts(sharded.name)
-    if fsdp > 1:
-        for shape in [(32 // fsdp, 80 // tensor), (80 // tensor, 32 // fsdp)]:  # of the MLP
+    _, cut, _, tensor = parts(sharded.name)
+    if cut > 1:
+        for shape in [(32 // cut, 80 // tensor), (80 // tensor, 32 // cut)]:  # of the MLP
             assert moved(sharded, "reduce-scatter", *shape)
         for shape in [(32, 80 // tensor), (80 // tensor, 32), (32, V // tensor), (V // tensor, 32)]:
             assert not moved(sharded, "all-reduce", *shape)
 
 
 def test_output_table_is_gathered_once_per_pass(sharded):
-    _, fsdp, _, tensor = parts(sharded.name)
+    _, cut, _, tensor = parts(sharded.name)
     shape = 32, V // tensor
     # Once forward and once backward; XLA may keep the first copy.
-    assert len(moved(sharded, "all-gather", *shape)) in ((1, 2) if fsdp > 1 else (0,))
+    assert len(moved(sharded, "all-gather", *shape)) in ((1, 2) if cut > 1 else (0,))
     lines = re.findall(rf"^.*= f32\[{shape[0]},{shape[1]}\].* all-gather\(.*$", sharded.hlo, re.M)
     assert not any("while" in line for line in lines)  # in no loop over chunks
 

@@ -1,6 +1,6 @@
 """Cross-entropy that never holds [T, V] logits.
 
-The head's table is gathered over `fsdp` once per pass, the vocabulary stays divided over `tensor`,
+The head's table is gathered along D once per pass, the vocabulary stays divided over `tensor`,
 and each device walks through its own tokens chunk by chunk; sums over devices come after the loop.
 """
 
@@ -117,15 +117,18 @@ def _backward(chunk, table, hidden, targets, lse, d_nll):
     d_hidden = lax.psum_scatter(
         _joined(d_hidden, T), axes("tensor"), scatter_dimension=1, tiled=True
     )
-    d_table = lax.psum_scatter(d_table, axes("fsdp"), scatter_dimension=0, tiled=True)
-    d_table = lax.psum(d_table, axes("data", "sequence"))
+    divided = sharding.RULES["embed"]
+    d_table = lax.psum_scatter(d_table, axes(*divided), scatter_dimension=0, tiled=True)
+    rest = [axis for axis in ("data", "fsdp", "sequence") if axis not in divided]
+    d_table = lax.psum(d_table, axes(*rest))
     return d_table.astype(table.dtype), d_hidden
 
 
 def _gathered(table, hidden):
     """All of D of this device's vocabulary, in the model's dtype; all of its tokens."""
     axes = sharding.manual_axes
-    table = lax.all_gather(table.astype(hidden.dtype), axes("fsdp"), axis=0, tiled=True)
+    divided = axes(*sharding.RULES["embed"])
+    table = lax.all_gather(table.astype(hidden.dtype), divided, axis=0, tiled=True)
     return table, lax.all_gather(hidden, axes("tensor"), axis=1, tiled=True)
 
 
