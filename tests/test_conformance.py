@@ -218,6 +218,13 @@ def test_three_way_by_parts_has_three_parts():
     same(inv_freq(alone)[middle], ntk[middle])
 
 
+def test_three_way_by_parts_ramps_beyond_the_last_pair():
+    """Of 131,072 tokens 2 turns fall on pair 64.3 of 0..63, 16 on pair 49.8: rounded, 65 and 49."""
+    found = inv_freq(rotary.NTKByPartsThreeWay(factor=8, original_length=131_072))[-1]
+    ramp, ntk = (63 - 49) / (65 - 49), (1e4 * 8 ** (128 / 126)) ** (-126 / 128)
+    assert found == pytest.approx(ramp * ntk + (1 - ramp) * 1e4 ** (-126 / 128), rel=1e-12)
+
+
 def test_longrope_switches_after_the_original_length_exactly():
     long, short = tuple(np.linspace(1, 40, 48)), (1.5,) * 48
     spec = rotary.LongRoPE(long, 4096, 32.0, short, start_count=4)

@@ -1,8 +1,8 @@
 """Position encodings as points on a sphere: Llama 2 Long (2309.16039) appendix B, corrected.
 
 A vector x of H features is encoded at position t as f(x, t)_j = (x_2j + i x_2j+1) e^(i theta_j t),
-always of length ||x|| (an amplitude, such as YaRN's, is left out). The appendix asks how close a method brings neighbouring positions. Its
-Theorem 1 is false as printed, in two ways:
+always of length ||x|| (an amplitude such as YaRN's is left out). The appendix asks how close a
+method brings neighbouring positions. Its Theorem 1 is false as printed, in two ways:
 
 - its upper bound lacks a factor 2: the energy of a pair is up to 2 max_k x_k^2. All-ones x breaks
   it, with a sine of (2/H) C where the bound says C/H (`SineBounds.printed_holds`);
@@ -124,7 +124,8 @@ def granularity(method: Method | Frequencies, x: np.ndarray, *, positions: int) 
     """q(f): the smallest distance between the encodings of two positions, in units of ||x||.
 
     Euclidean; over all pairs of positions 0..positions-1 and all vectors x [..., H], none zero. It
-    depends on the difference of positions alone. The method is taken at that length. Source: definition in appendix B, section B.1.
+    depends on the difference of positions alone. The method is taken at that length. Source:
+    definition in appendix B, section B.1.
 
     Raises:
         ValueError: fewer than 2 positions, a zero vector, a method without a sphere.
