@@ -799,7 +799,7 @@ def test_parse_reads_tuples_and_nested_methods():
         ),
         (
             "longrope:long_factor=2,original_length=64,factor=2,start_count=1.5",
-            "start_count must be a whole number of tokens, got 1.5",
+            "start_count must be a whole number of tokens up to 16777216, got 1.5",
         ),
         ("giraffe_power:power=-1", "power must be finite and not negative, got -1"),
         ("giraffe_truncated:rule=paper", "unknown rule of giraffe_truncated 'paper'"),

@@ -148,7 +148,7 @@ def check_factor(factor: float) -> None:
 def check_tokens(minimum: int = 1, **values: int) -> None:
     """Raises ValueError, naming the option, unless each is a whole number of tokens in range."""
     for name, value in values.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not (whole and minimum <= value <= MAX_POSITION):
             raise ValueError(
                 f"{name} must be a whole number from {minimum} to {MAX_POSITION}, got {value!r}"
