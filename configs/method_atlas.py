@@ -14,8 +14,6 @@ _PAPER = {
         "inner": "rope",
         "fraction": 0.5,
         "long_factor": 8.0,
-        "window": 32,
-        "group": 8,
         "n_kv_heads": 8,
     },
     # Texts in place of the above for some names, as rotary.parse reads them.
@@ -23,6 +21,11 @@ _PAPER = {
         "llama3": "llama3:base=10_000,factor=8,original_length={trained}",
         "resonance": "resonance:inner=(yarn:factor={factor},original_length={trained})",
         "xpos_abf": "xpos_abf:scale_base={trained}",
+        # Remapped so that the extended length stays within the trained one (STRING: moves within).
+        "rerope": "rerope:window={trained_2}",
+        "leaky_rerope": "leaky_rerope:window={trained_2},factor=16",
+        "self_extend": "self_extend:window={trained_4},group=16",
+        "string": "string:original_length={trained},window={trained_32}",
     },
 }
 

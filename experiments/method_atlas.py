@@ -5,7 +5,7 @@
 All methods extend the same model: trained on 4,096 tokens with base 10,000 and head dimension 128,
 to 32,768 tokens. An option without a default gets the value of the config, the others keep their
 defaults. A method registered anywhere before the run appears too; what cannot be drawn as a curve
-is listed with the reason. In seconds on a CPU.
+(of ours ALiBi alone, whose bias differs by head) is listed with the reason. In seconds on a CPU.
 """
 
 import dataclasses
@@ -28,8 +28,10 @@ _DEFINITIONS = (
     "trained length, so that training never shows a full turn. Longest: the longest wavelength of "
     "a turning pair over the trained length. Amplitude: factor on queries and on keys.\n\n"
     "Scores are those of all-ones queries and keys, divided by the square root of H. Where they "
-    "depend on more than the distance (first tokens with frequencies of their own, log-n scaling) "
-    "the query is the last token of the extended length; such methods have a star."
+    "depend on more than the distance (first tokens with frequencies of their own, log-n scaling, "
+    "positions by chunks or groups, the mixtures of FoPE's head 0) the query is the last token of "
+    "the extended length; such methods have a star. Remapped positions (ReRoPE, STRING ...) keep "
+    "the inner method's frequencies and change the decay alone."
 )
 
 
@@ -108,17 +110,23 @@ def entry(name: str, config: ConfigDict) -> Entry:
     other = _other_parts(f)
     if other:
         return Entry(name, spec, reason=f"its scores depend on more than frequencies: {other}")
-    distances = np.arange(extended)
+    try:
+        return Entry(name, spec, f, _curve(f, extended, config.head_dim))
+    except ValueError as error:
+        return Entry(name, spec, reason=str(error))
+
+
+def _curve(f: rotary.Frequencies, length: int, head_dim: int) -> np.ndarray:
+    """[length] what the last of `length` tokens sees at each distance."""
+    distances, last = np.arange(length), length - 1
     if decay.depends_on_distance_alone(f):
-        scores = decay.score(f, distances, head_dim=config.head_dim)
-    else:
-        last = extended - 1
-        scores = decay.heatmap(f, [last], last - distances, head_dim=config.head_dim)[0]
-    return Entry(name, spec, f, scores)
+        return decay.score(f, distances, head_dim=head_dim, seq_len=length)
+    return decay.heatmap(f, [last], last - distances, head_dim=head_dim)[0]
 
 
 def _build(name: str, config: ConfigDict) -> rotary.Method:
     values = {"trained": config.trained, "factor": config.factor}
+    values |= {f"trained_{n}": config.trained // n for n in (2, 4, 32)}
     if name in config.specs:
         return rotary.parse(config.specs[name].format(**values))
     options = {"factor": config.factor, **config.options}
@@ -144,7 +152,7 @@ def _other_parts(f: object) -> str:
     if not isinstance(f, rotary.Frequencies):
         return type(f).__name__
     plain = rotary.Frequencies(f.inv_freq)
-    known = {"inv_freq", "amplitude", "log_decay", "start_inv_freq", "start_count", "logn_length"}
+    known = {field.name for field in dataclasses.fields(rotary.Frequencies)}
     return ", ".join(
         field.name
         for field in dataclasses.fields(f)

@@ -218,6 +218,13 @@ def test_three_way_by_parts_has_three_parts():
     same(inv_freq(alone)[middle], ntk[middle])
 
 
+def test_three_way_by_parts_ramps_beyond_the_last_pair():
+    """Of 131,072 tokens 2 turns fall on pair 64.3 of 0..63, 16 on pair 49.8: rounded, 65 and 49."""
+    found = inv_freq(rotary.NTKByPartsThreeWay(factor=8, original_length=131_072))[-1]
+    ramp, ntk = (63 - 49) / (65 - 49), (1e4 * 8 ** (128 / 126)) ** (-126 / 128)
+    assert found == pytest.approx(ramp * ntk + (1 - ramp) * 1e4 ** (-126 / 128), rel=1e-12)
+
+
 def test_longrope_switches_after_the_original_length_exactly():
     long, short = tuple(np.linspace(1, 40, 48)), (1.5,) * 48
     spec = rotary.LongRoPE(long, 4096, 32.0, short, start_count=4)
@@ -694,6 +701,13 @@ def test_configs_as_checkpoints_ship_them():
             r"two values of partial_rotary_factor: \[0.25, 0.5\]",
         ),
         ({"partial_rotary_factor": 1.5}, "fraction must lie between 0 and 1, got 1.5"),
+        ({"rope_theta": 10**400}, "rope_theta must be a finite number, got 1000"),
+        ({"rope_scaling": YARN | {"factor": 10**400}}, "factor must be at least 1, got 1000"),
+        ({"rope_scaling": False}, "rope_scaling must be an object of keys and values, got False"),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "full": {"rope_type": "default"}}},
+            r"\['rope_theta'\] beside the layer types \['full'\]: move them into each",
+        ),
         ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate must be True or False, got 'no'"),
         ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_slow must be below beta_fast"),
         ({"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "unknown key of rope_type def"),
@@ -785,7 +799,7 @@ def test_parse_reads_tuples_and_nested_methods():
         ),
         (
             "longrope:long_factor=2,original_length=64,factor=2,start_count=1.5",
-            "start_count must be a whole number of tokens, got 1.5",
+            "start_count must be a whole number of tokens up to 16777216, got 1.5",
         ),
         ("giraffe_power:power=-1", "power must be finite and not negative, got -1"),
         ("giraffe_truncated:rule=paper", "unknown rule of giraffe_truncated 'paper'"),

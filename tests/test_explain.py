@@ -151,6 +151,7 @@ def test_a_rotary_key_that_is_not_read_is_a_warning():
         ({"rope_thta": 5e5}, "'rope_thta'; did you mean 'rope_theta'.*it was not read"),
         ({"no_rope_layers": [1, 0]}, "unknown rotary key of the config 'no_rope_layers'"),
         ({"rope_scalng": {"type": "linear"}}, "did you mean 'rope_scaling'"),
+        ({"alibi": True}, "unknown rotary key of the config 'alibi'.*it was not read"),
     ):
         with pytest.warns(UserWarning, match=said) as caught:
             assert rotary.from_hf(config) == rotary.RoPE()
@@ -162,6 +163,7 @@ def test_a_rotary_key_that_is_not_read_is_a_warning():
             "qk_rope_head_dim": 64,
             "scope": 1,
             "rope_type_x": None,
+            "alibi": False,
         }
         assert rotary.from_hf(harmless) == rotary.RoPE()
 
@@ -178,7 +180,7 @@ def test_gpt_neox_spelling_is_read():
     [
         ([], "a config is an object of keys and values, got list"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object of keys and values, got 'lin"),
-        ({"rope_theta": [1]}, r"rope_theta must be a number, got \[1\]"),
+        ({"rope_theta": [1]}, r"rope_theta must be a finite number, got \[1\]"),
         ({"rope_scaling": {"type": ["linear"]}}, "unknown rope_type"),
         (
             {"rope_scaling": {"type": "su", "factor": 2.0, "short_factor": 1, "long_factor": 2},
@@ -313,7 +315,7 @@ def test_a_picture_without_matplotlib_names_the_extra(tmp_path, capsys, monkeypa
         (b"[1, 2]", "a config is an object"),
         (b'{"rope_scaling": {"type": "yarn"}}', "rope_type 'yarn' needs 'factor'"),
         (b'{"rope_scaling": {"type": "linear", "factor": NaN}}', "factor must be at least 1"),
-        (b'{"rope_theta": 1' + 400 * b"0" + b"}", "too large"),
+        (b'{"rope_theta": 1' + 400 * b"0" + b"}", "rope_theta must be a finite number"),
     ],
 )
 def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, said):
@@ -332,6 +334,12 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, said)
         (("explain", "yrn:factor=8"), "unknown rotary method 'yrn'; did you mean 'yarn'?"),
         (("explain", "."), "cannot read .: Is a directory"),
         (("explain", "rope", "--head-dim", "7"), "head_dim must be even and positive, got 7"),
+        (
+            ("explain", "rope", "--seq-len", "0"),
+            "seq_len must be a whole number from 1 to",
+        ),
+        (("diff", "rope", "abf", "--seq-len", "-5"), "seq_len must be a whole number from 1"),
+        (("explain", "ntk:factor=1e300,base=1e300"), "base must be finite, got inf"),
         (("explain", "rope", "--picture", "/nowhere/a.png"), "cannot write the picture"),
         (("docs", "/nowhere/rotary.md"), "cannot read /nowhere/rotary.md"),
     ],

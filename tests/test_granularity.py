@@ -108,10 +108,23 @@ def test_pi_divides_the_angle_between_neighbours_and_abf_barely_changes_it():
     assert sine["pi:factor=8"] < 0.14 * sine["rope"] and sine["abf"] > 0.7 * sine["rope"]
 
 
+def test_methods_that_depend_on_the_length_are_taken_at_it():
+    spec = rotary.LongRoPE(long_factor=8.0, original_length=64, factor=8, attention_factor=1)
+    rope, pi, x = rotary.RoPE(), rotary.PositionInterpolation(factor=8), np.ones(8)
+    for positions, same in ((64, rope), (65, pi)):
+        found = granularity.granularity(spec, x, positions=positions)
+        assert found == granularity.granularity(same, x, positions=positions)
+    apart = granularity.distance(rope, spec, x, positions=(64, 512))
+    assert apart == granularity.distance(rope, pi, x, positions=(64, 512))
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
         (lambda: granularity.sine_sum(rotary.XPos(), head_dim=8), "no curve on a sphere"),
+        (lambda: granularity.sine_sum(rotary.ReRoPE(4), head_dim=8), "no curve on a sphere"),
+        (lambda: granularity.sine_sum(rotary.FoPE(64, 1), head_dim=8), "no curve on a sphere"),
+        (lambda: granularity.sine_sum(rotary.ALiBi(), head_dim=8), "no curve on a sphere"),
         (lambda: granularity.sine_bounds(rotary.RoPE(), np.zeros(8)), "not zero"),
         (lambda: granularity.limit(1e4, alpha=2), "alpha"),
         (lambda: granularity.granularity(rotary.RoPE(), np.ones(8), positions=1), "positions"),

@@ -52,7 +52,17 @@ def test_every_method_of_the_package_is_drawn_or_says_why_not():
         assert e.reason or (len(e.scores) == 256 and np.all(np.isfinite(e.scores)))
     drawn = {e.name for e in entries if not e.reason}
     assert {"rope", "pi", "abf", "xpos_abf", "yarn", "ntk", "longrope", "partial"} <= drawn
-    assert [e.name for e in entries if not e.reason and e.starred] == ["log_n"]
+    starred = [e.name for e in entries if not e.reason and e.starred]
+    assert starred == ["dual_chunk", "fope", "log_n", "self_extend"]
+    assert {e.name: e.reason for e in entries if e.reason}.keys() == {"alibi"}
+
+
+@pytest.mark.parametrize("name", ["rerope", "leaky_rerope", "self_extend", "dual_chunk"])
+def test_remapped_curves_show_no_distance_beyond_the_trained_length(name):
+    e = method_atlas.entry(name, get_config("tiny"))
+    rope = decay.score(rotary.RoPE(), np.arange(64 * 16) / 16, head_dim=16)
+    assert np.abs(e.scores[:, None] - rope).min(1).max() < 1e-9
+    assert np.abs(e.scores[64:] - decay.score(rotary.RoPE(), np.arange(64, 256), head_dim=16)).any()
 
 
 def test_script_writes_everything(tmp_path, capsys):

@@ -146,6 +146,13 @@ def test_unknown_precision_is_refused():
         rotary.phases(rot, np.arange(3), precision="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_positions_in_16_bits_are_refused(dtype):
+    rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=8)
+    with pytest.raises(ValueError, match=f"positions in {jnp.dtype(dtype)} are rounded"):
+        jax.jit(rotary.phases)(rot, jnp.arange(8, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     "positions", [[-1, 0], [0, 2**24], [[3], [-3]], [-0.5], [float(2**24)], [float("nan")]]
 )

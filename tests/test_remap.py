@@ -356,6 +356,22 @@ def test_frequencies_have_tangents_in_every_branch():
         np.testing.assert_allclose(got, -np.sin(p * w) * p, atol=1e-4)
 
 
+def test_options_may_be_numpys_whole_numbers():
+    assert rotary.ReRoPE(np.int64(5)) == rotary.ReRoPE(5)
+    with pytest.raises(ValueError, match="window must be a whole number"):
+        rotary.ReRoPE(np.float32(5))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32])
+def test_whole_positions_of_any_type_are_the_same(dtype):
+    rot = rotary.make(rotary.STRING(90, shift=30, window=2), head_dim=8, seq_len=90)
+    for spec in (rot, rotary.make(rotary.LeakyReRoPE(100, 3), head_dim=8, seq_len=90)):
+        want = jax.tree.leaves(rotary.phases(spec, np.arange(90)))
+        found = jax.tree.leaves(rotary.phases(spec, jnp.arange(90, dtype=dtype)))
+        for mine, theirs in zip(found, want, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
 def test_log_n_uses_the_true_position_in_every_branch():
     rot = make(rotary.LogN(rotary.ReRoPE(4, rotary.NoPE()), 4.0))
     for branch in jax.jit(rotary.phases)(rot, np.arange(20)).query:

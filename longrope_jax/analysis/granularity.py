@@ -1,8 +1,8 @@
 """Position encodings as points on a sphere: Llama 2 Long (2309.16039) appendix B, corrected.
 
 A vector x of H features is encoded at position t as f(x, t)_j = (x_2j + i x_2j+1) e^(i theta_j t),
-always of length ||x||. The appendix asks how close a method brings neighbouring positions. Its
-Theorem 1 is false as printed, in two ways:
+always of length ||x|| (an amplitude such as YaRN's is left out). The appendix asks how close a
+method brings neighbouring positions. Its Theorem 1 is false as printed, in two ways:
 
 - its upper bound lacks a factor 2: the energy of a pair is up to 2 max_k x_k^2. All-ones x breaks
   it, with a sine of (2/H) C where the bound says C/H (`SineBounds.printed_holds`);
@@ -68,10 +68,12 @@ class Distance:
 def sine_sum(method: Method | Frequencies, *, head_dim: int) -> float:
     """C = sum_j sin theta_j, the constant of Theorem 1; grows like H/2.
 
+    A method that depends on the length is taken at 2 tokens; give its `frequencies` for another.
+
     Raises:
         ValueError: odd head dimension, a method whose encodings lie on no sphere.
     """
-    return float(np.sin(_speeds(method, head_dim)).sum())
+    return float(np.sin(_speeds(method, head_dim, 2)).sum())
 
 
 def mean_sine(method: Method | Frequencies, *, head_dim: int) -> float:
@@ -102,14 +104,14 @@ def printed_limit(base: float, *, alpha: float = 1.0) -> float:
 
 
 def sine_bounds(method: Method | Frequencies, x: np.ndarray) -> SineBounds:
-    """Theorem 1 for x [H], corrected and as printed.
+    """Theorem 1 for x [H], corrected and as printed; the method as in `sine_sum`.
 
     Raises:
         ValueError: x is zero or of odd size; a method whose encodings lie on no sphere or whose
             pairs turn by more than pi per token, where the theorem says nothing.
     """
     x = np.asarray(x, np.float64)
-    speeds = _speeds(method, x.size)
+    speeds = _speeds(method, x.size, 2)
     if x.ndim != 1 or not np.any(x) or speeds.max() > np.pi:
         raise ValueError("needs one vector that is not zero, and pairs that turn by at most pi")
     energy, sines = _energy(x), np.sin(speeds)
@@ -122,7 +124,8 @@ def granularity(method: Method | Frequencies, x: np.ndarray, *, positions: int) 
     """q(f): the smallest distance between the encodings of two positions, in units of ||x||.
 
     Euclidean; over all pairs of positions 0..positions-1 and all vectors x [..., H], none zero. It
-    depends on the difference of positions alone. Source: definition in appendix B, section B.1.
+    depends on the difference of positions alone. The method is taken at that length. Source:
+    definition in appendix B, section B.1.
 
     Raises:
         ValueError: fewer than 2 positions, a zero vector, a method without a sphere.
@@ -130,7 +133,8 @@ def granularity(method: Method | Frequencies, x: np.ndarray, *, positions: int) 
     if positions < 2:
         raise ValueError(f"positions must be at least 2, got {positions}")
     x = np.asarray(x, np.float64)
-    chords = 4 * np.sin(np.outer(np.arange(1, positions), _speeds(method, x.shape[-1])) / 2) ** 2
+    speeds = _speeds(method, x.shape[-1], positions)
+    chords = 4 * np.sin(np.outer(np.arange(1, positions), speeds) / 2) ** 2
     return float(np.sqrt((chords @ _weights(x).T).min()))
 
 
@@ -147,7 +151,7 @@ def distance(
         first: f.
         second: f^.
         x: [..., H] vectors, none zero.
-        positions: how many positions, from 0, of f and of f^.
+        positions: how many positions, from 0, of f and of f^; each is taken at that length.
 
     Raises:
         ValueError: no position, a zero vector, a method without a sphere.
@@ -156,7 +160,7 @@ def distance(
         raise ValueError(f"positions must be at least 1 each, got {tuple(positions)}")
     weights = _weights(x)
     angles = [
-        np.outer(np.arange(count), _speeds(method, np.shape(x)[-1]))
+        np.outer(np.arange(count), _speeds(method, np.shape(x)[-1], count))
         for method, count in zip((first, second), positions, strict=True)
     ]
     nearest = np.array([_nearest(*angles, weight) for weight in weights])
@@ -174,14 +178,15 @@ def _nearest(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.nd
     return np.sqrt(np.maximum(2 - 2 * np.concatenate(closest), 0))
 
 
-def _speeds(method: Method | Frequencies, head_dim: int) -> np.ndarray:
+def _speeds(method: Method | Frequencies, head_dim: int, seq_len: int) -> np.ndarray:
     f = method
     if not isinstance(method, Frequencies):
-        f = method.frequencies(head_dim=head_dim, seq_len=1)
-    if np.any(f.log_decay) or f.start_count or np.isfinite(f.logn_length):
+        f = method.frequencies(head_dim=head_dim, seq_len=seq_len)
+    several = f.score_rule is not None or f.mixing is not None
+    if several or np.any(f.log_decay) or f.start_count or np.isfinite(f.logn_length):
         raise ValueError(
-            f"{method} changes lengths or treats some positions differently, so its encodings are "
-            "no curve on a sphere; granularity is not defined for it"
+            f"{method} changes lengths, mixes pairs or treats some positions differently, so its "
+            "encodings are no curve on a sphere; granularity is not defined for it"
         )
     speeds = np.zeros(head_dim // 2)
     speeds[: len(f.inv_freq)] = f.inv_freq

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from longrope_jax.rotary.explain import shown, wavelengths
-from longrope_jax.rotary.frequencies import Frequencies
+from longrope_jax.rotary.frequencies import Frequencies, check_tokens
 from longrope_jax.rotary.registry import Method, name_of
 
 _SAME = 1e-12
@@ -19,7 +19,11 @@ def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
     that differs most; and per pair radians per token, wavelength in tokens, the relative difference
     of frequency (B - A) / A and by how many turns the two are apart after `seq_len` tokens. A pair
     that only one of them has counts as at rest in the other.
+
+    Raises:
+        ValueError: as `explain`.
     """
+    check_tokens(seq_len=seq_len)
     fa, fb = (s.frequencies(head_dim=head_dim, seq_len=seq_len) for s in (a, b))
     wa, wb = padded(fa, fb)
     lines = [f"A  {name_of(a)}", f"B  {name_of(b)}"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from longrope_jax.rotary import docstrings
-from longrope_jax.rotary.frequencies import Frequencies, rope_inv_freq
+from longrope_jax.rotary.frequencies import Frequencies, check_tokens, rope_inv_freq
 from longrope_jax.rotary.registry import Method, name_of
 
 _SAME = 1e-12  # relative; frequencies closer than this are equal but for rounding
@@ -28,7 +28,11 @@ def explain(
         head_dim: H.
         seq_len: tokens of the sequence it is evaluated for.
         trained_length: tokens; default the method's own original_length, if it has one.
+
+    Raises:
+        ValueError: a length that no position reaches, a head that the method does not fit.
     """
+    check_tokens(seq_len=seq_len)
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
     trained = trained_length or option(spec, "original_length")
     header = f"{'pair':>4} {'rad/token':>13} {'wavelength':>14} {'turns':>12} {'decay':>9}"

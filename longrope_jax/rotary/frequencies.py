@@ -91,16 +91,21 @@ def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
     """RoPE's theta_j = base^(-2j/H), [H/2] radians per token in float64 (RoFormer eq. 15).
 
     Raises:
-        ValueError: odd or non-positive `head_dim`.
+        ValueError: odd or non-positive `head_dim`, an infinite base (after scaling it, say).
     """
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f"head_dim must be even and positive, got {head_dim}")
+    if not is_finite(base):
+        raise ValueError(f"base must be finite, got {base}: take a smaller base or factor")
     return np.float64(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
 def is_finite(value) -> bool:
     """Whether `value` is a number at all (a typo in a command line is text) and finite."""
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an int of 400 digits
+        return False
 
 
 def check_positive(**values: float) -> None:
@@ -143,7 +148,7 @@ def check_factor(factor: float) -> None:
 def check_tokens(minimum: int = 1, **values: int) -> None:
     """Raises ValueError, naming the option, unless each is a whole number of tokens in range."""
     for name, value in values.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not (whole and minimum <= value <= MAX_POSITION):
             raise ValueError(
                 f"{name} must be a whole number from {minimum} to {MAX_POSITION}, got {value!r}"

@@ -106,7 +106,7 @@ def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any
         raise ValueError(f"a config is an object of keys and values, got {type(config).__name__}")
     if isinstance(config.get("text_config"), dict) and not _has_rotary_keys(config):
         raise ValueError("the config has no rotary keys, its text_config may: pass that part")
-    spellings = [_block(k, c) for k in BLOCKS if (c := config.get(k))]
+    spellings = [_block(k, c) for k in BLOCKS if (c := config.get(k)) not in (None, {})]
     found = [_one_type(_one_layer(parameters, layer_type)) for parameters in spellings]
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError("rope_parameters and rope_scaling contradict each other: keep one")
@@ -115,7 +115,8 @@ def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any
         values = [config.get(name) for name in spelled] + [parameters.get(key)]
         values = [value for value in values if value is not None]
         if not all(is_finite(value) for value in values):
-            raise ValueError(f"{key} must be a number, got {values[0]!r}")
+            shown = ", ".join(repr(value)[:40] for value in values)
+            raise ValueError(f"{key} must be a finite number, got {shown}")
         if len(set(values)) > 1:
             raise ValueError(f"two values of {key}: {sorted(set(values))}")
         if values:
@@ -138,6 +139,9 @@ def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, 
     layers = [k for k, v in parameters.items() if isinstance(v, dict)]
     if not layers:
         return parameters
+    beside = sorted(k for k, v in parameters.items() if k not in layers and v is not None)
+    if beside:
+        raise ValueError(f"{beside} beside the layer types {layers}: move them into each of these")
     if layer_type is None:
         raise ValueError(f"rope_parameters differ by layer: pass layer_type, one of {layers}")
     if layer_type not in layers:
@@ -182,6 +186,8 @@ def unread(config: dict[str, Any]) -> list[str]:
     read = {*BLOCKS, *NOT_THE_METHOD, *(name for names in OUTSIDE.values() for name in names)}
     given = {key for key, value in config.items() if value is not None}
     about = {key for key in given if {"rope", "nope", "rotary"} & set(key.lower().split("_"))}
+    if config.get("alibi"):  # Falcon and MPT: true in place of rotation
+        about.add("alibi")
     return sorted(about - read)
 
 

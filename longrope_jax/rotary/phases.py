@@ -196,8 +196,8 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
         Query and key (cos, sin), float32 [..., T, R]; tuples of them under a score rule.
 
     Raises:
-        ValueError: concrete positions out of range, positions that are not whole under a score
-            rule, unknown precision, another number of stacked rotaries than of rows.
+        ValueError: concrete positions out of range, positions in 16 bits or not whole under a
+            score rule, unknown precision, another number of stacked rotaries than of rows.
     """
     _check_positions(positions)
     if jnp.ndim(rotary.amplitude):
@@ -206,6 +206,8 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
             raise ValueError(f"{rows} stacked rotaries, positions of shape {jnp.shape(positions)}")
         return jax.vmap(partial(phases, precision=precision))(rotary, jnp.asarray(positions))
     position = jnp.asarray(positions)
+    if not jnp.issubdtype(position.dtype, jnp.floating):
+        position = position.astype(jnp.int32)  # rules subtract and shift: uint32 or int8 would wrap
     turn = partial(_turn, precision=precision)
     query_gain, key_gain = _gains(rotary, position[..., None].astype(jnp.float32))
     if rotary.score_rule is None:
@@ -264,9 +266,12 @@ def _scaled(phase: Phase | HeadPhase, gain: jax.Array) -> Phase | HeadPhase:
 
 
 def _check_positions(positions) -> None:
+    dtype = jnp.result_type(positions)
+    if dtype in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f"positions in {dtype} are rounded beyond 256 or 2048: take int32")
     if isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
         return
-    low, high = np.min(positions), np.max(positions)
+    low, high = np.min(positions).item(), np.max(positions).item()  # int8 < 2^24 would wrap
     if not (low >= 0 and high < MAX_POSITION):  # so written, NaN is refused too
         raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
 

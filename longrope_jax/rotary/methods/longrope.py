@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from longrope_jax.rotary.frequencies import (
+    MAX_POSITION,
     Frequencies,
     check_base,
     check_factor,
@@ -80,8 +81,10 @@ class LongRoPE:
         check_factor(self.factor)
         check_base(self.base)
         count = self.start_count
-        if not (is_finite(count) and count >= 0 and count == int(count)):
-            raise ValueError(f"start_count must be a whole number of tokens, got {count!r}")
+        if not (is_finite(count) and 0 <= count <= MAX_POSITION and count == int(count)):
+            raise ValueError(
+                f"start_count must be a whole number of tokens up to {MAX_POSITION}, got {count!r}"
+            )
         if self.attention_factor is not None:
             check_positive(attention_factor=self.attention_factor)
 
