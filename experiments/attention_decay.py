@@ -28,11 +28,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli, report, trained_heads
+from experiments.figures import Axes, Figure
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
 

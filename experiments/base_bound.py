@@ -2,8 +2,8 @@
 
     python -m experiments.base_bound --config=configs/base_bound.py:cpu --workdir=DIR
 
-Presets: tiny, cpu (1k to 32k, 20 s on a busy core), full (1k to 1M, about 7 minutes of one
-core; the committed run took 23 on a busy one).
+Presets: tiny, cpu (1k to 32k, a minute at most), full (1k to 1M, about 7 minutes of one core;
+the committed run took 23 on a busy one).
 A base meets the requirement for L tokens if sum_j cos(m base^(-2j/H)) >= 0 at every integer m below
 L. The published table and Su Jianlin's tighter one were searched by trial; here every smaller base
 is excluded by a bound on the derivative (longrope_jax/analysis/base_bound.py). Expected, H = 128:
@@ -30,10 +30,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments import cli, report
+from experiments.figures import Axes
 from longrope_jax.analysis import base_bound
 from longrope_jax.rotary import check_base
 

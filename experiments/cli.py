@@ -53,7 +53,7 @@ def _define_flags(name: str, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config", str(CONFIGS / f"{name}.py"), "FILE.py:PRESET", lock_config=True, sys_argv=argv
     )
-    flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
+    flags.DEFINE_string("workdir", None, "Directory of the results.")
 
 
 def _remove_flags() -> None:
@@ -72,6 +72,8 @@ def _parse(name: str, argv: list[str]) -> list[str]:
         fail(_message(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: options look like --config.FIELD=VALUE")
+    if not flags.FLAGS.workdir:
+        fail("no directory for the results: give --workdir=DIR")
     workdir = Path(flags.FLAGS.workdir)
     if workdir.exists() and not workdir.is_dir():
         fail(f"--workdir={workdir} is a file, not a directory")

@@ -6,11 +6,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from experiments import cli
 from experiments.files import write
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ImportError:  # before any work, since every script ends in a figure
+    cli.fail("figures need matplotlib: pip install 'longrope_jax[experiments]'")
+
+__all__ = ["Axes", "Figure", "colours", "save_figure", "style", "subplots"]
 
 _MAX_FIGURE_BYTES = 300_000
 

@@ -12,10 +12,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments import cli, report
+from experiments.figures import Axes
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
 
@@ -274,14 +274,23 @@ def sections(result: dict, workdir: Path) -> list[report.Section]:
     missing = [list(item) for item in result["not_drawn"].items()]
     parts = [
         report.Section(
-            "Wavelengths", [report.Figure(workdir / "wavelengths.png", "A panel per method.")]
+            "Wavelengths of every method",
+            [report.Figure(workdir / "wavelengths.png", "A panel per method.")],
         ),
-        report.Section("Decay", [report.Figure(workdir / "decay.png", "A panel per method.")]),
-        report.Section("Numbers", [report.Table(*_table(rows)), report.Text(_DEFINITIONS)]),
-        report.Section("Options", [report.Table(["method", "as evaluated"], specs)]),
+        report.Section(
+            "Decay of every method", [report.Figure(workdir / "decay.png", "A panel per method.")]
+        ),
+        report.Section(
+            "Numbers of every method", [report.Table(*_table(rows)), report.Text(_DEFINITIONS)]
+        ),
+        report.Section(
+            "Options of every method", [report.Table(["method", "as evaluated"], specs)]
+        ),
     ]
     if missing:
-        parts.append(report.Section("Not drawn", [report.Table(["method", "reason"], missing)]))
+        parts.append(
+            report.Section("Methods not drawn", [report.Table(["method", "reason"], missing)])
+        )
     return parts
 
 

@@ -323,12 +323,13 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_scores(finished, ti
                 np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_reproduce_joins_three_reports_into_one(finished, tiny, tmp_path, monkeypatch):
+def test_reproduce_joins_all_reports_into_one(finished, tiny, tmp_path, monkeypatch):
     config = reproduce_configs.get_config("tiny")
     config.ablation = tiny
     (tmp_path / "ablation").mkdir()
     os.symlink(finished / "scores", tmp_path / "ablation" / "scores")
     path = reproduce.main(config, tmp_path, "make reproduce")
     page = path.read_text()
-    for title in ("Table 5 in miniature", "Score by distance", "Figure 8"):
+    titles = ("Table 5 in miniature", "Score by distance", "Figure 8", "appendix B")
+    for title in (*titles, "Smallest base", "Wavelengths of every method"):
         assert title in page

@@ -315,3 +315,18 @@ def test_phases_are_float32_and_follow_the_positions_shape():
     rot = rotary.make(rotary.RoPE(), head_dim=16, seq_len=64)
     for x in jax.tree.leaves(phases(rot, np.zeros((2, 3, 5), np.int32))):
         assert x.shape == (2, 3, 5, 8) and x.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("spec", "seq_len", "said"),
+    [
+        ("rope", 8, "must be a method"),
+        (rotary.RoPE, 8, "must be a method"),
+        (rotary.RoPE(), 64.5, "seq_len must be a whole number"),
+        (rotary.RoPE(), "64", "seq_len must be a whole number"),
+        (rotary.RoPE(), [8, 2**30], "seq_len must be a whole number"),
+    ],
+)
+def test_make_tells_what_is_no_method_and_no_length(spec, seq_len, said):
+    with pytest.raises(ValueError, match=said):
+        rotary.make(spec, head_dim=8, seq_len=seq_len)

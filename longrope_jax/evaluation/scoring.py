@@ -11,7 +11,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 
     Computed by Google's `rouge-score`: text is lower-cased, every run of characters outside
     [a-z0-9] separates words, nothing is stemmed. A text without such words scores 0. The paper
-    does not say which implementation it used. ImportError without the extra
+    does not say which implementation it used. ValueError without the extra
     `longrope_jax[experiments]`.
     """
     return 100.0 * _scorer().score(reference, prediction)["rougeL"].fmeasure
@@ -63,7 +63,7 @@ def _scorer():
     try:
         from rouge_score import rouge_scorer
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "ROUGE-L needs the package rouge-score: pip install 'longrope_jax[experiments]'"
         ) from error
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)

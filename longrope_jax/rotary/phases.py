@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies
-from longrope_jax.rotary.registry import Method
+from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tokens
+from longrope_jax.rotary.registry import Method, check_method
 from longrope_jax.rotary.score_rule import ScoreRule
 
 # Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
@@ -106,10 +106,13 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
         seq_len: tokens; a sequence of lengths gives leaves stacked on a new first axis.
 
     Raises:
-        ValueError: a length out of range for positions or for xPos in float32.
+        ValueError: no method, a length that is not whole, out of range for positions, or too long
+            for xPos in float32.
     """
-    if isinstance(seq_len, Sequence | np.ndarray):
-        return stack([make(spec, head_dim=head_dim, seq_len=int(n)) for n in seq_len])
+    check_method("spec", spec)
+    if isinstance(seq_len, Sequence | np.ndarray) and not isinstance(seq_len, str):
+        return stack([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
+    check_tokens(seq_len=seq_len)
     return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -22,9 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(options.path))
         if options.layout:
             print(describe_layout(options.path))
+        sys.stdout.flush()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,0 +1,81 @@
+"""What the README says can be typed."""
+
+import configparser
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import CONFIG, tokenizer_json, write
+
+from longrope_jax import rotary, weights
+from longrope_jax.rotary import documentation, registry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+# What the README calls a preset stands beside its script, in the table or in a command.
+PRESETS = {
+    *re.findall(r"^\|[^|]*\| `(\w+)`, `(\w+)`", README, re.M),
+    *re.findall(r"configs/([a-z_]+)\.py:(\w+)", README),
+}
+
+
+def test_every_method_is_named():
+    assert [name for name in rotary.names() if f"`{name}`" not in README] == []
+
+
+def test_every_script_is_named():
+    scripts = {p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text()}
+    assert {"reproduce", "generate", "helix"} <= scripts
+    assert [s for s in sorted(scripts) if not re.search(rf"[`.]{s}\b", README)] == []
+
+
+@pytest.mark.parametrize(("name", "preset"), sorted(PRESETS))
+def test_presets_exist(name, preset):
+    assert (ROOT / "experiments" / f"{name}.py").exists()
+    assert importlib.import_module(f"configs.{name}").get_config(preset)
+
+
+def test_extras_exist():
+    setup = configparser.ConfigParser(inline_comment_prefixes="#")
+    setup.read(ROOT / "setup.cfg")
+    groups = re.findall(r'"\.\[([\w,]+)\]"', README)
+    named = {extra for group in groups for extra in group.split(",")}
+    assert named and named <= set(setup["options.extras_require"])
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_methods_given_as_text_are_read():
+    texts = re.findall(r"(\w+:[\w=,.]+\(\w+\)|\byarn:[\w=,.]*original_length[\w=,.]*)", README)
+    assert len(texts) == 2
+    for text in texts:
+        rotary.parse(text)
+
+
+def test_the_code_runs(tmp_path, monkeypatch, capsys):
+    (block,) = [code for code in CODE if "weights.load(" in code]
+    path, _ = write(tmp_path, "hf")
+    (path / "tokenizer.json").write_text(tokenizer_json())
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace('"smollm2-135m"', repr(str(path))), space := {})
+    assert "yarn (YaRN)" in capsys.readouterr().out
+    assert space["logits"].shape == (1, len(space["prompt"]), CONFIG.vocab_size)
+    saved = weights.load(tmp_path / "out")
+    assert saved.rotary_spec == space["spec"]
+    assert saved.special_ids == space["loaded"].special_ids
+
+
+def test_the_method_is_one(monkeypatch):
+    (block,) = [code for code in CODE if "@register" in code]
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    exec(block, space := {"__name__": "mine"})
+    turns = rotary.parse("mine:base=2e4").frequencies(head_dim=8, seq_len=16).inv_freq
+    rope = rotary.RoPE(base=2e4).frequencies(head_dim=8, seq_len=16).inv_freq
+    np.testing.assert_allclose(turns, rope / 2)
+    assert any("half as fast" in cell for cell in documentation.row(space["Mine"]))
