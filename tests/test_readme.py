@@ -53,7 +53,7 @@ def test_links_lead_somewhere():
 
 def test_methods_given_as_text_are_read():
     texts = re.findall(r"(\w+:[\w=,.]+\(\w+\)|\byarn:[\w=,.]*original_length[\w=,.]*)", README)
-    assert len(texts) == 2
+    assert len(texts) == 3
     for text in texts:
         rotary.parse(text)
 

@@ -345,7 +345,7 @@ def test_frequencies_are_checked(fields, said):
 
 @pytest.mark.parametrize("seq_len", [0, -1, 2**24 + 1])
 def test_seq_len_out_of_range_is_refused(seq_len):
-    with pytest.raises(ValueError, match="seq_len must be between 1 and 16777216"):
+    with pytest.raises(ValueError, match="seq_len must be a whole number from 1 to 16777216"):
         rotary.make(rotary.RoPE(), head_dim=8, seq_len=seq_len)
 
 
