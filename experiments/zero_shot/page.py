@@ -1,0 +1,341 @@
+"""Numbers, tables and claims of zero-shot extension, from the finished cells alone."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from experiments import report
+from experiments.zero_shot import draw
+from experiments.zero_shot import plan as planning
+from experiments.zero_shot.measure import Study
+from longrope_jax.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    paired_difference,
+    verdict,
+)
+
+_LOWER = "difference < -margin"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """Loss of one method in windows of `length` tokens, by document: mean nll of each block."""
+
+    method: str
+    length: int
+    same_as: str
+    documents: dict[int, np.ndarray]
+
+    def mean(self, low: int, high: int, block: int, of: Sequence[int] | None = None) -> np.ndarray:
+        """Of positions low..high-1, one number per document."""
+        chosen = self.documents if of is None else of
+        part = slice(low // block, high // block)
+        return np.asarray([self.documents[d][part].mean() for d in chosen], np.float64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """Retrieval by one method at one length: arrays per sample, and their documents."""
+
+    task: str
+    method: str
+    length: int
+    same_as: str
+    exact: np.ndarray
+    share: np.ndarray
+    nll: np.ndarray
+    documents: np.ndarray
+
+    @property
+    def exact_interval(self) -> Interval:
+        """Whole answers right, with Clopper and Pearson's interval: samples as independent."""
+        n, right = len(self.exact), int(self.exact.sum())
+        low, high = stats.binomtest(right, n).proportion_ci(method="exact")
+        return Interval(right / n, float(low), float(high))
+
+
+def curves(study: Study) -> dict[int, list[Curves]]:
+    """Every method with a finished document, by length of the windows, longest first."""
+    found: dict[tuple[int, str], Curves] = {}
+    for cell in study.plan.cells:
+        arrays = study.read(cell) if cell.task == planning.LOSS else None
+        if arrays:
+            new = Curves(cell.method, cell.length, cell.same_as, {})
+            at = found.setdefault((cell.length, cell.method), new)
+            at.documents[cell.document] = arrays["blocks"].astype(np.float64)
+    lengths = sorted({length for length, _ in found}, reverse=True)
+    return {n: [c for (length, _), c in found.items() if length == n] for n in lengths}
+
+
+def answers(study: Study) -> list[Answers]:
+    """Every task, method and length with a finished document."""
+    found: dict[tuple, list] = {}
+    for cell in study.plan.cells:
+        arrays = study.read(cell) if cell.task != planning.LOSS else None
+        if arrays:
+            found.setdefault((cell.task, cell.method, cell.length), []).append((cell, arrays))
+    joined = []
+    for (task, method, length), parts in found.items():
+        arrays = {k: np.concatenate([a[k] for _, a in parts]) for k in ("exact", "share", "nll")}
+        documents = np.concatenate([[c.document] * len(a["exact"]) for c, a in parts])
+        same_as = parts[0][0].same_as
+        joined.append(Answers(task, method, length, same_as, documents=documents, **arrays))
+    return joined
+
+
+def interval(values: np.ndarray) -> Interval | None:
+    """Over documents, one value each; None for one document."""
+    return None if len(values) < 2 else cluster_bootstrap(values, np.arange(len(values)))
+
+
+def against(study: Study, curve: Curves, reference: Curves) -> tuple[float, Interval | None]:
+    """Loss beyond the trained length minus the reference's, on the documents that both have."""
+    both = sorted(set(curve.documents) & set(reference.documents))
+    part = (study.config.trained_length, curve.length, study.config.block, both)
+    a, b = curve.mean(*part), reference.mean(*part)
+    estimate = float((a - b).mean()) if both else float("nan")
+    return estimate, None if len(both) < 2 else paired_difference(a[None], b[None], both)
+
+
+def ranges(study: Study, length: int) -> list[tuple[int, int]]:
+    """Columns of the table of windows of `length` tokens: between edges, then all beyond."""
+    edges = [edge for edge in study.config.edges if edge <= length]
+    return [*itertools.pairwise(edges), (study.config.trained_length, length)]
+
+
+def reference(study: Study, found: list[Curves]) -> Curves | None:
+    """The curve of the config's first method."""
+    first = study.plan.reference
+    return next((c for c in found if c.method == first), None)
+
+
+def loss_rows(study: Study, found: list[Curves]) -> list[dict]:
+    """One row per method of a length, lowest loss beyond the trained length first."""
+    length, block, compared = found[0].length, study.config.block, reference(study, found)
+    rows = []
+    for curve in found:
+        row = {"method": curve.method, "same_as": curve.same_as, "length": length}
+        row["spec"] = repr(study.plan.spec(curve.method, length))
+        row["documents"] = len(curve.documents)
+        for low, high in ranges(study, length):
+            values = curve.mean(low, high, block)
+            row[f"{low}-{high}"] = {"mean": values.mean(), "interval": interval(values)}
+        beyond = f"{study.config.trained_length}-{length}"
+        row["beyond"] = row[beyond]["mean"]
+        if compared and compared is not curve:
+            estimate, found_interval = against(study, curve, compared)
+            row["difference"] = {"mean": estimate, "interval": found_interval}
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["beyond"])
+
+
+def loss_table(study: Study, rows: list[dict]) -> tuple[list[str], list[list]]:
+    """Header and cells of `loss_rows`."""
+    length, first = rows[0]["length"], study.plan.reference
+    columns = ranges(study, length)
+    header = ["method", "documents", *(f"{a:,} to {b:,}" for a, b in columns), f"minus {first}"]
+    cells = []
+    for row in rows:
+        label = row["method"]
+        label += "" if label == row["same_as"] else f" (= {row['same_as']})"
+        values = [shown(row[f"{a}-{b}"]) for a, b in columns]
+        difference = shown(row["difference"]) if "difference" in row else None
+        cells.append([label, row["documents"], *values, difference])
+    return header, cells
+
+
+def shown(value: dict) -> str:
+    """Mean, and limits where there are several documents, with three decimals."""
+    text, limits = f"{value['mean']:.3f}", value["interval"]
+    return text if limits is None else f"{text} [{limits.low:.3f}, {limits.high:.3f}]"
+
+
+def retrieval_rows(found: list[Answers]) -> list[dict]:
+    """One row per task, method and length."""
+    return [
+        {
+            "task": a.task,
+            "method": a.method,
+            "same_as": a.same_as,
+            "length": a.length,
+            "samples": len(a.exact),
+            "documents": len(set(a.documents)),
+            "exact": int(a.exact.sum()),
+            "exact_interval": a.exact_interval,
+            "share": float(a.share.mean()),
+            "nll": float(a.nll.mean()),
+        }
+        for a in found
+    ]
+
+
+def retrieval_table(found: list[Answers], task: str) -> tuple[list[str], list[list]]:
+    """Rows are methods, columns lengths: exact answers with interval, share of tokens, loss."""
+    of_task = [a for a in found if a.task == task]
+    lengths = sorted({a.length for a in of_task})
+    by = {(a.method, a.length): a for a in of_task}
+    cells = []
+    for method in dict.fromkeys(a.method for a in of_task):
+        row = [_answer(by.get((method, length))) for length in lengths]
+        cells.append([method, *row])
+    return ["method", *(f"{length:,} tokens" for length in lengths)], cells
+
+
+def _answer(a: Answers | None) -> str | None:
+    if a is None:
+        return None
+    limits = a.exact_interval
+    return (
+        f"{int(a.exact.sum())}/{len(a.exact)} [{limits.low:.2f}, {limits.high:.2f}]; "
+        f"{a.share.mean():.0%}; {a.nll.mean():.2f}" + f" (= {a.same_as})" * (a.same_as != a.method)
+    )
+
+
+def claims(study: Study, found: dict[int, list[Curves]], asked: list[Answers]) -> list[str]:
+    """Sentences that the numbers bear out, each computed."""
+    said = [_claim(study, found[length]) for length in found]
+    tested: dict[int, list[Answers]] = {}
+    for a in asked:
+        if a.task == planning.PASSKEY and a.length > study.config.trained_length:
+            tested.setdefault(a.length, []).append(a)
+    for length, of_length in sorted(tested.items()):
+        best = max(of_length, key=lambda a: a.exact.mean())
+        most = [a.method for a in of_length if a.exact.mean() == best.exact.mean()]
+        right = f"{best.exact.mean():.0%} of {len(best.exact)}"
+        said.append(f"Pass keys at {length:,} tokens: at most {right}, by {', '.join(most)}.")
+    return said
+
+
+def _claim(study: Study, found: list[Curves]) -> str:
+    rows, compared = loss_rows(study, found), reference(study, found)
+    length, trained = found[0].length, study.config.trained_length
+    where = f"At positions {trained:,} to {length:,}"
+    best = rows[0]
+    text = f"{where} the lowest loss is {best['beyond']:.3f} nats per token, by {best['method']}"
+    if compared is None:
+        return text + "."
+    own, within = compared.mean(trained, length, study.config.block).mean(), None
+    within = compared.mean(0, trained, study.config.block).mean()
+    text += f"; {compared.method} has {own:.3f} there and {within:.3f} within the trained length. "
+    verdicts = [
+        verdict(row["difference"]["interval"], _LOWER)
+        for row in rows
+        if "difference" in row and row["difference"]["interval"] is not None
+    ]
+    if not verdicts:
+        return text + "With one document there is no interval: other documents may differ."
+    counts = {word: verdicts.count(word) for word in ("holds", "reversed", "indistinguishable")}
+    return text + (
+        f"Of {len(verdicts)} other methods {counts['holds']} have a lower loss than "
+        f"{compared.method} there, {counts['reversed']} a higher one and "
+        f"{counts['indistinguishable']} are indistinguishable from it (95% paired intervals over "
+        "documents)."
+    )
+
+
+def write(study: Study, command: str) -> dict:
+    """Writes results.json, CSVs, figures and report.html from the cells there are."""
+    found, asked = curves(study), answers(study)
+    workdir, config = study.workdir, study.config
+    result = {
+        "command": command,
+        "config": config,
+        "versions": report.versions(),
+        "model": {"method": repr(study.base.method), "notes": study.base.notes},
+        "cells": {"planned": len(study.plan.work()), "done": len(_done(study))},
+        "seconds": float(sum(a["seconds"] for a in _done(study))),
+        "loss": [row for of_length in found.values() for row in loss_rows(study, of_length)],
+        "retrieval": retrieval_rows(asked),
+        "claims": claims(study, found, asked),
+    }
+    report.save_json(workdir / "results.json", result)
+    report.save_csv(workdir / "loss.csv", *_loss_csv(study, found))
+    report.save_csv(workdir / "retrieval.csv", *_retrieval_csv(asked))
+    figures = draw.all_figures(study, found, asked)
+    tables = [
+        (f"Loss to {n:,} tokens", *loss_table(study, loss_rows(study, found[n]))) for n in found
+    ]
+    tasks = [task for task in planning.TASKS if any(a.task == task for a in asked)]
+    tables += [(f"{task.capitalize()}", *retrieval_table(asked, task)) for task in tasks]
+    title = f"Zero-shot extension of {config.model}"
+    parts = _sections(study, result, figures, tables)
+    report.write_html(workdir / "report.html", title, command, parts, result["versions"])
+    for table in tables:
+        report.print_table(*table)
+    print("\n".join(result["claims"]))
+    return result
+
+
+def _done(study: Study) -> list[dict]:
+    return [arrays for cell in study.plan.work() if (arrays := study.read(cell))]
+
+
+def _loss_csv(study: Study, found: dict[int, list[Curves]]):
+    rows, block = [], study.config.block
+    for length, of_length in found.items():
+        for c in of_length:
+            mean = np.mean(list(c.documents.values()), axis=0)
+            at = np.arange(len(mean)) * block
+            rows += [
+                (c.method, length, len(c.documents), start, f"{x:.4f}")
+                for start, x in zip(at, mean, strict=True)
+            ]
+    return ["method", "length", "documents", "first_position", "nll"], rows
+
+
+def _retrieval_csv(asked: list[Answers]):
+    rows = [
+        (a.task, a.method, a.length, d, int(e), f"{s:.4f}", f"{x:.4f}")
+        for a in asked
+        for d, e, s, x in zip(a.documents, a.exact, a.share, a.nll, strict=True)
+    ]
+    return ["task", "method", "length", "document", "exact", "share", "nll"], rows
+
+
+def _sections(study: Study, result: dict, figures: dict, tables: list) -> list[report.Section]:
+    config, cells = study.config, result["cells"]
+    intro = "\n\n".join(result["claims"]) + (
+        f"\n\nNothing is trained. Cells measured: {cells['done']} of {cells['planned']}, in "
+        f"{result['seconds'] / 3600:.2f} hours of measuring. Documents: "
+        f"{', '.join(config.documents)}. Model: {result['model']['method']}, trained on "
+        f"{config.trained_length:,} tokens. {' '.join(result['model']['notes'])}"
+    )
+    blocks = [report.Text(intro)]
+    for title, header, rows in tables:
+        blocks.append(report.Table(header, rows, title))
+    shown_figures = [report.Figure(path, caption) for path, caption in figures.values()]
+    specs = {(r["method"], r["length"]): r["spec"] for r in result["loss"]}
+    used = report.Table(["method", "length", "spec"], [[*k, v] for k, v in specs.items()])
+    return [
+        report.Section("Result", blocks),
+        report.Section("Figures", shown_figures),
+        report.Section("How it was measured", [report.Text(_explained(study)), used]),
+    ]
+
+
+def _explained(study: Study) -> str:
+    r, trained = study.config.retrieval, study.config.trained_length
+    return (
+        "Loss: nats per token, one pass over the beginning of each document after its first "
+        f"sentence, {study.config.bos} before it, every token given all tokens before it. "
+        "Intervals: 95%, documents resampled whole; differences are paired on the documents that "
+        "both have. One document gives none.\n\n"
+        f"A factor is the length of the window over {trained:,}. For methods that depend on the "
+        "length, the whole window's length is meant, so that one set of frequencies serves all its "
+        "tokens. Hugging Face takes the length at each forward: the same in one pass, another in "
+        "decoding with a cache. With that meaning a dynamic method at its length is the fixed one "
+        "with that factor: (= name) marks methods whose frequencies are the same number by number, "
+        "measured once.\n\n"
+        f"Retrieval: pass keys and first sentences ({r.fact!r} {r.passkey_prompt!r} "
+        f"{r.first_sentence_prompt!r}) in plain text, no chat template. The right answer is given: "
+        "exact counts answers of which every token is the most likely one, which is when greedy "
+        "decoding would give it; then the share of tokens right, then their loss in nats. An exact "
+        "count has Clopper and Pearson's 95% interval, samples taken as independent. Removed: the "
+        "sentence asked for is not in the context, so that its share of tokens is what guessing "
+        "and copying within the answer give.\n\n"
+        "The texts are old and public: the model may have read them. All methods have that alike."
+    )

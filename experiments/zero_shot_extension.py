@@ -1,0 +1,81 @@
+"""A trained model at lengths beyond its training, under every method, with no training.
+
+    python -m experiments.zero_shot_extension \
+        --config=configs/zero_shot_extension.py:quick --workdir=DIR
+
+Loss by position beyond the trained length, pass keys and FIRST-SENTENCE-RETRIEVAL by length, of
+SmolLM2-135M (8,192 tokens, base 1e5) or of another checkpoint:
+
+    python -m experiments.zero_shot_extension --workdir=DIR --config.model=CHECKPOINT \
+        --config.trained_length=8192 --config.corpus... (see configs/zero_shot_extension.py)
+
+Presets: quick (one play to 12,288 tokens, three methods; at most ten minutes on 2 CPU cores), full
+(six methods to 32,768, all others to 16,384, retrieval to 16,384; at most eight hours), tiny.
+
+Killed at any moment and started again, it goes on with the cell that it was at; the report is
+written again whenever a block of cells is done. Done again it only redraws.
+"""
+
+import itertools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import cli
+from experiments.progress import StudyProgress
+from experiments.zero_shot import page
+from experiments.zero_shot.measure import Study
+from experiments.zero_shot.plan import Cell
+
+
+def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
+    """Measures the cells that are missing, writes the report into `workdir`, returns its numbers.
+
+    Raises:
+        ValueError: a bad config, before anything is measured.
+    """
+    study = Study(config, workdir)
+    left = [cell for cell in study.plan.work() if not study.path(cell).is_file()]
+    result = None
+    if left:
+        check(study, left)
+        print(forecast(study, left), flush=True)
+        with StudyProgress(sum(map(study.plan.flops, left))) as progress:
+            for _, block in itertools.groupby(left, _block):
+                for cell in block:
+                    execute(study, cell, progress)
+                result = page.write(study, command)
+    return result or page.write(study, command)
+
+
+def check(study: Study, left: list[Cell]) -> None:
+    """Makes the inputs of every cell, so that a text too short stops the study at once."""
+    for cell in left:
+        _ = study.window(cell) if cell.task == "loss" else study.samples(cell)
+
+
+def execute(study: Study, cell: Cell, progress: StudyProgress) -> None:
+    """Measures one cell and counts its work."""
+    progress.describe(f"{cell.task}, {cell.method}, {cell.length:,} tokens")
+    study.measure(cell)
+    progress.advance(study.plan.flops(cell), cell.tokens)
+
+
+def forecast(study: Study, left: list[Cell]) -> str:
+    """How much is to do, and how long at the speed of the cells that are done, if any."""
+    flops = sum(map(study.plan.flops, left))
+    text = f"{len(left)} cells to measure, {flops / 1e12:,.3g} TFLOP"
+    done = [(cell, arrays) for cell in study.plan.work() if (arrays := study.read(cell))]
+    if not done:
+        return f"{text}; the time left is known after the first"
+    seconds = sum(float(arrays["seconds"]) for _, arrays in done)
+    speed = sum(study.plan.flops(cell) for cell, _ in done) / seconds
+    return f"{text}: {flops / speed / 60:,.0f} minutes at {speed / 1e9:,.0f} GFLOP/s, as before"
+
+
+def _block(cell: Cell) -> tuple:
+    return cell.document, cell.task, cell.length
+
+
+if __name__ == "__main__":
+    cli.run(main, "zero_shot_extension")
