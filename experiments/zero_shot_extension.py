@@ -7,16 +7,16 @@ Loss by position beyond the trained length, pass keys and FIRST-SENTENCE-RETRIEV
 SmolLM2-135M (8,192 tokens, base 1e5) or of another checkpoint:
 
     python -m experiments.zero_shot_extension --workdir=DIR --config.model=CHECKPOINT \
-        --config.trained_length=8192 --config.corpus... (see configs/zero_shot_extension.py)
+        --config.trained_length=8192 --config.bos='<s>' --config.documents='("DIR:a.txt",)'
 
 Presets: quick (one play to 12,288 tokens, three methods; at most ten minutes on 2 CPU cores), full
 (six methods to 32,768, all others to 16,384, retrieval to 16,384; at most eight hours), tiny.
 
 Killed at any moment and started again, it goes on with the cell that it was at; the report is
-written again whenever a block of cells is done. Done again it only redraws.
+written again every ten minutes, from the cells there are. Done again it only redraws.
 """
 
-import itertools
+import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -27,6 +27,8 @@ from experiments.zero_shot import page
 from experiments.zero_shot.measure import Study
 from experiments.zero_shot.plan import Cell
 
+REPORT_EVERY = 600.0  # seconds of measuring
+
 
 def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """Measures the cells that are missing, writes the report into `workdir`, returns its numbers.
@@ -36,16 +38,19 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """
     study = Study(config, workdir)
     left = [cell for cell in study.plan.work() if not study.path(cell).is_file()]
-    result = None
     if left:
         check(study, left)
         print(forecast(study, left), flush=True)
         with StudyProgress(sum(map(study.plan.flops, left))) as progress:
-            for _, block in itertools.groupby(left, _block):
-                for cell in block:
-                    execute(study, cell, progress)
-                result = page.write(study, command)
-    return result or page.write(study, command)
+            written = time.monotonic()
+            for cell in left:
+                execute(study, cell, progress)
+                if time.monotonic() - written > REPORT_EVERY:
+                    page.write(study, command)
+                    written = time.monotonic()
+    result = page.write(study, command)
+    page.show(study)
+    return result
 
 
 def check(study: Study, left: list[Cell]) -> None:
@@ -71,10 +76,6 @@ def forecast(study: Study, left: list[Cell]) -> str:
     seconds = sum(float(arrays["seconds"]) for _, arrays in done)
     speed = sum(study.plan.flops(cell) for cell, _ in done) / seconds
     return f"{text}: {flops / speed / 60:,.0f} minutes at {speed / 1e9:,.0f} GFLOP/s, as before"
-
-
-def _block(cell: Cell) -> tuple:
-    return cell.document, cell.task, cell.length
 
 
 if __name__ == "__main__":

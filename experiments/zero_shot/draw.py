@@ -90,6 +90,8 @@ def _bars(study, found: dict):
             values = _beyond(study, c)
             ax.plot(values, [y] * len(values), "x", color=colour[c.method], markersize=5)
             ax.plot(values.mean(), y, "o", color=colour[c.method])
+            text = f" {values.mean():.3f}"
+            ax.annotate(text, (1, y), xycoords=("axes fraction", "data"), va="center")
         ax.set_yticks(range(len(of_length)), [c.method for c in of_length])
         span = f"positions {study.config.trained_length:,} to {length:,}"
         ax.set(title=span, xlabel="loss, nats per token")
@@ -109,7 +111,8 @@ def _retrieval(study, asked: list):
         _draw_floor(ax, asked, task)
         ax.axvline(study.config.trained_length, color="black", linewidth=0.8, linestyle=":")
         ax.set(title=task, xlabel="length, tokens", ylim=(-0.03, 1.03))
-        ax.xaxis.set_major_formatter("{x:,.0f}")
+        lengths = sorted({a.length for a in of_task})
+        ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes[0, 0].set_ylabel("share of answer tokens right")
     axes[0, 0].legend()
     return fig

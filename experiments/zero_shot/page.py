@@ -104,7 +104,8 @@ def against(study: Study, curve: Curves, reference: Curves) -> tuple[float, Inte
 def ranges(study: Study, length: int) -> list[tuple[int, int]]:
     """Columns of the table of windows of `length` tokens: between edges, then all beyond."""
     edges = [edge for edge in study.config.edges if edge <= length]
-    return [*itertools.pairwise(edges), (study.config.trained_length, length)]
+    columns = [*itertools.pairwise(edges), (study.config.trained_length, length)]
+    return list(dict.fromkeys(columns))
 
 
 def reference(study: Study, found: list[Curves]) -> Curves | None:
@@ -198,42 +199,52 @@ def _answer(a: Answers | None) -> str | None:
 def claims(study: Study, found: dict[int, list[Curves]], asked: list[Answers]) -> list[str]:
     """Sentences that the numbers bear out, each computed."""
     said = [_claim(study, found[length]) for length in found]
-    tested: dict[int, list[Answers]] = {}
-    for a in asked:
-        if a.task == planning.PASSKEY and a.length > study.config.trained_length:
-            tested.setdefault(a.length, []).append(a)
-    for length, of_length in sorted(tested.items()):
-        best = max(of_length, key=lambda a: a.exact.mean())
-        most = [a.method for a in of_length if a.exact.mean() == best.exact.mean()]
-        right = f"{best.exact.mean():.0%} of {len(best.exact)}"
-        said.append(f"Pass keys at {length:,} tokens: at most {right}, by {', '.join(most)}.")
-    return said
+    keys = [a for a in asked if a.task == planning.PASSKEY]
+    beyond = sorted({a.length for a in keys if a.length > study.config.trained_length})
+    return said + [_passkey_claim([a for a in keys if a.length == n]) for n in beyond]
+
+
+def _passkey_claim(found: list[Answers]) -> str:
+    where, count = f"Pass keys at {found[0].length:,} tokens", max(len(a.exact) for a in found)
+    most = max(a.exact.mean() for a in found)
+    if most == 0:
+        return f"{where}: none of {count} found by any of {len(found)} methods."
+    best = [a.method for a in found if a.exact.mean() == most]
+    return f"{where}: most are found by {', '.join(best)} ({most:.0%} of {count})."
 
 
 def _claim(study: Study, found: list[Curves]) -> str:
     rows, compared = loss_rows(study, found), reference(study, found)
-    length, trained = found[0].length, study.config.trained_length
-    where = f"At positions {trained:,} to {length:,}"
-    best = rows[0]
-    text = f"{where} the lowest loss is {best['beyond']:.3f} nats per token, by {best['method']}"
+    length, trained, block = found[0].length, study.config.trained_length, study.config.block
+    text = (
+        f"At positions {trained:,} to {length:,} the lowest loss is {rows[0]['beyond']:.3f} nats "
+        f"per token, by {rows[0]['method']}"
+    )
     if compared is None:
         return text + "."
-    own, within = compared.mean(trained, length, study.config.block).mean(), None
-    within = compared.mean(0, trained, study.config.block).mean()
-    text += f"; {compared.method} has {own:.3f} there and {within:.3f} within the trained length. "
-    verdicts = [
-        verdict(row["difference"]["interval"], _LOWER)
-        for row in rows
-        if "difference" in row and row["difference"]["interval"] is not None
-    ]
-    if not verdicts:
-        return text + "With one document there is no interval: other documents may differ."
-    counts = {word: verdicts.count(word) for word in ("holds", "reversed", "indistinguishable")}
-    return text + (
-        f"Of {len(verdicts)} other methods {counts['holds']} have a lower loss than "
-        f"{compared.method} there, {counts['reversed']} a higher one and "
-        f"{counts['indistinguishable']} are indistinguishable from it (95% paired intervals over "
-        "documents)."
+    beyond, within = (
+        compared.mean(*part, block).mean() for part in ((trained, length), (0, trained))
+    )
+    text += (
+        f"; {compared.method} has {beyond:.3f} there and {within:.3f} within the trained length. "
+    )
+    return text + _verdicts(compared.method, [r for r in rows if r["method"] == r["same_as"]])
+
+
+def _verdicts(compared: str, rows: list[dict]) -> str:
+    """How many methods are below and above the one compared with, beyond the trained length."""
+    differences = {r["method"]: r["difference"]["interval"] for r in rows if "difference" in r}
+    words = {m: verdict(d, _LOWER) for m, d in differences.items() if d is not None}
+    if not words:
+        return "With one document there is no interval: other documents may differ."
+    lower = [method for method, word in words.items() if word == "holds"]
+    named = f" ({', '.join(lower)})" if lower else ""
+    higher = list(words.values()).count("reversed")
+    return (
+        f"Of {len(words)} other methods with frequencies of their own {len(lower)} have a lower "
+        f"loss there than {compared}{named}, {higher} a higher one, and "
+        f"{len(words) - len(lower) - higher} cannot be told from it (95% paired intervals over "
+        "documents, each method on its own)."
     )
 
 
@@ -256,18 +267,33 @@ def write(study: Study, command: str) -> dict:
     report.save_csv(workdir / "loss.csv", *_loss_csv(study, found))
     report.save_csv(workdir / "retrieval.csv", *_retrieval_csv(asked))
     figures = draw.all_figures(study, found, asked)
-    tables = [
-        (f"Loss to {n:,} tokens", *loss_table(study, loss_rows(study, found[n]))) for n in found
+    title = f"Zero-shot extension of {config.model}"
+    parts = _sections(study, result, figures, tables(study, found, asked))
+    report.write_html(workdir / "report.html", title, command, parts, result["versions"])
+    return result
+
+
+def show(study: Study) -> None:
+    """Prints the tables and the claims."""
+    found, asked = curves(study), answers(study)
+    for table in tables(study, found, asked):
+        report.print_table(*table)
+    print("\n".join(claims(study, found, asked)))
+
+
+def tables(study: Study, found: dict[int, list[Curves]], asked: list[Answers]) -> list[tuple]:
+    """(title, header, rows) of each table."""
+    losses = [
+        (
+            f"Loss in nats per token, windows of {n:,} tokens",
+            *loss_table(study, loss_rows(study, c)),
+        )
+        for n, c in found.items()
     ]
     tasks = [task for task in planning.TASKS if any(a.task == task for a in asked)]
-    tables += [(f"{task.capitalize()}", *retrieval_table(asked, task)) for task in tasks]
-    title = f"Zero-shot extension of {config.model}"
-    parts = _sections(study, result, figures, tables)
-    report.write_html(workdir / "report.html", title, command, parts, result["versions"])
-    for table in tables:
-        report.print_table(*table)
-    print("\n".join(result["claims"]))
-    return result
+    title = "exact answers (with interval), share of tokens, loss in nats"
+    asked_tables = [(f"{t.capitalize()}: {title}", *retrieval_table(asked, t)) for t in tasks]
+    return losses + asked_tables
 
 
 def _done(study: Study) -> list[dict]:
