@@ -133,19 +133,24 @@ PRESETS = {
     },
     # At most eight hours on 2 idle cores; rounds of a document each, most telling cells first.
     "full": {
-        "documents": ("plays:hamlet", "moby-dick:moby-dick", "austen:emma"),
+        "documents": (
+            "plays:hamlet",
+            "moby-dick:moby-dick",
+            "austen:emma",
+            "sotu:1981_jimmy_carter_d",
+        ),
         "loss": {
-            "1": _loss(32_768, METHODS, 3),
-            "2": _loss(16_384, METHODS + OTHERS, 3),
+            "1": _loss(32_768, METHODS, 4),
+            "2": _loss(16_384, METHODS + OTHERS, 4),
             "3": _loss(16_384, FOR_TRAINING, 2),
         },
         "retrieval": _COMMON["retrieval"]
         | {
             "methods": METHODS,
             "lengths": (4096, 8192, 16_384),
-            "documents": 3,
+            "documents": 4,
             "passkey": 2,
-            "first sentence": 1,
+            "first sentence": 2,
         },
     },
 }
