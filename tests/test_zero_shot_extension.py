@@ -9,7 +9,7 @@ import pytest
 from configs import zero_shot_extension as configs
 from experiments import zero_shot_extension
 from experiments.progress import StudyProgress
-from experiments.zero_shot import page
+from experiments.zero_shot import compare
 from experiments.zero_shot.measure import Study
 from experiments.zero_shot.plan import LOSS, PASSKEY, REMOVED, SENTENCE, Plan
 from longrope_jax import llama, rotary
@@ -204,12 +204,12 @@ def write_losses(study, losses):
 def test_claims_say_what_the_paired_differences_say(tiny, tmp_path):
     study = Study(tiny, tmp_path)
     write_losses(study, {"rope": (9, 7), "abf": (4, 2.1), "pi": (9.1, 6.9), "ntk": (9.5, 7.6)})
-    (claim,) = page.claims(study, page.curves(study), [])
+    (claim,) = compare.claims(study, compare.curves(study), [])
     assert "positions 128 to 256 the lowest loss is 3.050" in claim and "by abf" in claim
     assert "rope has 8.000 there and 3.000 within" in claim
     assert "Of 3 other methods with frequencies of their own 1 have a lower loss" in claim
     assert "(abf), 1 a higher one, and 1 cannot be told from it" in claim
-    rows = {row["method"]: row for row in page.loss_rows(study, page.curves(study)[256])}
+    rows = {row["method"]: row for row in compare.loss_rows(study, compare.curves(study)[256])}
     assert rows["abf"]["difference"]["mean"] == pytest.approx(-4.95)
     assert rows["dynamic_ntk"]["beyond"] == rows["ntk"]["beyond"]
 
@@ -219,9 +219,9 @@ def test_one_document_gives_no_interval_and_the_claim_says_so(tiny, tmp_path):
         group.documents = 1
     study = Study(tiny, tmp_path)
     write_losses(study, {"rope": (9, 0), "abf": (4, 0)})
-    (claim,) = page.claims(study, page.curves(study), [])
+    (claim,) = compare.claims(study, compare.curves(study), [])
     assert "With one document there is no interval" in claim
-    assert page.loss_rows(study, page.curves(study)[256])[0]["128-256"]["interval"] is None
+    assert compare.loss_rows(study, compare.curves(study)[256])[0]["128-256"]["interval"] is None
 
 
 def test_a_difference_is_taken_on_the_documents_that_both_have(tiny, tmp_path):
@@ -229,12 +229,12 @@ def test_a_difference_is_taken_on_the_documents_that_both_have(tiny, tmp_path):
     write_losses(study, {"rope": (9, 7), "abf": (4, 2)})
     missing = cell_of(study, task=LOSS, method="abf", length=256, document=1)
     study.path(missing).unlink()
-    found = {c.method: c for c in page.curves(study)[256]}
-    assert page.against(study, found["abf"], found["rope"]) == (-5.0, None)
+    found = {c.method: c for c in compare.curves(study)[256]}
+    assert compare.against(study, found["abf"], found["rope"]) == (-5.0, None)
 
 
 def test_exact_answers_have_the_binomial_interval():
-    answers = page.Answers(PASSKEY, "rope", 8, "rope", np.ones(4, bool), *[np.zeros(4)] * 3)
+    answers = compare.Answers(PASSKEY, "rope", 8, "rope", np.ones(4, bool), *[np.zeros(4)] * 3)
     interval = answers.exact_interval
     assert (interval.estimate, interval.high) == (1.0, 1.0)
     assert interval.low == pytest.approx(0.025 ** (1 / 4))
