@@ -201,7 +201,7 @@ def test_a_mesh_and_accumulation_change_nothing_and_adapters_are_sharded(base):
     for path, x in expected.items():
         np.testing.assert_allclose(found[path], x, atol=5e-5, err_msg=path)
     wq = state.params["adapters"]["layers"]["attention"]["wq"]
-    assert wq["a"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert wq["a"].sharding.spec == jax.sharding.PartitionSpec(None, ("fsdp", "sequence"), None)
     assert wq["b"].sharding.spec == jax.sharding.PartitionSpec(None, None, "tensor", None)
 
 

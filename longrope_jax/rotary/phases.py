@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tokens
-from longrope_jax.rotary.registry import Method, check_method
+from longrope_jax.rotary.registry import Method
 from longrope_jax.rotary.score_rule import ScoreRule
 
 # Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
@@ -109,7 +109,8 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
         ValueError: no method, a length that is not whole, out of range for positions, or too long
             for xPos in float32.
     """
-    check_method("spec", spec)
+    if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
+        raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
     if isinstance(seq_len, Sequence | np.ndarray) and not isinstance(seq_len, str):
         return stack([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)

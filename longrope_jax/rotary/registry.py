@@ -113,10 +113,7 @@ def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
 def check_method(option: str, value: Any) -> None:
     """Raises ValueError unless `value` is a rotary method (text is a typing error)."""
     if isinstance(value, type) or not callable(getattr(value, "frequencies", None)):
-        raise ValueError(
-            f"{option} must be a method, got {value!r}; rotary.parse reads text such as 'rope', "
-            f"and {option}=(rope) within it"
-        )
+        raise ValueError(f"{option} must be a method, got {value!r}; write {option}=(rope)")
 
 
 def _has_default(field: dataclasses.Field) -> bool:
