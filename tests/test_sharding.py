@@ -53,13 +53,20 @@ def collectives(hlo):
 
 
 def device_groups(line):
-    """The groups of devices that exchange, from HLO's list or its reshaped count 0, 1, ..."""
+    """The groups of devices that exchange, from HLO's list, its reshaped count or its mesh."""
     if match := re.search(r"replica_groups=\{(\{.*?\})\}", line):
         return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", match[1])]
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         shape, dims, order = ([int(n) for n in (m or "").split(",") if n] for m in match.groups())
         count = np.arange(np.prod(dims)).reshape(dims)
         return count.transpose(order or None).reshape(shape).tolist()
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        chosen = re.findall(r"'(\w+)'", match[2])
+        axes = [*(a for a in sizes if a not in chosen), *chosen]
+        count = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
+        width = np.prod([sizes[a] for a in chosen])
+        return count.transpose([list(sizes).index(a) for a in axes]).reshape(-1, width).tolist()
     return None
 
 
