@@ -34,7 +34,7 @@ def columns(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tu
     def local(x, *weights):
         if names == RESIDUAL:
             x = lax.all_gather(x, _axes("tensor"), axis=1, tiled=True)
-        return tuple(jnp.tensordot(x, _whole(w, x.dtype, axis=0), 1) for w in weights)
+        return tuple(_product(x, _whole(w, x.dtype, axis=0)) for w in weights)
 
     arrays, weight_names = zip(*weights, strict=True)
     out = tuple((*TOKENS[:2], *w[1:]) for w in weight_names)
@@ -50,7 +50,7 @@ def rows(x: jax.Array, weight: jax.Array, weight_names: Names, *, names: Names) 
     @partial(jax.checkpoint, prevent_cse=False)
     def local(x, weight):
         weight = _whole(weight, x.dtype, axis=weight.ndim - 1)
-        return _scattered(jnp.tensordot(x, weight, weight.ndim - 1), names)
+        return _scattered(_product(x, weight), names)
 
     x_names = (*TOKENS[:2], *weight_names[:-1])
     return sharding.per_device(local, (x_names, weight_names), names)(x, weight)
@@ -72,6 +72,27 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype, *, names: Names) -> jax.A
     run = sharding.per_device(local, (("vocab", "embed"), TOKENS[:2]), names)
     return run(table, tokens)
 
+
+@jax.custom_vjp
+def _product(x, weight):
+    """x [B, T, ...] times weight [..., out ...], over all that x has beyond B and T."""
+    return jnp.tensordot(x, weight, x.ndim - 2)
+
+
+def _product_rule(x, weight):
+    return _product(x, weight), (x, weight)
+
+
+def _product_gradients(saved, d_out):
+    # The weight's gradient with x on the left, as the weight lies: autodiff puts the wider d_out
+    # there, and CPUs then transpose it together with all that computes it, token by token.
+    x, weight = saved
+    out = tuple(range(x.ndim - 2 - weight.ndim, 0))
+    d_x = jnp.tensordot(d_out, weight, (out, out))
+    return d_x, jnp.tensordot(x, d_out, ((0, 1), (0, 1)))
+
+
+_product.defvjp(_product_rule, _product_gradients)
 
 _axes = sharding.manual_axes
 

@@ -58,15 +58,16 @@ def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
     S, K, H = v.shape[2:]
     block_q, size = min(BLOCK_Q, T), min(BLOCK_K, S)
 
-    def blocks_of(x) -> Callable:
+    def blocks_of(x, order) -> Callable:
         def take(block: _Block):
             start, shape = (layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
             part = lax.dynamic_slice(x, start, shape)[0]
-            return from_cache(part.transpose(0, 2, 1, 3), q.dtype)
+            return from_cache(part.transpose(order), q.dtype)
 
         return take
 
-    keys, values, q = blocks_of(k), blocks_of(v), _grouped(q, K)
+    keys, values = blocks_of(k, (0, 2, 3, 1)), blocks_of(v, (0, 2, 1, 3))
+    q = _grouped(q, K)
     return heads_last(
         _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)[0]
     )
@@ -131,11 +132,11 @@ def _pairs(first, last, block: _Block) -> _Pairs:
 
 
 def _scores(rule, scale, q, k, pairs: _Pairs):
-    """Scores [B, K, G, Tq, Sk] in float32, masked."""
+    """Scores [B, K, G, Tq, Sk] in float32, masked; k is [B, K, H, Sk]."""
     if rule is None:
-        scores = _dot("BKGTH,BKSH->BKGTS", q, k) * scale
+        scores = _dot("BKGTH,BKHS->BKGTS", q, k) * scale
     else:
-        scores = branches.scores(rule, q, k, scale, *pairs)
+        scores = branches.scores(rule, q, k.mT, scale, *pairs)
     return jnp.where(pairs.visible[:, None, None], scores, _MASKED)
 
 
@@ -150,13 +151,13 @@ def forward(rule, scale, block_q, block_k, q, k, v, first, last, dtype=None):
     Over keys from index c on, `first - c` and `last - c` give the part of the output that is due
     to them: parts merge by their normalisers.
     """
-    keys, values = partial(_take, k, axis=2), partial(_take, v, axis=2)
+    keys, values = partial(_take, k.mT, axis=3), partial(_take, v, axis=2)
     S, H = v.shape[2:]
     return _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, dtype)
 
 
 def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, dtype=None):
-    """As `forward`; keys and values give the entries of a _Block."""
+    """As `forward`; keys and values give the entries [B, K, H, S], [B, K, S, H] of a _Block."""
     dtype = dtype or q.dtype
     T = q.shape[3]
 
@@ -220,6 +221,7 @@ def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, 
     Exact for a part of the keys too, as in `forward`, if lse and out_dot are those of all keys.
     """
     T, S = q.shape[3], k.shape[2]
+    k_T, v_T = k.mT, v.mT
 
     def query_block(i, carry):
         d_q, d_k, d_v = carry
@@ -232,29 +234,31 @@ def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, 
         def key_block(j, state):
             d_q_i, d_k, d_v = state
             columns = _block(j, block_k, S)
-            k_j, v_j = _take(k, columns, 2), _take(v, columns, 2)
+            k_j, v_j = _take(k_T, columns, 3), _take(v_T, columns, 3)
             pairs = _pairs(first_i, last_i, columns)
             weights = jnp.exp(_scores(rule, scale, q_i, k_j, pairs) - lse_i)
-            d_weights = _dot("BKGTH,BKSH->BKGTS", d_out_i, v_j)
+            d_weights = _dot("BKGTH,BKHS->BKGTS", d_out_i, v_j)
             d_scores = weights * (d_weights - out_dot_i) * scale
             weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
             if rule is None:
-                d_q_j = _dot("BKGTS,BKSH->BKGTH", d_scores, k_j)
-                d_k_j = _dot("BKGTS,BKGTH->BKSH", d_scores, q_i)
+                d_q_j = _dot("BKGTS,BKSH->BKGTH", d_scores, _take(k, columns, 2))
+                d_k_j = _dot("BKGTH,BKGTS->BKHS", q_i, d_scores)
             else:
-                d_q_j, d_k_j = branches.gradients(rule, d_scores, q_i, k_j, *pairs)
-            d_q_i += d_q_j
-            d_k = _add(d_k, columns, d_k_j, 2)
-            d_v = _add(d_v, columns, _dot("BKGTS,BKGTH->BKSH", weights, d_out_i), 2)
-            return d_q_i, d_k, d_v
+                d_q_j, d_k_j = branches.gradients(rule, d_scores, q_i, k_j.mT, *pairs)
+                d_k_j = d_k_j.mT
+            d_k = _add(d_k, columns, d_k_j, 3)
+            d_v = _add(d_v, columns, _dot("BKGTH,BKGTS->BKHS", d_out_i, weights), 3)
+            return d_q_i + d_q_j, d_k, d_v
 
         bounds = _key_blocks(first_i, last_i, block_k, S)
         start = jnp.zeros(q_i.shape, jnp.float32), d_k, d_v
         d_q_i, d_k, d_v = lax.fori_loop(*bounds, key_block, start)
         return _add(d_q, rows, d_q_i, 3), d_k, d_v
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    return lax.fori_loop(0, -(-T // block_q), query_block, zeros)
+    # Keys and values lie with tokens last where a product would else transpose a block of scores.
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k_T, v_T))
+    d_q, d_k, d_v = lax.fori_loop(0, -(-T // block_q), query_block, zeros)
+    return d_q, d_k.mT, d_v.mT
 
 
 def _dot(spec: str, a, b):
