@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from longrope_jax import llama, rotary
+from longrope_jax import llama, rotary, sharding
 from longrope_jax.sampling import Sampling, choose, row_keys
 
 ROTARY_LENGTHS = ("final", "current")
@@ -203,7 +203,7 @@ class _Run:
         self._tokens = jnp.asarray(tokens)
         self._cache, self._cache_dtype = None, cache_dtype
         self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
-        self._config, self._params = config, params
+        self._config, self._params, self._decode_params = config, params, None
         self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))
         self.prefilled = self.decoded = 0
         self.prefill_seconds = self.decode_seconds = 0.0
@@ -230,10 +230,13 @@ class _Run:
     def decode(self, rot: rotary.Rotary, done: int, steps: int) -> np.ndarray:
         """The next `steps` tokens of each row, int32 [B, steps]."""
 
+        if self._decode_params is None:
+            self._decode_params = _for_decoding(self._config, self._params)
+
         def go(steps):
             self._tokens, self._cache = _decode(
                 self._config,
-                self._params,
+                self._decode_params,
                 rot,
                 self._sampling,
                 self._keys,
@@ -275,6 +278,12 @@ def _prefill(config, chunk: int, params, rot, tokens, cache, longest):
         return model.apply({"params": params}, part, rotary=rot, cache=cache)[1]
 
     return jax.lax.fori_loop(0, -(-longest // chunk), one, cache)
+
+
+def _for_decoding(config, params):
+    """Parameters in the form whose decoding is fastest on this platform."""
+    on_cpu = sharding.platform() == "cpu"
+    return llama.unstacked(config, params) if on_cpu else params
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(5, 6))

@@ -170,24 +170,51 @@ class Llama(nn.Module):
         phases = rotary_lib.phases(rotary, positions)
         table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
         x = linear.lookup(table, tokens, c.dtype, names=_residual(cache))
-        layers = nn.scan(
-            _remat(Block, c),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=c.n_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, rotary.score_rule, name="layers")
-        # The cache is carried, not scanned over, so that the loop writes into it in place.
         kv = None if cache is None else (cache.k, cache.v)
-        layer = None if cache is None else jnp.arange(c.n_layers)
-        (x, kv), _ = layers((x, kv), phases, segment_start, query_start, layer)
+        x, kv = self._layers((x, kv), phases, segment_start, query_start, rotary.score_rule)
         if not c.tie_embeddings:
             self.param("unembed", _init("embed", "vocab", fan_in=c.d_model), *_shape(c, "DV"))
         x = RMSNorm(c, name="final_norm")(x)
         if cache is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
+
+    def _layers(self, carry, phases, segment_start, query_start, rule):
+        """Through all layers: x and the cache, which is carried so that it is written in place."""
+        c, block = self.config, _remat(Block, self.config)
+        if self.has_variable("params", _layer_name(0)):
+            for i in range(c.n_layers):
+                layer = None if carry[1] is None else i
+                carry, _ = block(c, rule, name=_layer_name(i))(
+                    carry, phases, segment_start, query_start, layer
+                )
+            return carry
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            length=c.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, rule, name="layers")
+        layer = None if carry[1] is None else jnp.arange(c.n_layers)
+        return layers(carry, phases, segment_start, query_start, layer)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unstacked(config: LlamaConfig, params: dict) -> dict:
+    """The same parameters with each layer's own arrays, a second copy of them.
+
+    `Llama` takes these too: its program then repeats the block L times. A CPU copies a layer out
+    of stacked arrays before it uses them, three times the memory traffic of a decoded token.
+    """
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.n_layers)]
+    return rest | {_layer_name(i): layer for i, layer in enumerate(layers)}
+
+
+def _layer_name(i: int) -> str:
+    return f"layers_{i}"
 
 
 def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
