@@ -11,6 +11,8 @@ speed   tokens per second over the peer's: ratio of medians (smallest to largest
         ran one after the other); 2 means twice as fast
 memory  peak resident set of the whole process over the peer's: interpreter, libraries, weights,
         gradients, what compilation took
+cores   processor time over wall time; below --threads where the work is not parallel, or the
+        machine had other work: then the numbers are of a shared machine
 prepare seconds to import, load, compile and end the first call, in no other number
 
 Decoding is also compared with the memory's read bandwidth: bytes of all weights and of the filled
@@ -32,7 +34,15 @@ from benchmarks import process, ratios
 
 TOLERANCE = 1e-3
 _GIB = 2**30
-_HEADER = ("contender", "tokens/s", "speed / peer", "peak GiB", "memory / peer", "prepare s")
+_HEADER = (
+    "contender",
+    "tokens/s",
+    "speed / peer",
+    "peak GiB",
+    "memory / peer",
+    "cores",
+    "prepare s",
+)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -93,7 +103,8 @@ def rows(runs: dict[str, list[dict]]) -> list[dict]:
         seconds, peak = (ratios.process_medians(own, what) for what in ("seconds", "peak_bytes"))
         row = {"contender": name, "tokens_per_second": own[0]["tokens"] / ratios.median(seconds)}
         row |= {"peak_bytes": ratios.median(peak)}
-        row["prepare_seconds"] = ratios.median(ratios.process_medians(own, "prepare_seconds"))
+        for what in ("cores", "prepare_seconds"):
+            row[what] = ratios.median(ratios.process_medians(own, what))
         if "peer" in runs and name != "peer":
             theirs = runs["peer"]
             row["speed"] = ratios.ratio(ratios.process_medians(theirs, "seconds"), seconds)
@@ -115,6 +126,7 @@ def printed(rows: list[dict]) -> list[tuple]:
             spread(row, "speed"),
             f"{row['peak_bytes'] / _GIB:.2f}",
             spread(row, "memory"),
+            f"{row['cores']:.2f}",
             f"{row['prepare_seconds']:.1f}",
         )
         for row in rows

@@ -2,10 +2,11 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -87,7 +88,7 @@ def gradient(sizes: Sizes, folder: Path, *, length: str = "train", remat: str = 
     """Loss and gradient of one row; values are the loss and the gradient's norm."""
     loaded = weights.load(folder / "model")
     config, T = dataclasses.replace(loaded.config, remat=remat), getattr(sizes, length)
-    run = jax.jit(value_and_grad(config))
+    run = jax.jit(jax.value_and_grad(mean_loss(config)))
     args = loaded.params, _rotary(config, T), batch(tokens(config, 1, T + 1))
     run = run.lower(*args).compile()
     norm = jax.jit(optax.tree.norm)
@@ -99,13 +100,44 @@ def gradient(sizes: Sizes, folder: Path, *, length: str = "train", remat: str = 
     return once
 
 
-def value_and_grad(config: llama.LlamaConfig):
-    """Function (params, rotary, batch) to the mean loss and its gradient."""
+def mean_loss(config: llama.LlamaConfig):
+    """Function (params, rotary, batch) to the loss in nats per token."""
 
     def loss(params, rot, batch):
         return step.weighted_nll(config, params, rot, batch) / batch["weights"].sum()
 
-    return jax.value_and_grad(loss)
+    return loss
+
+
+def point(sizes: Sizes, *, length: int, run: bool, backward: bool, **changes) -> dict:
+    """Compiled memory of the loss or its gradient at a length, and its seconds if it is run."""
+    config = dataclasses.replace(sizes.model, **changes)
+    f, args = mean_loss(config), (_rotary(config, length), batch(tokens(config, 1, length + 1)))
+    f = jax.jit(jax.value_and_grad(f) if backward else f)
+    init = partial(jax.jit(llama.init_params, static_argnums=0), config)
+    compiled = f.lower(jax.eval_shape(init, jax.random.key(0)), *args).compile()
+    found = {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
+    if run:
+        params = init(jax.random.key(0))
+        seconds = [timed(compiled, params, *args)[0]]
+        while sum(seconds) < 5 and len(seconds) < 4:
+            seconds.append(timed(compiled, params, *args)[0])
+        # The first has touched the memory for the others.
+        found["seconds"] = median(seconds[1:] or seconds)
+    return found
+
+
+def train_step(sizes: Sizes, remat: str):
+    """Compiled step of one row, its state, and its other arguments; the state is donated."""
+    config, mesh = dataclasses.replace(sizes.model, remat=remat), sharding.make_mesh()
+    adam = optimizer.OptimizerConfig(learning_rate=1e-4, total_steps=100, warmup_steps=0)
+    state = step.init_state(config, adam, mesh)
+    rows = batch(tokens(config, len(mesh.devices.flat), sizes.train + 1))
+    micro = sharding.shard_batch(mesh, {k: x[None] for k, x in rows.items()}, axis=1)
+    rest = _rotary(config, sizes.train), micro, None
+    with jax.set_mesh(mesh):
+        run = step.make_train_step(config, adam, mesh).jitted.lower(state, *rest).compile()
+    return run, state, rest
 
 
 def batch(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -67,9 +67,9 @@ def run(request: dict) -> dict:
     """Does what `request` says, in this process.
 
     "export" writes the checkpoints; "logits" saves a contender's; "bandwidth" measures memory;
-    "time" measures one contender at one work.
+    "time" measures one contender at one work; "point" and "profile" belong to those scripts.
     """
-    from benchmarks import bandwidth, work  # not before the threads are set
+    from benchmarks import bandwidth, profile, work  # not before the threads are set
 
     sizes = work.SIZES[request["sizes"]]
     folder = Path(request["folder"])
@@ -77,9 +77,13 @@ def run(request: dict) -> dict:
         case "bandwidth":
             return {"bytes_per_second": bandwidth.measure(request["threads"])}
         case "export":
-            module = importlib.import_module("benchmarks.ours")
-            module.export(sizes, folder)
+            importlib.import_module("benchmarks.ours").export(sizes, folder)
             return {}
+        case "point":
+            options = {"length": request["length"], "run": request["run"], **request["options"]}
+            return importlib.import_module("benchmarks.ours").point(sizes, **options)
+        case "profile":
+            return profile.step_profile(sizes, request["remat"])
         case "logits":
             import numpy as np
 
@@ -97,12 +101,15 @@ def _measured(request, sizes, folder, work) -> dict:
     once = getattr(module, contender.function)(sizes, folder, **contender.options)
     ready_peak = peak_bytes()
     results = [once() for _ in range(work.warm)]
-    prepared = time.perf_counter() - began
+    prepared = time.perf_counter()
+    processor = time.process_time()
     results += [once() for _ in range(min(request["samples"], work.samples or request["samples"]))]
+    cores = (time.process_time() - processor) / (time.perf_counter() - prepared)
     timed = results[work.warm :]
     return {
         "threads": threads,
-        "prepare_seconds": prepared,
+        "prepare_seconds": prepared - began,
+        "cores": cores,
         "ready_peak_bytes": ready_peak,
         "peak_bytes": peak_bytes(),
         "seconds": [seconds for seconds, _, _ in timed],

@@ -19,6 +19,7 @@ class Sizes:
     new: int = 128
     ablation: str = "cpu"  # preset of configs/base_frequency_ablation.py
     ablation_steps: int = 20  # per sample
+    lengths: tuple[int, ...] = tuple(2**i for i in range(10, 18))  # of benchmarks.length
 
 
 _TINY = llama.LlamaConfig(
@@ -33,7 +34,7 @@ _TINY = llama.LlamaConfig(
 )
 SIZES = {
     "smollm2_135m": Sizes(llama.preset("smollm2_135m")),
-    "tiny": Sizes(_TINY, 32, 16, 64, 16, 8, "tiny", 2),
+    "tiny": Sizes(_TINY, 32, 16, 64, 16, 8, "tiny", 2, (16, 32, 64, 128)),
 }
 
 
