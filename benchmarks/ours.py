@@ -129,10 +129,11 @@ def point(sizes: Sizes, *, length: int, run: bool, backward: bool, **changes) ->
 
 def train_step(sizes: Sizes, remat: str):
     """Compiled step of one row, its state, and its other arguments; the state is donated."""
-    config, mesh = dataclasses.replace(sizes.model, remat=remat), sharding.make_mesh()
+    config = dataclasses.replace(sizes.model, remat=remat)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     adam = optimizer.OptimizerConfig(learning_rate=1e-4, total_steps=100, warmup_steps=0)
     state = step.init_state(config, adam, mesh)
-    rows = batch(tokens(config, len(mesh.devices.flat), sizes.train + 1))
+    rows = batch(tokens(config, 1, sizes.train + 1))
     micro = sharding.shard_batch(mesh, {k: x[None] for k, x in rows.items()}, axis=1)
     rest = _rotary(config, sizes.train), micro, None
     with jax.set_mesh(mesh):
@@ -150,7 +151,7 @@ def batch(rows: np.ndarray) -> dict[str, np.ndarray]:
 def ablation(sizes: Sizes, folder: Path, *, phase: str):
     """Steps of the ablation's training: forward, backward, AdamW; the last loss is the value."""
     settings = ablation_phase(sizes, phase)
-    loaded, mesh = weights.load(folder / "ablation"), sharding.make_mesh()
+    loaded, mesh = weights.load(folder / "ablation"), sharding.make_mesh(**settings.mesh)
     adam = optimizer.OptimizerConfig(**settings.adam)
     train = step.make_train_step(loaded.config, adam, mesh)
     rot = _rotary(loaded.config, settings.length)
@@ -173,11 +174,12 @@ def ablation(sizes: Sizes, folder: Path, *, phase: str):
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase of the ablation: rows, tokens per row, AdamW at a constant rate."""
+    """A phase of the ablation: rows, tokens per row, AdamW at a constant rate, the mesh."""
 
     batch: int
     length: int
     adam: dict
+    mesh: dict
 
 
 def ablation_phase(sizes: Sizes, phase: str) -> Phase:
@@ -187,7 +189,7 @@ def ablation_phase(sizes: Sizes, phase: str) -> Phase:
     length = config.length if phase == "pretraining" else plan.continued_length(config)
     adam = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
     adam |= {"total_steps": settings.steps, "warmup_steps": 0, "final_ratio": 1.0}
-    return Phase(settings.batch, length, adam)
+    return Phase(settings.batch, length, adam, config.mesh.to_dict())
 
 
 def ablation_model(sizes: Sizes) -> llama.LlamaConfig:
