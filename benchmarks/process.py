@@ -59,7 +59,10 @@ def available() -> list[int]:
 
 
 def peak_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process so far, shared libraries and mapped files included.
+
+    Linux counts from that of the process which started it: keep that one small.
+    """
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
