@@ -4,7 +4,7 @@
 
 The compiled step runs once under jax.profiler. Each operation's own time (without what runs inside
 it) goes to the part of the model whose name XLA kept with it; a fusion counts whole for the part
-that its result belongs to. Operations may run side by side, so that their sum can exceed the step;
+that its result belongs to, an operation without a name for that of its first user. Operations may run side by side, so that their sum can exceed the step;
 the trace itself costs a little, which the two totals below the table show.
 """
 
@@ -28,11 +28,16 @@ PARTS = (
     ("loop over layers: weights and saved values", r"\(Llama\)/while"),
     ("embedding, phases", r"Llama"),
     ("loss", r"jvp\("),
-    ("optimizer, gradient norm", r""),
+    ("optimizer, gradient norm", r"."),
+    ("copies and other operations without a name", r""),
 )
 _BETWEEN = "between operations"
 _EXECUTOR = "ThunkExecutor::Execute"
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)", re.M)
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)")
+_COMPUTATION = re.compile(r"^%?([\w.-]+) .*{$", re.M)
+_OPERATION = re.compile(r'op_name="([^"]+)"')
+_CALLED = re.compile(r"calls=%?([\w.-]+)")
+_WORD = re.compile(r"[\w.-]+")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -104,21 +109,24 @@ def own_times(events: Iterable[tuple[float, float, str]]) -> Counter:
 def operation_names(hlo: str) -> dict[str, str]:
     """For each instruction of a compiled program the name of the operation it comes from.
 
-    A fusion that has none takes the most frequent one within it.
+    One that has none takes the most frequent of what it calls, else that of its first user.
     """
-    names, computations, inside = {}, {}, Counter()
-    for line in hlo.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            inside = computations.setdefault(line.split()[0].lstrip("%"), Counter())
-        elif found := _INSTRUCTION.match(line):
-            operation = re.search(r'op_name="([^"]*)"', line)
-            called = re.search(r"calls=%?([\w.-]+)", line)
+    names, frequent = {}, {}
+    for text in hlo.split("\n}"):
+        lines = [found for line in text.splitlines() if (found := _INSTRUCTION.match(line))]
+        own, of_user = Counter(), {}
+        for instruction, body in reversed([line.groups() for line in lines]):
+            operation, called = _OPERATION.search(body), _CALLED.search(body)
             if operation:
-                inside[operation[1]] += 1
-                names[found[1]] = operation[1]
+                own[operation[1]] += 1
+                name = operation[1]
             else:
-                within = computations.get(called[1]) if called else None
-                names[found[1]] = within.most_common(1)[0][0] if within else ""
+                name = frequent.get(called and called[1]) or of_user.get(instruction, "")
+            names[instruction] = name
+            if name:
+                of_user |= dict.fromkeys(_WORD.findall(body.partition(", metadata")[0]), name)
+        if own and (computation := _COMPUTATION.search(text)):
+            frequent[computation[1]] = own.most_common(1)[0][0]
     return names
 
 
