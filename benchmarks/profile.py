@@ -3,9 +3,10 @@
     python -m benchmarks.profile --threads=2
 
 The compiled step runs once under jax.profiler. Each operation's own time (without what runs inside
-it) goes to the part of the model whose name XLA kept with it; a fusion counts whole for the part
-that its result belongs to, an operation without a name for that of its first user. Operations may run side by side, so that their sum can exceed the step;
-the trace itself costs a little, which the two totals below the table show.
+it) goes to the part of the model whose name XLA kept with it: a fusion counts whole for the part
+that its result belongs to, an operation without a name for that of its first user. Operations may
+run side by side, so that their sum can exceed the step; the trace itself costs a little, which the
+two totals below the table show.
 """
 
 import argparse
