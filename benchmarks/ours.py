@@ -1,6 +1,7 @@
 """The works as longrope_jax does them."""
 
 import dataclasses
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -126,13 +127,14 @@ def mean_loss(config: llama.LlamaConfig):
 
 
 def point(sizes: Sizes, *, length: int, run: bool, backward: bool, **changes) -> dict:
-    """Compiled memory of the loss or its gradient at a length, and its seconds if it is run."""
+    """Compiled memory of the loss or its gradient at a length; its seconds if it is run and fits."""
     config = dataclasses.replace(sizes.model, **changes)
     f, args = mean_loss(config), (_rotary(config, length), batch(tokens(config, 1, length + 1)))
     f = jax.jit(jax.value_and_grad(f) if backward else f)
     compiled = f.lower(shapes(config), *args).compile()
     found = {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
-    if run:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if run and found["temporary_bytes"] < 0.75 * memory:
         params = jax.device_put(draw(config))
         seconds = [timed(compiled, params, *args)[0]]
         while sum(seconds) < 5 and len(seconds) < 4:
