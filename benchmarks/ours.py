@@ -127,7 +127,7 @@ def mean_loss(config: llama.LlamaConfig):
 
 
 def point(sizes: Sizes, *, length: int, run: bool, backward: bool, **changes) -> dict:
-    """Compiled memory of the loss or its gradient at a length; its seconds if it is run and fits."""
+    """Compiled memory of the loss or its gradient; its seconds if it is to run and fits."""
     config = dataclasses.replace(sizes.model, **changes)
     f, args = mean_loss(config), (_rotary(config, length), batch(tokens(config, 1, length + 1)))
     f = jax.jit(jax.value_and_grad(f) if backward else f)
