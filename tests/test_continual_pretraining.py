@@ -193,6 +193,7 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
         tokenizer=tokenizers.ByteTokenizer(),
         notes=("what was found",),
         special_ids={"bos": 256},
+        context_length=None,
     )
     asked = {}
 
@@ -211,6 +212,40 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
     assert base.special_ids == {"bos": 256}
     assert project.method("pi:factor=2,base={base}") == rotary.build("pi", base=1e5, factor=2)
     assert project.method("") == rotary.RoPE(base=1e5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "context_length", "declared"),
+    [
+        (rotary.RoPE(), 32, None),
+        (rotary.RoPE(), None, None),
+        (rotary.RoPE(), 64, 64),
+        (rotary.YaRN(factor=4, original_length=32), 128, None),
+        (rotary.YaRN(factor=4, original_length=16), 32, 16),
+    ],
+)
+def test_another_trained_length_than_the_checkpoints_is_refused(
+    spec, context_length, declared, tiny, monkeypatch, tmp_path
+):
+    """The method's original length where it has one, else the context that is declared."""
+    loaded = types.SimpleNamespace(
+        config=llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32),
+        params={},
+        rotary_spec=spec,
+        tokenizer=tokenizers.ByteTokenizer(),
+        notes=(),
+        special_ids={},
+        context_length=context_length,
+    )
+    monkeypatch.setattr(weights, "load", lambda *_, **__: loaded)
+    tiny.model = "checkpoint"
+    if declared is None:
+        assert Project(tiny, tmp_path / "run").base.method == spec
+        return
+    said = f"trained length of {declared} tokens, the config says 32: --config.trained_length="
+    with pytest.raises(ValueError, match=f"^checkpoint .*{said}{declared}$"):
+        continual_pretraining.main(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Published recipes

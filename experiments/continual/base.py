@@ -111,8 +111,19 @@ def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
         config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )
     tokenizer = tokenizers.load(config.tokenizer) if config.tokenizer else found.tokenizer
+    _check_trained_length(config, found)
     if tokenizer is None:
         raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
     spec = rotary.parse(config.base_method) if config.base_method else found.rotary_spec
     ids = None if config.tokenizer else found.special_ids
     return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)
+
+
+def _check_trained_length(config: ConfigDict, found: weights.Loaded) -> None:
+    """Raises ValueError where the checkpoint declares another one, its method's before its own."""
+    declared = getattr(found.rotary_spec, "original_length", None) or found.context_length
+    if declared is not None and declared != config.trained_length:
+        raise ValueError(
+            f"{config.model} declares a trained length of {declared:g} tokens, the config says "
+            f"{config.trained_length}: --config.trained_length={declared:g}"
+        )
