@@ -53,7 +53,8 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     for kind, table in define.items():
         for name, (default, text) in table.items():
             kind(name, default, text, flag_values=f)
-    flags.DEFINE_bool("bos", False, "Put the beginning token first.", flag_values=f)
+    text = "Put the beginning token first; default as the checkpoint's own software does."
+    flags.DEFINE_bool("bos", None, text, flag_values=f)
     lengths = generate.ROTARY_LENGTHS
     flags.DEFINE_enum("rotary-length", "final", lengths, "See generate.generate.", flag_values=f)
     if "--help" in argv:
@@ -75,6 +76,7 @@ class Model:
     tokenizer: tokenizers.Tokenizer | None
     context_length: int | None
     special_ids: dict[str, int]
+    adds_bos: bool
     notes: tuple[str, ...]
 
 
@@ -166,6 +168,7 @@ def load(path: str, dtype: str) -> Model:
         loaded.tokenizer,
         loaded.context_length,
         loaded.special_ids,
+        loaded.adds_bos,
         loaded.notes,
     )
 
@@ -186,7 +189,7 @@ def _load_run(folder: Path, dtype: str) -> Model:
     params = checkpoints.restore_params(folder, abstract)
     note = f"a run of this package, {config.rotary_layout} layout, norm_eps {config.norm_eps}"
     _tell(f"checkpoint: {note}")
-    return Model(config, params, None, None, None, {}, (note,))
+    return Model(config, params, None, None, None, {}, False, (note,))
 
 
 def config_of(shapes: dict, dtype: str = "float32") -> llama.LlamaConfig:
@@ -269,16 +272,17 @@ def _tokenizer(text: str | None, model: Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _encoded(text: str, tokenizer, model: Model, *, bos: bool) -> np.ndarray:
+def _encoded(text: str, tokenizer, model: Model, *, bos: bool | None) -> np.ndarray:
     ids = tokenizer.encode(text)
     first = model.special_ids.get("bos")
+    how, bos = ("the checkpoint's way", model.adds_bos) if bos is None else ("as asked", bos)
     if bos and first is None:
         raise ValueError("--bos: this checkpoint says no beginning token")
     if bos:
         ids = np.concatenate([[first], ids])
     if not len(ids):
         raise ValueError("the prompt is empty: give some text, or --bos")
-    _tell(f"prompt: {len(ids)} tokens, {'with' if bos else 'without'} a beginning token")
+    _tell(f"prompt: {len(ids)} tokens, {'with' if bos else 'without'} a beginning token, {how}")
     return ids
 
 

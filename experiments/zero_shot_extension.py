@@ -7,7 +7,7 @@ Loss by position beyond the trained length, pass keys and FIRST-SENTENCE-RETRIEV
 SmolLM2-135M (8,192 tokens, base 1e5) or of another checkpoint:
 
     python -m experiments.zero_shot_extension --workdir=DIR --config.model=CHECKPOINT \
-        --config.trained_length=8192 --config.bos='<s>' --config.documents='("DIR:a.txt",)'
+        --config.trained_length=8192 --config.bos= --config.documents='("DIR:a.txt",)'
 
 Presets: quick (one play to 12,288 tokens, three methods; at most ten minutes on 2 CPU cores), full
 (four documents; six methods to 32,768 tokens, all others to 16,384, retrieval to 16,384; at most

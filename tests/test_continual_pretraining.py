@@ -1,5 +1,6 @@
 """Continual pretraining and LongLoRA's table: tiny runs, cut off and resumed, exported, refused."""
 
+import dataclasses
 import json
 import shutil
 import types
@@ -7,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from checkpoints import tokenizer_json
 from ml_collections import ConfigDict
 
 from configs import continual_pretraining as configs
@@ -246,6 +248,26 @@ def test_another_trained_length_than_the_checkpoints_is_refused(
     with pytest.raises(ValueError, match=f"^checkpoint .*{said}{declared}$"):
         continual_pretraining.main(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_puts_first(tiny):
+    """One rule for continual pretraining and zero-shot extension."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    base = bases.Base(None, None, None, tokenizer)
+
+    def begins(bos, adds):
+        ends = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, None, adds))
+        tiny.bos = bos
+        return bases.beginning(tiny, dataclasses.replace(base, tokenizer=ends))
+
+    assert begins("", True) == begins("<eos>", False) == "<eos>"
+    with pytest.raises(ValueError, match=r"begins no text .*--config\.bos='<eos>'"):
+        begins("", False)
+    with pytest.raises(ValueError, match="unknown special token '<boss>'"):
+        begins("<boss>", True)
+    tiny.bos = ""
+    with pytest.raises(ValueError, match=r"--config\.bos='<bos>'"):
+        bases.beginning(tiny, dataclasses.replace(base, tokenizer=tokenizers.ByteTokenizer()))
 
 
 # Published recipes

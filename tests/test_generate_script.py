@@ -1,13 +1,17 @@
 """The command line of generation: text in, text out, one line for what is wrong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from checkpoints import tokenizer_json, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import generate as script
 from experiments.streaming import TextStream
-from longrope_jax import generate, llama, rotary
+from longrope_jax import generate, llama, rotary, weights
+from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import ByteTokenizer
 from longrope_jax.training import checkpoints
 
@@ -93,8 +97,26 @@ def test_an_empty_folder_and_an_empty_prompt_are_refused(tmp_path, run_folder, c
         checkpoints.params_shapes(tmp_path)
 
 
+@pytest.mark.parametrize("form", weights.FORMATS)
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_prompt_begins_as_the_checkpoint_says_unless_asked_otherwise(tmp_path, form, adds):
+    """Kept from the tokenizer through the file; --bos and --nobos overrule it."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, adds))
+    path, _ = write(tmp_path, form, tokenizer=tokenizer)
+    loaded = script.load(str(path), "float32")
+    assert loaded.adds_bos is adds and loaded.special_ids == {"bos": 0, "eos": 0}
+    text = tokenizer.encode("the cat").tolist()
+
+    def ids(bos):
+        return script._encoded("the cat", loaded.tokenizer, loaded, bos=bos).tolist()
+
+    assert ids(None) == [0] * adds + text
+    assert ids(True) == [0, *text] and ids(False) == text
+
+
 def model(method, context_length=8192):
-    return script.Model(CONFIG, None, method, None, context_length, {}, ())
+    return script.Model(CONFIG, None, method, None, context_length, {}, False, ())
 
 
 def test_open_options_come_from_the_checkpoint(capsys):

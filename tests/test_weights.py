@@ -16,7 +16,7 @@ from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, wr
 from longrope_jax import llama, rotary, sharding, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import __main__ as command
-from longrope_jax.weights import huggingface, layout, names, pretrained
+from longrope_jax.weights import gguf_vocabulary, huggingface, layout, names, pretrained
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
 FORMS = ("hf", "gguf")
@@ -348,6 +348,62 @@ def test_the_tokenizer_comes_back(tmp_path, form):
     assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
     assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_ids == {"eos": 0}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
+    """From file to file with nothing but what `load` gave; what is said outright wins."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
+    one = weights.load(first)
+    assert one.special_ids == {"bos": 0, "eos": 3} and not one.adds_bos
+    begun = dataclasses.replace(one.tokenizer.ends, adds_bos=True)
+    begun = dataclasses.replace(one.tokenizer, ends=begun)
+    for other in FORMS:
+        path, _ = write(tmp_path / other, other, tokenizer=begun)
+        two = weights.open_checkpoint(path)
+        assert two.special_ids == one.special_ids and two.adds_bos
+        assert two.tokenizer.ends == begun.ends
+    path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
+    three = weights.open_checkpoint(path)
+    assert three.special_ids == {"eos": 5} and not three.adds_bos
+
+
+def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_path):
+    """tokenizer_config.json before the post-processor; GGUF's key before its kind's default."""
+    parts = json.loads(tokenizer_json())
+    special = {"<eos>": {"id": "<eos>", "ids": [0], "tokens": ["<eos>"]}}
+    begin, text = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A"}}
+    text["Sequence"]["type_id"] = 0
+    cut = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text]}
+    template = json.dumps(parts | {"post_processor": cut | {"special_tokens": special}})
+    path, _ = write(tmp_path, "hf", special_ids={"bos": 0})
+    cases = (
+        (tokenizer_json(), {}, False),
+        (tokenizer_json(), {"add_bos_token": True}, True),
+        (template, {}, True),
+        (template, {"add_bos_token": False}, False),
+    )
+    for case, (written, said, expected) in enumerate(cases):
+        path = path.rename(tmp_path / str(case))  # opened tokenizers are kept by path
+        (path / "tokenizer.json").write_text(written)
+        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        assert weights.open_checkpoint(path).adds_bos is expected
+    (path / "tokenizer_config.json").write_text('{"add_bos_token": 1}')
+    with pytest.raises(ValueError, match="add_bos_token must be true or false, got 1"):
+        weights.open_checkpoint(path)
+    key = "tokenizer.ggml."
+    for kind, pre, said, expected in (
+        ("llama", None, None, True),
+        ("gpt2", "smollm", None, False),
+        ("gpt2", "llama-bpe", None, True),
+        ("gpt2", "smollm", True, True),
+        ("llama", None, False, False),
+    ):
+        metadata = {key + "model": kind, key + "pre": pre, key + "add_bos_token": said}
+        assert gguf_vocabulary.adds_bos(metadata, "here") is expected
+    with pytest.raises(ValueError, match=r"^here: .*add_bos_token must be true or false, got 1$"):
+        gguf_vocabulary.adds_bos({key + "add_bos_token": 1}, "here")
 
 
 def test_what_is_in_the_way_is_not_overwritten(tmp_path):

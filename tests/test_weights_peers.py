@@ -3,12 +3,13 @@
 import dataclasses
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import TOKENS, logits, numbers
+from checkpoints import TOKENS, logits, numbers, write_meta
 
 from longrope_jax import llama, rotary, weights
 from longrope_jax.data import corpora, tokenizers
@@ -198,11 +199,14 @@ def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_pa
     run = PEERS["runs"]["default_base1e5"]
     path = tmp_path / ("m.gguf" if form == "gguf" else "m")
     one = smollm2
-    known = {"context_length": one.context_length, "special_ids": one.special_ids}
-    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **known)
+    length = {"context_length": one.context_length}
+    weights.save(
+        path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **length
+    )
     again = weights.load(path)
     assert again.rotary_spec == one.rotary_spec == rotary.RoPE(100_000.0)
     assert (again.context_length, again.special_ids) == (8192, {"bos": 1, "eos": 2})
+    assert not again.adds_bos
     assert_recorded(run, again.config, again.params, again.rotary_spec)
     mixed = PEERS["mixed"]
     assert again.tokenizer.encode(mixed["text"]).tolist() == mixed["ids"]
@@ -302,6 +306,27 @@ def test_sentencepiece_models_by_file_and_by_gguf(sentencepiece_model, tmp_path,
     # Once more, now from the tokenizer.json that a GGUF's vocabulary became.
     weights.save(tmp_path / "n.gguf", config, params, rotary.RoPE(), other, format="gguf")
     assert weights.load(tmp_path / "n.gguf").tokenizer.encode(text).tolist() == expected
+
+
+def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model, tmp_path):
+    """LLaMA's tokenizer, from Meta's folder to GGUF to Hugging Face: its beginning token stays."""
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    config = llama.LlamaConfig(340, 32, 2, 4, 2, 8, 96, rotary_layout="interleaved")
+    folder = write_meta(tmp_path / "meta", config, numbers(config))
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    one = weights.load(folder)
+    assert one.special_ids == {"bos": 1, "eos": 2} and one.adds_bos
+    path = tmp_path / "m.gguf"
+    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format="gguf")
+    two = weights.load(path)
+    assert two.special_ids == one.special_ids and two.adds_bos
+    for name, tokenizer in (("model", one.tokenizer), ("json", two.tokenizer)):
+        weights.save(tmp_path / name, one.config, one.params, one.rotary_spec, tokenizer)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        assert theirs("the fox 1984").input_ids == [1, *tokenizer.encode("the fox 1984")]
+        assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
+        again = weights.open_checkpoint(tmp_path / name)
+        assert again.special_ids == one.special_ids and again.adds_bos
 
 
 def test_a_damaged_sentencepiece_model_is_one_line(tmp_path):

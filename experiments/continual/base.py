@@ -74,6 +74,26 @@ def method(text: str, base: Base, trained_length: int) -> rotary.Method:
         raise ValueError(rotary.unknown("placeholder", str(error).strip("'"), values)) from error
 
 
+def beginning(config: ConfigDict, base: Base) -> str:
+    """Name of the token that begins every document: `config.bos`, or "" for the checkpoint's.
+
+    Raises:
+        ValueError: "", and a checkpoint whose own software begins no text with a token.
+    """
+    tokenizer = base.tokenizer
+    if config.bos:
+        tokenizer.special(config.bos)
+        return config.bos
+    ends = getattr(tokenizer, "ends", tokenizers.Ends())
+    named = [name for name in tokenizer.specials if tokenizer.special(name) == ends.bos]
+    if not (ends.adds_bos and named):
+        raise ValueError(
+            f"{config.model} begins no text with a token of its own: name one, e.g. "
+            f"--config.bos={next(iter(tokenizer.specials), 'TOKEN')!r}"
+        )
+    return named[0]
+
+
 def _made_up(config: ConfigDict) -> Base:
     """A random model, drawn by numpy: nothing is compiled for it."""
     rng = np.random.default_rng(config.seed)
