@@ -3,8 +3,9 @@
     python -m experiments.generate --model PATH --rotary yarn:factor=4 --prompt-file F
 
 PATH is what `longrope_jax.weights.load` takes (a Hugging Face folder, a GGUF file, Meta's folder, a
-model's name) or the folder of a run of our own training. Text goes to stdout as it comes; what was
-assumed and, at the end, tokens/s of prefill and of decoding go to stderr.
+model's name) or the folder of a run of our own training (WORKDIR/runs/NAME), whose record says its
+method. Text goes to stdout as it comes; what was assumed and, at the end, tokens/s of prefill and
+of decoding go to stderr.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from absl import logging as absl_logging
 
-from experiments import cli
+from experiments import cli, record
 from experiments.streaming import TextStream
 from longrope_jax import generate, llama, rotary
 from longrope_jax.data import tokenizers
@@ -176,20 +177,31 @@ def load(path: str, dtype: str) -> Model:
 def _run_folder(path: Path) -> Path | None:
     """The folder of orbax checkpoints that `path` is or holds."""
     for folder in (path, path / "checkpoints"):
-        if folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir()):
+        if checkpoints.is_folder_of_steps(folder):
             return folder
+    if (path / "runs").is_dir():
+        runs = sorted(p.name for p in (path / "runs").iterdir())
+        raise ValueError(f"{path} holds runs: give {path}/runs/NAME, NAME of {', '.join(runs)}")
     return None
 
 
 def _load_run(folder: Path, dtype: str) -> Model:
     shapes = checkpoints.params_shapes(folder)
-    config = config_of(shapes, dtype)
+    if "embed" not in shapes:
+        raise ValueError(f"{folder} holds adapters alone: use the run's export")
+    known = record.load(folder.parent) or record.load(folder)
+    config = dataclasses.replace(known.model, dtype=dtype) if known else config_of(shapes, dtype)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     params = checkpoints.restore_params(folder, abstract)
     note = f"a run of this package, {config.rotary_layout} layout, norm_eps {config.norm_eps}"
+    note += "" if known else ", as nothing says them"
     _tell(f"checkpoint: {note}")
-    return Model(config, params, None, None, None, {}, False, (note,))
+    if not known:
+        return Model(config, params, None, None, None, {}, False, (note,))
+    ends = getattr(known.tokenizer, "ends", tokenizers.Ends())
+    said = known.method, known.tokenizer, None, ends.ids(), bool(ends.adds_bos)
+    return Model(config, params, *said, (note,))
 
 
 def config_of(shapes: dict, dtype: str = "float32") -> llama.LlamaConfig:

@@ -1,6 +1,7 @@
 """The command line of generation: text in, text out, one line for what is wrong."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import generate as script
+from experiments import record
 from experiments.streaming import TextStream
 from longrope_jax import generate, llama, rotary, weights
 from longrope_jax.data import tokenizers
@@ -62,6 +64,44 @@ def test_a_run_of_our_own_continues_a_text(run_folder, random_params, capsys):
 def test_the_architecture_is_read_from_the_checkpoint(run_folder):
     shapes = checkpoints.params_shapes(run_folder / "checkpoints")
     assert script.config_of(shapes) == CONFIG
+
+
+@pytest.fixture
+def recorded(run_folder, tmp_path):
+    """The run, with a record of a shape that its numbers do not tell."""
+    shutil.copytree(run_folder, tmp_path / "runs" / "a")
+    config = dataclasses.replace(CONFIG, rotary_layout="interleaved", norm_eps=1e-3)
+    said = record.Record(config, rotary.PositionInterpolation(factor=2, base=100.0), BYTES)
+    record.save(tmp_path / "runs" / "a", said)
+    return tmp_path / "runs" / "a"
+
+
+def test_a_run_says_its_method_and_an_option_overrules_it(recorded, capsys):
+    """And its layout and its norms' epsilon, which the parameters alone do not tell."""
+    known, model = record.load(recorded), script.load(str(recorded), "float32")
+    assert model.config == known.model != CONFIG and model.tokenizer == BYTES
+    assert script.load(str(recorded / "checkpoints"), "bfloat16").config.dtype == "bfloat16"
+    assert script.method_of(None, model) == rotary.PositionInterpolation(factor=2, base=100.0)
+    assert "factor=2, base=100.0), the checkpoint's own" in capsys.readouterr().err.splitlines()[-1]
+    assert script.method_of("nope", model) == rotary.NoPE()
+    with pytest.raises(SystemExit):
+        run(recorded.parents[1])
+    assert "holds runs: give" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_read_is_one_line(recorded):
+    (recorded / record.NAME).write_text('{"model": {"widht": 3}, "rotary": "rope"}')
+    with pytest.raises(ValueError, match=r"run\.json is damaged or of another version: .*widht"):
+        script.load(str(recorded), "float32")
+
+
+def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
+    tokenizer = tokenizers.HuggingFaceTokenizer("a.gguf", tokenizer_json())
+    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, True))
+    record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
+    found = record.load(tmp_path)
+    assert found[:2] == (CONFIG, rotary.RoPE()) and found.tokenizer.ends == tokenizer.ends
+    assert found.tokenizer.encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
 
 
 @pytest.mark.parametrize(
