@@ -67,7 +67,7 @@ _COMMON = {
     "factor": 8,  # continued length over pretraining length
     "base_per_token": 10_000 / 4096,  # pretraining base = this times the pretraining length
     "abf_factor": 50,  # adjusted base over pretraining base
-    # Instead of pretraining: a run's folder of checkpoints, or what longrope_jax.weights.load takes.
+    # Instead of pretraining: a run's folder of checkpoints, or what weights.load takes.
     "init_checkpoint": "",
     "retrieval": {
         "first_sentence_prompt": "<retrieve>",
@@ -171,7 +171,7 @@ _PRESETS = {
         "corpus": "",  # your long documents: --config.corpus=DIR
         "tokenizer": "",  # "": the checkpoint's, or --config.tokenizer=tokenizer.json
         "bos": "<s>",
-        "init_checkpoint": "",  # Llama 2 7B, Meta's or Hugging Face's folder: --config.init_checkpoint=DIR
+        "init_checkpoint": "",  # Llama 2 7B in any format: --config.init_checkpoint=PATH
         "model": {
             "preset": "llama2_7b",
             "dtype": "bfloat16",
