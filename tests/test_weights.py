@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,6 +14,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import weights_driver
 from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, write, write_meta
 
 from longrope_jax import llama, rotary, sharding, weights
@@ -233,6 +237,50 @@ def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
     wq = loaded.params["layers"]["attention"]["wq"]
     assert wq.sharding.spec == sharding.partition_spec("layers", "embed", "heads", "head_dim")
     assert {shard.data.shape for shard in wq.addressable_shards} == {(2, 16, 2, 8)}
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 4}])
+def test_the_text_tells_the_layout_on_a_mesh_too(tmp_path, axes):
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
+    alone, devices = weights.load(path), jax.devices()[: math.prod(axes.values())]
+    on_mesh = weights.load(path, mesh=sharding.make_mesh(**axes, devices=devices))
+    one, other = (
+        layout.score(x.config, x.params, x.rotary_spec, x.tokenizer) for x in (alone, on_mesh)
+    )
+    tokens = len(tokenizer.encode(layout.TEXT))
+    assert one == pytest.approx(other, abs=1e-5 if tokens % 8 == 0 or "tensor" in axes else 0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_load_their_own_shards_and_say_the_same(tmp_path):
+    """Each half of the heads lies on one process; the probes of the layout need both."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    command = [sys.executable, weights_driver.__file__, address]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
+    started = [subprocess.Popen([*command, str(i), str(path)], **pipes) for i in range(2)]
+    found = []
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors.decode()[-2000:]
+            found.append(json.loads(out.decode().splitlines()[-1]))
+    finally:
+        for process in started:
+            process.kill()
+    one, other = found
+    assert one["equal"] and other["equal"]
+    assert set(one["wq"]).isdisjoint(other["wq"]) and len(one["wq"]) == 2
+    assert one["share"] == other["share"] < 0.6  # norms lie on every device
+    assert one["notes"] == other["notes"]
+    alone = weights.load(path)
+    expected = layout.score(alone.config, alone.params, alone.rotary_spec, alone.tokenizer)
+    assert one["losses"] == other["losses"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
