@@ -5,13 +5,14 @@ import io
 import json
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import TOKENS, logits, numbers, write_meta
 
-from longrope_jax import llama, rotary, weights
+from longrope_jax import generate, llama, rotary, weights
 from longrope_jax.data import corpora, tokenizers
 from longrope_jax.weights import layout, pretrained
 
@@ -154,6 +155,63 @@ def test_transformers_reads_our_gguf(transformers, tmp_path):
     np.testing.assert_allclose(got, logits(config, params, rotary.RoPE()), atol=2e-5)
 
 
+# Greedy generation, token by token
+
+NEAR_TIE = 1e-4  # between the two best logits; there software may disagree, and is told so
+
+
+def greedy(model, prompt, new):
+    """Transformers' next `new` tokens and, at each, how far the best logit is above the second."""
+    import torch
+
+    tokens = torch.tensor(np.asarray(prompt, np.int64))[None]
+    model.generation_config.eos_token_id = None
+    options = {"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}
+    out = model.generate(tokens, max_new_tokens=new, do_sample=False, **options)
+    best = torch.stack(out.logits)[:, 0].float().topk(2).values
+    return out.sequences[0, len(prompt) :].numpy(), (best[:, 0] - best[:, 1]).numpy()
+
+
+def assert_same_greedy(loaded, model, prompts, new=200):
+    """Of a batch of prompts; after a near tie that fell the other way, on from their token.
+
+    Returns transformers' tokens [prompts, new].
+    """
+    found = []
+
+    def ours(rows, count):
+        settings = loaded.config, loaded.params, loaded.rotary_spec
+        return generate.generate(*settings, rows, count).tokens
+
+    for prompt, row in zip(prompts, ours(prompts, new), strict=True):
+        theirs, margins = greedy(model, prompt, new)
+        found.append(theirs)
+        assert len(row) == len(theirs) == new
+        at = 0
+        while (differ := np.flatnonzero(row != theirs[at:])).size:
+            at += int(differ[0])
+            assert margins[at] < NEAR_TIE, f"token {at}: {row[differ[0]]}, not {theirs[at]}"
+            at += 1
+            if at == new:
+                break
+            row = ours([[*prompt, *theirs[:at]]], new - at)[0]
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("rope", ["default", "yarn"])
+def test_greedy_equals_transformers_for_200_tokens(transformers, tmp_path, rope):
+    """Four query heads on two key heads; prompts of unequal length, together here, alone there."""
+    parameters, _ = ROPES[rope]
+    hf_llama(transformers, tmp_path / "in", THETA | parameters, positions=512)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "in").eval()
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 40, size).tolist() for size in (1, 9, 30)]
+    with warnings.catch_warnings(action="ignore"):  # yarn's factor against the longer context
+        loaded = weights.load(tmp_path / "in")
+    found = assert_same_greedy(loaded, model, prompts)
+    assert len(np.unique(found, axis=0)) == 3 and len(np.unique(found)) > 3  # not one loop
+
+
 # SmolLM2-135M, recorded
 
 
@@ -210,6 +268,15 @@ def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_pa
     assert_recorded(run, again.config, again.params, again.rotary_spec)
     mixed = PEERS["mixed"]
     assert again.tokenizer.encode(mixed["text"]).tolist() == mixed["ids"]
+
+
+@pytest.mark.slow
+def test_smollm2s_greedy_text_equals_transformers_for_200_tokens(transformers, smollm2, tmp_path):
+    one = smollm2
+    weights.save(tmp_path / "m", one.config, one.params, one.rotary_spec, one.tokenizer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    prompt = one.tokenizer.encode(layout.TEXT).tolist()
+    assert_same_greedy(one, model, [prompt])
 
 
 @pytest.mark.slow
