@@ -126,13 +126,13 @@ def _tell(text: str) -> None:
 
 
 def speed(result: generate.Generation) -> str:
-    """One line: tokens and tokens/s of prefill and decoding."""
+    """One line: tokens and tokens/s of prefill (all but the prompt's last token) and decoding."""
     phases = (
         ("prefill", result.prefilled, result.prefill_seconds),
         ("decode", result.decoded, result.decode_seconds),
     )
     parts = [f"{name} {n} tokens, {n / max(s, 1e-9):,.1f} tokens/s" for name, n, s in phases]
-    return "; ".join(parts) + " (compilation not counted)"
+    return "; ".join(parts) + " (loading, compilation and printing not counted)"
 
 
 def _prompt(f: flags.FlagValues) -> str:

@@ -2,8 +2,14 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +26,9 @@ from experiments.continual.project import Project
 from experiments.progress import StudyProgress
 from longrope_jax import llama, rotary, weights
 from longrope_jax.data import tokenizers
-from longrope_jax.training import lora
+from longrope_jax.training import lora, metrics
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,53 @@ def test_cut_off_at_any_piece_of_work_it_ends_the_same(finished, tiny, monkeypat
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.slow
+def test_killed_in_training_and_started_again_it_ends_the_same(text, tmp_path):
+    """SIGKILL twice, at another step each time: same losses, step by step, and same report."""
+    steps = 80
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+    def start(workdir):
+        command = [sys.executable, "-m", "experiments.continual_pretraining"]
+        command += [f"--config={ROOT / 'configs' / 'continual_pretraining.py'}:tiny"]
+        command += [f"--config.corpus={text}", f"--config.stages.stage1.steps={steps}"]
+        command += [f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache)
+
+    def logged(workdir):
+        file = workdir / "runs" / "stage1" / "metrics.jsonl"
+        return file.read_text().count("\n") if file.exists() else 0
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = tmp_path / "killed"
+    for at in (steps // 8, steps // 2):
+        process = start(killed)
+        while logged(killed) < at and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert at <= logged(killed) < steps
+    assert not (killed / "results.json").exists()
+    assert start(killed).wait() == 0
+
+    def told(workdir):
+        lines = metrics.read(workdir / "runs" / "stage1")
+        return [{k: v for k, v in x.items() if k not in metrics.WALL_CLOCK} for x in lines]
+
+    whole = tmp_path / "whole"
+    assert told(killed) == told(whole) and len(told(whole)) == steps
+    one, other = (json.loads((x / "results.json").read_text()) for x in (whole, killed))
+    assert all(one[key] == other[key] for key in ("losses", "gains", "claim"))
+    found, expected = blocks(killed), blocks(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].tobytes() == expected[name].tobytes(), name
 
 
 @pytest.mark.slow
