@@ -155,6 +155,29 @@ def test_transformers_reads_our_gguf(transformers, tmp_path):
     np.testing.assert_allclose(got, logits(config, params, rotary.RoPE()), atol=2e-5)
 
 
+WHOLE_OPTIONS = (
+    rotary.RoPE(500_000),
+    rotary.PositionInterpolation(factor=4, base=10_000),
+    rotary.YaRN(factor=4, original_length=16, base=10_000),
+    rotary.Llama3(factor=8, original_length=64, base=10_000),
+)
+
+
+@pytest.mark.parametrize("spec", WHOLE_OPTIONS, ids=rotary.name_of)
+def test_numbers_of_a_gguf_have_the_types_that_llama_cpp_wants(tmp_path, spec):
+    """It refuses a file whose scaling factor is an integer: "has wrong type u32"."""
+    gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    config = llama.LlamaConfig(40, 32, 1, 4, 2, 8, 48, norm_eps=1)
+    weights.save(tmp_path / "m.gguf", config, numbers(config), spec, format="gguf")
+    kinds = gguf.GGUFValueType
+    found = {name: f.types for name, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    whole = ("length", "count", "count_kv", "vocab_size", "dimension_count")
+    for name in (name for name in found if name.startswith("llama.")):
+        if not name.endswith(".type"):
+            expected = kinds.UINT32 if name.endswith(whole) else kinds.FLOAT32
+            assert found[name] == [expected], name
+
+
 # Greedy generation, token by token
 
 NEAR_TIE = 1e-4  # between the two best logits; there software may disagree, and is told so
@@ -225,17 +248,19 @@ def smollm2():
     return weights.load("smollm2-135m")
 
 
-def losses(config, params, spec):
-    """Per-token losses [255] in float64, and the last logits, of the recorded tokens."""
-    tokens = np.asarray(PEERS["tokens_first_1024"][:256], np.int32)
-    found = logits(config, params, spec, tokens[None]).astype(np.float64)
-    highest = found.max(-1, keepdims=True)
-    total = highest[:, 0] + np.log(np.exp(found - highest).sum(-1))
-    return total[:-1] - found[np.arange(255), tokens[1:]], found[-1]
+def losses(config, params, spec, T):
+    """Per-token losses [T - 1] in float64, and the last logits, of the recorded tokens."""
+    tokens = np.asarray(PEERS["tokens_first_1024"][:T], np.int32)
+    found = logits(config, params, spec, tokens[None])
+    nll = []
+    for row, target in zip(found[:-1], tokens[1:], strict=True):
+        shifted = row.astype(np.float64) - row.max()
+        nll.append(np.log(np.exp(shifted).sum()) - shifted[target])
+    return np.asarray(nll), found[-1].astype(np.float64)
 
 
 def assert_recorded(run, config, params, spec):
-    nll, last = losses(config, params, spec)
+    nll, last = losses(config, params, spec, len(run["nll"]) + 1)
     allowed = PEERS["tolerance"]
     np.testing.assert_allclose(nll, run["nll"], atol=allowed["per_token_nll"])
     assert nll.mean() == pytest.approx(run["mean_nll"], abs=allowed["mean_nll"])
