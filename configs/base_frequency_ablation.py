@@ -67,7 +67,8 @@ _COMMON = {
     "factor": 8,  # continued length over pretraining length
     "base_per_token": 10_000 / 4096,  # pretraining base = this times the pretraining length
     "abf_factor": 50,  # adjusted base over pretraining base
-    "init_checkpoint": "",  # a run's checkpoint folder instead of pretraining
+    # Instead of pretraining: a run's folder of checkpoints, or what weights.load takes.
+    "init_checkpoint": "",
     "retrieval": {
         "first_sentence_prompt": "<retrieve>",
         "first_sentence_end": "<answer_end>",
@@ -168,9 +169,9 @@ _PRESETS = {
     "tpu_7b": {
         "length": 4096,
         "corpus": "",  # your long documents: --config.corpus=DIR
-        "tokenizer": "",  # Llama 2's: --config.tokenizer=tokenizer.json
+        "tokenizer": "",  # "": the checkpoint's, or --config.tokenizer=tokenizer.json
         "bos": "<s>",
-        "init_checkpoint": "",  # Llama 2 7B as orbax parameters: --config.init_checkpoint=DIR
+        "init_checkpoint": "",  # Llama 2 7B in any format: --config.init_checkpoint=PATH
         "model": {
             "preset": "llama2_7b",
             "dtype": "bfloat16",

@@ -28,7 +28,7 @@ COMMON = {
     "trained_length": 4096,  # of the checkpoint, tokens
     "corpus": "",  # your long documents: --config.corpus=DIR
     "held_out": 8,  # documents, or their names
-    "bos": "<s>",
+    "bos": "",  # begins every document; "": the token that the checkpoint's own software puts first
     "sentence_tokens": (3, 256),  # windows begin at sentences of that many tokens
     "trainable": "full",
     "rank": 8,

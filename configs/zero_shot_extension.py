@@ -62,7 +62,7 @@ _COMMON = {
     **{name: COMMON[name] for name in ("shape", "base_method", "tokenizer", "remat")},
     "model": "smollm2-135m",
     "trained_length": 8192,
-    "bos": "<|endoftext|>",
+    "bos": "<|endoftext|>",  # begins every window; "" as in continual_pretraining.py
     "dtype": "float32",
     "param_dtype": "float32",
     # CORPUS:DOCUMENT; each is one round of the study and one cluster of the intervals.

@@ -3,8 +3,9 @@
     python -m experiments.generate --model PATH --rotary yarn:factor=4 --prompt-file F
 
 PATH is what `longrope_jax.weights.load` takes (a Hugging Face folder, a GGUF file, Meta's folder, a
-model's name) or the folder of a run of our own training. Text goes to stdout as it comes; what was
-assumed and, at the end, tokens/s of prefill and of decoding go to stderr.
+model's name) or the folder of a run of our own training (WORKDIR/runs/NAME), whose record says its
+method. Text goes to stdout as it comes; what was assumed and, at the end, tokens/s of prefill and
+of decoding go to stderr.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from absl import logging as absl_logging
 
-from experiments import cli
+from experiments import cli, record
 from experiments.streaming import TextStream
 from longrope_jax import generate, llama, rotary
 from longrope_jax.data import tokenizers
@@ -53,7 +54,8 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     for kind, table in define.items():
         for name, (default, text) in table.items():
             kind(name, default, text, flag_values=f)
-    flags.DEFINE_bool("bos", False, "Put the beginning token first.", flag_values=f)
+    text = "Put the beginning token first; default as the checkpoint's own software does."
+    flags.DEFINE_bool("bos", None, text, flag_values=f)
     lengths = generate.ROTARY_LENGTHS
     flags.DEFINE_enum("rotary-length", "final", lengths, "See generate.generate.", flag_values=f)
     if "--help" in argv:
@@ -75,6 +77,7 @@ class Model:
     tokenizer: tokenizers.Tokenizer | None
     context_length: int | None
     special_ids: dict[str, int]
+    adds_bos: bool
     notes: tuple[str, ...]
 
 
@@ -123,13 +126,13 @@ def _tell(text: str) -> None:
 
 
 def speed(result: generate.Generation) -> str:
-    """One line: tokens and tokens/s of prefill and decoding."""
+    """One line: tokens and tokens/s of prefill (all but the prompt's last token) and decoding."""
     phases = (
         ("prefill", result.prefilled, result.prefill_seconds),
         ("decode", result.decoded, result.decode_seconds),
     )
     parts = [f"{name} {n} tokens, {n / max(s, 1e-9):,.1f} tokens/s" for name, n, s in phases]
-    return "; ".join(parts) + " (compilation not counted)"
+    return "; ".join(parts) + " (loading, compilation and printing not counted)"
 
 
 def _prompt(f: flags.FlagValues) -> str:
@@ -166,6 +169,7 @@ def load(path: str, dtype: str) -> Model:
         loaded.tokenizer,
         loaded.context_length,
         loaded.special_ids,
+        loaded.adds_bos,
         loaded.notes,
     )
 
@@ -173,20 +177,31 @@ def load(path: str, dtype: str) -> Model:
 def _run_folder(path: Path) -> Path | None:
     """The folder of orbax checkpoints that `path` is or holds."""
     for folder in (path, path / "checkpoints"):
-        if folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir()):
+        if checkpoints.is_folder_of_steps(folder):
             return folder
+    if (path / "runs").is_dir():
+        runs = sorted(p.name for p in (path / "runs").iterdir())
+        raise ValueError(f"{path} holds runs: give {path}/runs/NAME, NAME of {', '.join(runs)}")
     return None
 
 
 def _load_run(folder: Path, dtype: str) -> Model:
     shapes = checkpoints.params_shapes(folder)
-    config = config_of(shapes, dtype)
+    if "embed" not in shapes:
+        raise ValueError(f"{folder} holds adapters alone: use the run's export")
+    known = record.load(folder.parent) or record.load(folder)
+    config = dataclasses.replace(known.model, dtype=dtype) if known else config_of(shapes, dtype)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     params = checkpoints.restore_params(folder, abstract)
     note = f"a run of this package, {config.rotary_layout} layout, norm_eps {config.norm_eps}"
+    note += "" if known else ", as nothing says them"
     _tell(f"checkpoint: {note}")
-    return Model(config, params, None, None, None, {}, (note,))
+    if not known:
+        return Model(config, params, None, None, None, {}, False, (note,))
+    ends = getattr(known.tokenizer, "ends", tokenizers.Ends())
+    said = known.method, known.tokenizer, None, ends.ids(), bool(ends.adds_bos)
+    return Model(config, params, *said, (note,))
 
 
 def config_of(shapes: dict, dtype: str = "float32") -> llama.LlamaConfig:
@@ -269,16 +284,17 @@ def _tokenizer(text: str | None, model: Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _encoded(text: str, tokenizer, model: Model, *, bos: bool) -> np.ndarray:
+def _encoded(text: str, tokenizer, model: Model, *, bos: bool | None) -> np.ndarray:
     ids = tokenizer.encode(text)
     first = model.special_ids.get("bos")
+    how, bos = ("the checkpoint's way", model.adds_bos) if bos is None else ("as asked", bos)
     if bos and first is None:
         raise ValueError("--bos: this checkpoint says no beginning token")
     if bos:
         ids = np.concatenate([[first], ids])
     if not len(ids):
         raise ValueError("the prompt is empty: give some text, or --bos")
-    _tell(f"prompt: {len(ids)} tokens, {'with' if bos else 'without'} a beginning token")
+    _tell(f"prompt: {len(ids)} tokens, {'with' if bos else 'without'} a beginning token, {how}")
     return ids
 
 

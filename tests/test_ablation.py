@@ -1,5 +1,6 @@
 """The base-frequency ablation: plan, verdicts, and a whole tiny study in one process."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import assert_same, tokenizer_json, write
 
 from configs import base_frequency_ablation as configs
 from configs import reproduce as reproduce_configs
-from experiments import base_frequency_ablation, reproduce
+from experiments import base_frequency_ablation, record, reproduce
 from experiments.ablation import compare, plan, train
 from experiments.ablation.study import Study
-from longrope_jax import llama
-from longrope_jax.data import corpora
+from longrope_jax import llama, weights
+from longrope_jax.data import corpora, tokenizers
 from longrope_jax.training import step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,8 +298,45 @@ def test_a_study_continues_from_a_given_checkpoint(finished, tiny, tmp_path):
     fresh = step.init_state(study.model, optimizer, study.mesh, seed=0).params
     assert np.abs(np.asarray(loaded["embed"]) - np.asarray(fresh["embed"])).max() > 0
     config.init_checkpoint = str(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="no checkpoint in"):
-        train.pretrained(study, run, None)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        train.pretrained(Study(config, tmp_path), run, None)
+    known = record.load(finished / "runs" / run.slug)
+    assert known == (study.model, run.method, study.tokenizer)
+
+
+@pytest.mark.parametrize("form", weights.FORMATS)
+def test_a_study_continues_from_a_checkpoint_of_other_software(tiny, tmp_path, form):
+    """Its numbers, layout and epsilon; the study's way to compute. What does not fit is refused."""
+    config = tiny.copy_and_resolve_references()
+    model = llama.LlamaConfig(260, 16, 1, 1, 1, 64, 48, norm_eps=1e-3)
+    spec, known = plan.pretraining_method(config), {"context_length": config.length}
+    path, params = write(tmp_path, form, model, spec, **known)
+    config.init_checkpoint = str(path)
+    config.pretraining.steps = 0
+    study = Study(config, tmp_path / "study")
+    layout = "half" if form == "hf" else "interleaved"
+    assert study.model == dataclasses.replace(model, rotary_layout=layout)
+    found = train.pretrained(study, plan.runs(config)[0], None)
+    assert_same(params["embed"], found["embed"])
+    assert_same(params["layers"]["mlp"], found["layers"]["mlp"])
+    study.check()
+    for change, said in (
+        ({"length": 32}, r"has 64, this study 32: see --config\.length"),
+        ({"model.n_layers": 2}, r"has 1, this study 2: see --config\.model\.n_layers"),
+        ({"base_per_token": 5.0}, r"RoPE\(base=320.0\): see --config\.base_per_token"),
+    ):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(change)
+        with pytest.raises(ValueError, match=said):
+            _ = Study(other, tmp_path / "study").model
+
+
+def test_the_tokenizer_of_a_given_checkpoint_is_taken_where_none_is_named(tiny, tmp_path):
+    config = tiny.copy_and_resolve_references()
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, "gguf", tokenizer=tokenizer)
+    config.init_checkpoint, config.tokenizer = str(path), ""
+    assert Study(config, tmp_path).tokenizer.specials == ("<eos>",)
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """Continual pretraining and LongLoRA's table: tiny runs, cut off and resumed, exported, refused."""
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from checkpoints import tokenizer_json
 from ml_collections import ConfigDict
 
 from configs import continual_pretraining as configs
@@ -18,7 +26,9 @@ from experiments.continual.project import Project
 from experiments.progress import StudyProgress
 from longrope_jax import llama, rotary, weights
 from longrope_jax.data import tokenizers
-from longrope_jax.training import lora
+from longrope_jax.training import lora, metrics
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +143,53 @@ def test_cut_off_at_any_piece_of_work_it_ends_the_same(finished, tiny, monkeypat
 
 
 @pytest.mark.slow
+def test_killed_in_training_and_started_again_it_ends_the_same(text, tmp_path):
+    """SIGKILL twice, at another step each time: same losses, step by step, and same report."""
+    steps = 80
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+    def start(workdir):
+        command = [sys.executable, "-m", "experiments.continual_pretraining"]
+        command += [f"--config={ROOT / 'configs' / 'continual_pretraining.py'}:tiny"]
+        command += [f"--config.corpus={text}", f"--config.stages.stage1.steps={steps}"]
+        command += [f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache)
+
+    def logged(workdir):
+        file = workdir / "runs" / "stage1" / "metrics.jsonl"
+        return file.read_text().count("\n") if file.exists() else 0
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = tmp_path / "killed"
+    for at in (steps // 8, steps // 2):
+        process = start(killed)
+        while logged(killed) < at and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert at <= logged(killed) < steps
+    assert not (killed / "results.json").exists()
+    assert start(killed).wait() == 0
+
+    def told(workdir):
+        lines = metrics.read(workdir / "runs" / "stage1")
+        return [{k: v for k, v in x.items() if k not in metrics.WALL_CLOCK} for x in lines]
+
+    whole = tmp_path / "whole"
+    assert told(killed) == told(whole) and len(told(whole)) == steps
+    one, other = (json.loads((x / "results.json").read_text()) for x in (whole, killed))
+    assert all(one[key] == other[key] for key in ("losses", "gains", "claim"))
+    found, expected = blocks(killed), blocks(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].tobytes() == expected[name].tobytes(), name
+
+
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(finished, tiny):
     tiny.stages.stage1.learning_rate = 0.5
     with pytest.raises(ValueError, match=r"stages.stage1.learning_rate=0.01, not 0.5: choose"):
@@ -193,6 +250,7 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
         tokenizer=tokenizers.ByteTokenizer(),
         notes=("what was found",),
         special_ids={"bos": 256},
+        context_length=None,
     )
     asked = {}
 
@@ -211,6 +269,60 @@ def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path)
     assert base.special_ids == {"bos": 256}
     assert project.method("pi:factor=2,base={base}") == rotary.build("pi", base=1e5, factor=2)
     assert project.method("") == rotary.RoPE(base=1e5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "context_length", "declared"),
+    [
+        (rotary.RoPE(), 32, None),
+        (rotary.RoPE(), None, None),
+        (rotary.RoPE(), 64, 64),
+        (rotary.YaRN(factor=4, original_length=32), 128, None),
+        (rotary.YaRN(factor=4, original_length=16), 32, 16),
+    ],
+)
+def test_another_trained_length_than_the_checkpoints_is_refused(
+    spec, context_length, declared, tiny, monkeypatch, tmp_path
+):
+    """The method's original length where it has one, else the context that is declared."""
+    loaded = types.SimpleNamespace(
+        config=llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32),
+        params={},
+        rotary_spec=spec,
+        tokenizer=tokenizers.ByteTokenizer(),
+        notes=(),
+        special_ids={},
+        context_length=context_length,
+    )
+    monkeypatch.setattr(weights, "load", lambda *_, **__: loaded)
+    tiny.model = "checkpoint"
+    if declared is None:
+        assert Project(tiny, tmp_path / "run").base.method == spec
+        return
+    said = f"trained length of {declared} tokens, the config says 32: --config.trained_length="
+    with pytest.raises(ValueError, match=f"^checkpoint .*{said}{declared}$"):
+        continual_pretraining.main(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_puts_first(tiny):
+    """One rule for continual pretraining and zero-shot extension."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    base = bases.Base(None, None, None, tokenizer)
+
+    def begins(bos, adds):
+        ends = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, None, adds))
+        tiny.bos = bos
+        return bases.beginning(tiny, dataclasses.replace(base, tokenizer=ends))
+
+    assert begins("", True) == begins("<eos>", False) == "<eos>"
+    with pytest.raises(ValueError, match=r"begins no text .*--config\.bos='<eos>'"):
+        begins("", False)
+    with pytest.raises(ValueError, match="unknown special token '<boss>'"):
+        begins("<boss>", True)
+    tiny.bos = ""
+    with pytest.raises(ValueError, match=r"--config\.bos='<bos>'"):
+        bases.beginning(tiny, dataclasses.replace(base, tokenizer=tokenizers.ByteTokenizer()))
 
 
 # Published recipes

@@ -256,6 +256,21 @@ def test_sizes_come_from_the_config_or_the_command_line(tmp_path, capsys):
     )
 
 
+def test_the_account_says_which_sizes_are_used_for_head_dim():
+    """Though the method is the same at every one of them."""
+    both = {"hidden_size": 512, "num_attention_heads": 8}
+
+    def said(config):
+        return {key.name: key.rule for key in rotary.account(config)}
+
+    rule = "by the method; but used for head_dim = hidden_size / num_attention_heads"
+    assert said(both) == dict.fromkeys(both, rule)
+    found = said(both | {"head_dim": 32})
+    assert found["head_dim"] == "by the method; but used for head_dim"
+    assert found["hidden_size"] == "by the method, and head_dim comes from head_dim"
+    assert said({"hidden_size": 512})["hidden_size"].endswith("head_dim comes from no key")
+
+
 def test_diff_finds_the_largest_difference(capsys):
     """YaRN's two ramps: 67 % apart at most, at pair 38, as recorded of peers."""
     a = "yarn:factor=16,original_length=4096"

@@ -1,13 +1,20 @@
 """The command line of generation: text in, text out, one line for what is wrong."""
 
+import dataclasses
+import re
+import shutil
+
 import numpy as np
 import pytest
+from checkpoints import tokenizer_json, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import generate as script
+from experiments import record
 from experiments.streaming import TextStream
-from longrope_jax import generate, llama, rotary
+from longrope_jax import generate, llama, rotary, weights
+from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import ByteTokenizer
 from longrope_jax.training import checkpoints
 
@@ -52,12 +59,54 @@ def test_a_run_of_our_own_continues_a_text(run_folder, random_params, capsys):
     assert out == BYTES.decode(tokens) + "\n"
     assert "rotary: RoPE(base=100)" in err
     assert "tokenizer: bytes" in err
-    assert "prefill 15 tokens" in err and "decode 40 tokens" in err
+    number = r"[0-9,]+\.[0-9] tokens/s"
+    counted = rf"prefill 15 tokens, {number}; decode 40 tokens, {number}"
+    assert re.fullmatch(
+        rf"{counted} \(loading, compilation and printing not counted\)", err.splitlines()[-1]
+    )
 
 
 def test_the_architecture_is_read_from_the_checkpoint(run_folder):
     shapes = checkpoints.params_shapes(run_folder / "checkpoints")
     assert script.config_of(shapes) == CONFIG
+
+
+@pytest.fixture
+def recorded(run_folder, tmp_path):
+    """The run, with a record of a shape that its numbers do not tell."""
+    shutil.copytree(run_folder, tmp_path / "runs" / "a")
+    config = dataclasses.replace(CONFIG, rotary_layout="interleaved", norm_eps=1e-3)
+    said = record.Record(config, rotary.PositionInterpolation(factor=2, base=100.0), BYTES)
+    record.save(tmp_path / "runs" / "a", said)
+    return tmp_path / "runs" / "a"
+
+
+def test_a_run_says_its_method_and_an_option_overrules_it(recorded, capsys):
+    """And its layout and its norms' epsilon, which the parameters alone do not tell."""
+    known, model = record.load(recorded), script.load(str(recorded), "float32")
+    assert model.config == known.model != CONFIG and model.tokenizer == BYTES
+    assert script.load(str(recorded / "checkpoints"), "bfloat16").config.dtype == "bfloat16"
+    assert script.method_of(None, model) == rotary.PositionInterpolation(factor=2, base=100.0)
+    assert "factor=2, base=100.0), the checkpoint's own" in capsys.readouterr().err.splitlines()[-1]
+    assert script.method_of("nope", model) == rotary.NoPE()
+    with pytest.raises(SystemExit):
+        run(recorded.parents[1])
+    assert "holds runs: give" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_read_is_one_line(recorded):
+    (recorded / record.NAME).write_text('{"model": {"widht": 3}, "rotary": "rope"}')
+    with pytest.raises(ValueError, match=r"run\.json is damaged or of another version: .*widht"):
+        script.load(str(recorded), "float32")
+
+
+def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
+    tokenizer = tokenizers.HuggingFaceTokenizer("a.gguf", tokenizer_json())
+    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, True))
+    record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
+    found = record.load(tmp_path)
+    assert found[:2] == (CONFIG, rotary.RoPE()) and found.tokenizer.ends == tokenizer.ends
+    assert found.tokenizer.encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +142,26 @@ def test_an_empty_folder_and_an_empty_prompt_are_refused(tmp_path, run_folder, c
         checkpoints.params_shapes(tmp_path)
 
 
+@pytest.mark.parametrize("form", weights.FORMATS)
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_prompt_begins_as_the_checkpoint_says_unless_asked_otherwise(tmp_path, form, adds):
+    """Kept from the tokenizer through the file; --bos and --nobos overrule it."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, adds))
+    path, _ = write(tmp_path, form, tokenizer=tokenizer)
+    loaded = script.load(str(path), "float32")
+    assert loaded.adds_bos is adds and loaded.special_ids == {"bos": 0, "eos": 0}
+    text = tokenizer.encode("the cat").tolist()
+
+    def ids(bos):
+        return script._encoded("the cat", loaded.tokenizer, loaded, bos=bos).tolist()
+
+    assert ids(None) == [0] * adds + text
+    assert ids(True) == [0, *text] and ids(False) == text
+
+
 def model(method, context_length=8192):
-    return script.Model(CONFIG, None, method, None, context_length, {}, ())
+    return script.Model(CONFIG, None, method, None, context_length, {}, False, ())
 
 
 def test_open_options_come_from_the_checkpoint(capsys):

@@ -77,6 +77,18 @@ def test_head_dim_must_be_even_and_positive(spec, head_dim):
         spec.frequencies(head_dim=head_dim, seq_len=16)
 
 
+def test_every_method_comes_back_from_its_notation(spec):
+    assert rotary.parse(rotary.notation(spec)) == spec
+
+
+def test_a_method_without_a_name_has_no_notation():
+    class Mine(rotary.RoPE):
+        pass
+
+    with pytest.raises(ValueError, match=r"Mine has no name: rotary\.register it"):
+        rotary.notation(Mine())
+
+
 def test_every_method_is_a_frozen_hashable_value(spec):
     assert spec == dataclasses.replace(spec) and hash(spec) == hash(dataclasses.replace(spec))
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,12 +14,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import weights_driver
 from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, write, write_meta
 
 from longrope_jax import llama, rotary, sharding, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import __main__ as command
-from longrope_jax.weights import huggingface, layout, names, pretrained
+from longrope_jax.weights import gguf_vocabulary, huggingface, layout, names, pretrained
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
 FORMS = ("hf", "gguf")
@@ -235,6 +239,50 @@ def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
     assert {shard.data.shape for shard in wq.addressable_shards} == {(2, 16, 2, 8)}
 
 
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 4}])
+def test_the_text_tells_the_layout_on_a_mesh_too(tmp_path, axes):
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
+    alone, devices = weights.load(path), jax.devices()[: math.prod(axes.values())]
+    on_mesh = weights.load(path, mesh=sharding.make_mesh(**axes, devices=devices))
+    one, other = (
+        layout.score(x.config, x.params, x.rotary_spec, x.tokenizer) for x in (alone, on_mesh)
+    )
+    tokens = len(tokenizer.encode(layout.TEXT))
+    assert one == pytest.approx(other, abs=1e-5 if tokens % 8 == 0 or "tensor" in axes else 0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_load_their_own_shards_and_say_the_same(tmp_path):
+    """Each half of the heads lies on one process; the probes of the layout need both."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    command = [sys.executable, weights_driver.__file__, address]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
+    started = [subprocess.Popen([*command, str(i), str(path)], **pipes) for i in range(2)]
+    found = []
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors.decode()[-2000:]
+            found.append(json.loads(out.decode().splitlines()[-1]))
+    finally:
+        for process in started:
+            process.kill()
+    one, other = found
+    assert one["equal"] and other["equal"]
+    assert set(one["wq"]).isdisjoint(other["wq"]) and len(one["wq"]) == 2
+    assert one["share"] == other["share"] < 0.6  # norms lie on every device
+    assert one["notes"] == other["notes"]
+    alone = weights.load(path)
+    expected = layout.score(alone.config, alone.params, alone.rotary_spec, alone.tokenizer)
+    assert one["losses"] == other["losses"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_host_memory_beside_the_devices_stays_below_one_and_a_half_tensors(tmp_path):
     """8 layers, the largest tensor 24 MiB: anything that keeps tensors on the host shows."""
@@ -348,6 +396,62 @@ def test_the_tokenizer_comes_back(tmp_path, form):
     assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
     assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_ids == {"eos": 0}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
+    """From file to file with nothing but what `load` gave; what is said outright wins."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
+    one = weights.load(first)
+    assert one.special_ids == {"bos": 0, "eos": 3} and not one.adds_bos
+    begun = dataclasses.replace(one.tokenizer.ends, adds_bos=True)
+    begun = dataclasses.replace(one.tokenizer, ends=begun)
+    for other in FORMS:
+        path, _ = write(tmp_path / other, other, tokenizer=begun)
+        two = weights.open_checkpoint(path)
+        assert two.special_ids == one.special_ids and two.adds_bos
+        assert two.tokenizer.ends == begun.ends
+    path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
+    three = weights.open_checkpoint(path)
+    assert three.special_ids == {"eos": 5} and not three.adds_bos
+
+
+def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_path):
+    """tokenizer_config.json before the post-processor; GGUF's key before its kind's default."""
+    parts = json.loads(tokenizer_json())
+    special = {"<eos>": {"id": "<eos>", "ids": [0], "tokens": ["<eos>"]}}
+    begin, text = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A"}}
+    text["Sequence"]["type_id"] = 0
+    cut = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text]}
+    template = json.dumps(parts | {"post_processor": cut | {"special_tokens": special}})
+    path, _ = write(tmp_path, "hf", special_ids={"bos": 0})
+    cases = (
+        (tokenizer_json(), {}, False),
+        (tokenizer_json(), {"add_bos_token": True}, True),
+        (template, {}, True),
+        (template, {"add_bos_token": False}, False),
+    )
+    for case, (written, said, expected) in enumerate(cases):
+        path = path.rename(tmp_path / str(case))  # opened tokenizers are kept by path
+        (path / "tokenizer.json").write_text(written)
+        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        assert weights.open_checkpoint(path).adds_bos is expected
+    (path / "tokenizer_config.json").write_text('{"add_bos_token": 1}')
+    with pytest.raises(ValueError, match="add_bos_token must be true or false, got 1"):
+        weights.open_checkpoint(path)
+    key = "tokenizer.ggml."
+    for kind, pre, said, expected in (
+        ("llama", None, None, True),
+        ("gpt2", "smollm", None, False),
+        ("gpt2", "llama-bpe", None, True),
+        ("gpt2", "smollm", True, True),
+        ("llama", None, False, False),
+    ):
+        metadata = {key + "model": kind, key + "pre": pre, key + "add_bos_token": said}
+        assert gguf_vocabulary.adds_bos(metadata, "here") is expected
+    with pytest.raises(ValueError, match=r"^here: .*add_bos_token must be true or false, got 1$"):
+        gguf_vocabulary.adds_bos({key + "add_bos_token": 1}, "here")
 
 
 def test_what_is_in_the_way_is_not_overwritten(tmp_path):

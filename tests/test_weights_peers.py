@@ -3,14 +3,16 @@
 import dataclasses
 import io
 import json
+import shutil
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import TOKENS, logits, numbers
+from checkpoints import TOKENS, logits, numbers, write_meta
 
-from longrope_jax import llama, rotary, weights
+from longrope_jax import generate, llama, rotary, weights
 from longrope_jax.data import corpora, tokenizers
 from longrope_jax.weights import layout, pretrained
 
@@ -153,6 +155,86 @@ def test_transformers_reads_our_gguf(transformers, tmp_path):
     np.testing.assert_allclose(got, logits(config, params, rotary.RoPE()), atol=2e-5)
 
 
+WHOLE_OPTIONS = (
+    rotary.RoPE(500_000),
+    rotary.PositionInterpolation(factor=4, base=10_000),
+    rotary.YaRN(factor=4, original_length=16, base=10_000),
+    rotary.Llama3(factor=8, original_length=64, base=10_000),
+)
+
+
+@pytest.mark.parametrize("spec", WHOLE_OPTIONS, ids=rotary.name_of)
+def test_numbers_of_a_gguf_have_the_types_that_llama_cpp_wants(tmp_path, spec):
+    """It refuses a file whose scaling factor is an integer: "has wrong type u32"."""
+    gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    config = llama.LlamaConfig(40, 32, 1, 4, 2, 8, 48, norm_eps=1)
+    weights.save(tmp_path / "m.gguf", config, numbers(config), spec, format="gguf")
+    kinds = gguf.GGUFValueType
+    found = {name: f.types for name, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    whole = ("length", "count", "count_kv", "vocab_size", "dimension_count")
+    for name in (name for name in found if name.startswith("llama.")):
+        if not name.endswith(".type"):
+            expected = kinds.UINT32 if name.endswith(whole) else kinds.FLOAT32
+            assert found[name] == [expected], name
+
+
+# Greedy generation, token by token
+
+NEAR_TIE = 1e-4  # between the two best logits; there software may disagree, and is told so
+
+
+def greedy(model, prompt, new):
+    """Transformers' next `new` tokens and, at each, how far the best logit is above the second."""
+    import torch
+
+    tokens = torch.tensor(np.asarray(prompt, np.int64))[None]
+    model.generation_config.eos_token_id = None
+    options = {"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}
+    out = model.generate(tokens, max_new_tokens=new, do_sample=False, **options)
+    best = torch.stack(out.logits)[:, 0].float().topk(2).values
+    return out.sequences[0, len(prompt) :].numpy(), (best[:, 0] - best[:, 1]).numpy()
+
+
+def assert_same_greedy(loaded, model, prompts, new=200):
+    """Of a batch of prompts; after a near tie that fell the other way, on from their token.
+
+    Returns transformers' tokens [prompts, new].
+    """
+    found = []
+
+    def ours(rows, count):
+        settings = loaded.config, loaded.params, loaded.rotary_spec
+        return generate.generate(*settings, rows, count).tokens
+
+    for prompt, row in zip(prompts, ours(prompts, new), strict=True):
+        theirs, margins = greedy(model, prompt, new)
+        found.append(theirs)
+        assert len(row) == len(theirs) == new
+        at = 0
+        while (differ := np.flatnonzero(row != theirs[at:])).size:
+            at += int(differ[0])
+            assert margins[at] < NEAR_TIE, f"token {at}: {row[differ[0]]}, not {theirs[at]}"
+            at += 1
+            if at == new:
+                break
+            row = ours([[*prompt, *theirs[:at]]], new - at)[0]
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("rope", ["default", "yarn"])
+def test_greedy_equals_transformers_for_200_tokens(transformers, tmp_path, rope):
+    """Four query heads on two key heads; prompts of unequal length, together here, alone there."""
+    parameters, _ = ROPES[rope]
+    hf_llama(transformers, tmp_path / "in", THETA | parameters, positions=512)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "in").eval()
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 40, size).tolist() for size in (1, 9, 30)]
+    with warnings.catch_warnings(action="ignore"):  # yarn's factor against the longer context
+        loaded = weights.load(tmp_path / "in")
+    found = assert_same_greedy(loaded, model, prompts)
+    assert len(np.unique(found, axis=0)) == 3 and len(np.unique(found)) > 3  # not one loop
+
+
 # SmolLM2-135M, recorded
 
 
@@ -166,17 +248,19 @@ def smollm2():
     return weights.load("smollm2-135m")
 
 
-def losses(config, params, spec):
-    """Per-token losses [255] in float64, and the last logits, of the recorded tokens."""
-    tokens = np.asarray(PEERS["tokens_first_1024"][:256], np.int32)
-    found = logits(config, params, spec, tokens[None]).astype(np.float64)
-    highest = found.max(-1, keepdims=True)
-    total = highest[:, 0] + np.log(np.exp(found - highest).sum(-1))
-    return total[:-1] - found[np.arange(255), tokens[1:]], found[-1]
+def losses(config, params, spec, T):
+    """Per-token losses [T - 1] in float64, and the last logits, of the recorded tokens."""
+    tokens = np.asarray(PEERS["tokens_first_1024"][:T], np.int32)
+    found = logits(config, params, spec, tokens[None])
+    nll = []
+    for row, target in zip(found[:-1], tokens[1:], strict=True):
+        shifted = row.astype(np.float64) - row.max()
+        nll.append(np.log(np.exp(shifted).sum()) - shifted[target])
+    return np.asarray(nll), found[-1].astype(np.float64)
 
 
 def assert_recorded(run, config, params, spec):
-    nll, last = losses(config, params, spec)
+    nll, last = losses(config, params, spec, len(run["nll"]) + 1)
     allowed = PEERS["tolerance"]
     np.testing.assert_allclose(nll, run["nll"], atol=allowed["per_token_nll"])
     assert nll.mean() == pytest.approx(run["mean_nll"], abs=allowed["mean_nll"])
@@ -198,14 +282,26 @@ def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_pa
     run = PEERS["runs"]["default_base1e5"]
     path = tmp_path / ("m.gguf" if form == "gguf" else "m")
     one = smollm2
-    known = {"context_length": one.context_length, "special_ids": one.special_ids}
-    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **known)
+    length = {"context_length": one.context_length}
+    weights.save(
+        path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **length
+    )
     again = weights.load(path)
     assert again.rotary_spec == one.rotary_spec == rotary.RoPE(100_000.0)
     assert (again.context_length, again.special_ids) == (8192, {"bos": 1, "eos": 2})
+    assert not again.adds_bos
     assert_recorded(run, again.config, again.params, again.rotary_spec)
     mixed = PEERS["mixed"]
     assert again.tokenizer.encode(mixed["text"]).tolist() == mixed["ids"]
+
+
+@pytest.mark.slow
+def test_smollm2s_greedy_text_equals_transformers_for_200_tokens(transformers, smollm2, tmp_path):
+    one = smollm2
+    weights.save(tmp_path / "m", one.config, one.params, one.rotary_spec, one.tokenizer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    prompt = one.tokenizer.encode(layout.TEXT).tolist()
+    assert_same_greedy(one, model, [prompt])
 
 
 @pytest.mark.slow
@@ -302,6 +398,27 @@ def test_sentencepiece_models_by_file_and_by_gguf(sentencepiece_model, tmp_path,
     # Once more, now from the tokenizer.json that a GGUF's vocabulary became.
     weights.save(tmp_path / "n.gguf", config, params, rotary.RoPE(), other, format="gguf")
     assert weights.load(tmp_path / "n.gguf").tokenizer.encode(text).tolist() == expected
+
+
+def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model, tmp_path):
+    """LLaMA's tokenizer, from Meta's folder to GGUF to Hugging Face: its beginning token stays."""
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    config = llama.LlamaConfig(340, 32, 2, 4, 2, 8, 96, rotary_layout="interleaved")
+    folder = write_meta(tmp_path / "meta", config, numbers(config))
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    one = weights.load(folder)
+    assert one.special_ids == {"bos": 1, "eos": 2} and one.adds_bos
+    path = tmp_path / "m.gguf"
+    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format="gguf")
+    two = weights.load(path)
+    assert two.special_ids == one.special_ids and two.adds_bos
+    for name, tokenizer in (("model", one.tokenizer), ("json", two.tokenizer)):
+        weights.save(tmp_path / name, one.config, one.params, one.rotary_spec, tokenizer)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        assert theirs("the fox 1984").input_ids == [1, *tokenizer.encode("the fox 1984")]
+        assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
+        again = weights.open_checkpoint(tmp_path / name)
+        assert again.special_ids == one.special_ids and again.adds_bos
 
 
 def test_a_damaged_sentencepiece_model_is_one_line(tmp_path):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from longrope_jax import rotary
 from longrope_jax.llama import LlamaConfig, preset
 from longrope_jax.training.flops import train_flops_per_token
+from longrope_jax.weights.checkpoint import Checkpoint
 
 BLOCKS = 64  # in which loss by position is kept, of twice the continued length
 
@@ -129,6 +130,28 @@ def model_config(config: ConfigDict, vocab_size: int) -> LlamaConfig:
             f"{config.model.preset} has {model.vocab_size} tokens, the tokenizer {vocab_size}"
         )
     return model
+
+
+def fitted_config(config: ConfigDict, model: LlamaConfig, given: Checkpoint) -> LlamaConfig:
+    """The model as a foreign checkpoint has it, to be computed as the study's.
+
+    Raises:
+        ValueError: another shape, trained length or method than the config's pretraining.
+    """
+    found = given.config
+    same = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "tie_embeddings")
+    pairs = [(f"model.{name}", getattr(found, name), getattr(model, name)) for name in same]
+    pairs.append(("length", given.context_length or config.length, config.length))
+    pairs.append(("base_per_token", given.rotary, pretraining_method(config)))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            where = config.init_checkpoint
+            raise ValueError(f"{where} has {theirs}, this study {ours}: see --config.{name}")
+    if found.vocab_size < model.vocab_size and not config.model.preset:
+        size = f"{found.vocab_size} tokens, the tokenizer {model.vocab_size}"
+        raise ValueError(f"{config.init_checkpoint} has {size}")
+    own = ("vocab_size", "norm_eps", "rotary_layout")
+    return dataclasses.replace(model, **{name: getattr(found, name) for name in own})
 
 
 def retrieval_lengths(config: ConfigDict) -> list[int]:

@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.ablation import plan
-from longrope_jax import llama, sharding
+from longrope_jax import llama, sharding, weights
 from longrope_jax.data import corpora, passages, tasks, tokenizers, windows
 from longrope_jax.data.passages import Passages
+from longrope_jax.training import checkpoints
+from longrope_jax.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,9 @@ class Study:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """Of the config; an error that names the option if it is not given."""
+        """Of the config, or of the checkpoint; an error that names the option if there is none."""
+        if self.given and self.given.tokenizer and self.config.corpus and not self.config.tokenizer:
+            return self.given.tokenizer
         if not self.config.tokenizer or not self.config.corpus:
             raise ValueError(
                 "this preset needs your own text and tokenizer: --config.corpus=DIR "
@@ -34,8 +38,17 @@ class Study:
 
     @functools.cached_property
     def model(self) -> llama.LlamaConfig:
-        """Shape of the model."""
-        return plan.model_config(self.config, self.tokenizer.vocab_size)
+        """Shape of the model; of a foreign checkpoint also layout, epsilon and vocabulary."""
+        model = plan.model_config(self.config, self.tokenizer.vocab_size)
+        return plan.fitted_config(self.config, model, self.given) if self.given else model
+
+    @functools.cached_property
+    def given(self) -> Checkpoint | None:
+        """What `weights` reads at init_checkpoint; None for none or a run of our own."""
+        path = self.config.init_checkpoint
+        if not path or checkpoints.is_folder_of_steps(path):
+            return None
+        return weights.open_checkpoint(path)
 
     @functools.cached_property
     def mesh(self) -> Mesh:

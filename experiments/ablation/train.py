@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments import record
 from experiments.ablation import plan
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
-from longrope_jax import rotary
+from longrope_jax import rotary, weights
 from longrope_jax.data import windows
 from longrope_jax.training import checkpoints, loop, step
 from longrope_jax.training.optimizer import OptimizerConfig
@@ -29,6 +30,9 @@ def check(study: Study, run: plan.Run) -> None:
 def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
     """Parameters that `run` starts from: of a given checkpoint, or pretrained here first."""
     config = study.config
+    if study.given:
+        param_dtype = study.model.param_dtype
+        return weights.load(config.init_checkpoint, mesh=study.mesh, param_dtype=param_dtype).params
     if config.init_checkpoint:
         folder = Path(config.init_checkpoint)
     else:
@@ -90,6 +94,8 @@ def _fit(
     study, state, optimizer, folder, *, phase, taught, seed, method, progress, hooks=None
 ) -> step.TrainState:
     settings = study.config[phase]
+    if study.writes:
+        record.save(folder, record.Record(study.model, method, study.tokenizer))
     maker = study.training_windows(phase, taught=taught)
     costs = plan.costs(study.config, study.model)
     flops = costs.pretraining if phase == "pretraining" else costs.continuation

@@ -74,6 +74,26 @@ def method(text: str, base: Base, trained_length: int) -> rotary.Method:
         raise ValueError(rotary.unknown("placeholder", str(error).strip("'"), values)) from error
 
 
+def beginning(config: ConfigDict, base: Base) -> str:
+    """Name of the token that begins every document: `config.bos`, or "" for the checkpoint's.
+
+    Raises:
+        ValueError: "", and a checkpoint whose own software begins no text with a token.
+    """
+    tokenizer = base.tokenizer
+    if config.bos:
+        tokenizer.special(config.bos)
+        return config.bos
+    ends = getattr(tokenizer, "ends", tokenizers.Ends())
+    named = [name for name in tokenizer.specials if tokenizer.special(name) == ends.bos]
+    if not (ends.adds_bos and named):
+        raise ValueError(
+            f"{config.model} begins no text with a token of its own: name one, e.g. "
+            f"--config.bos={next(iter(tokenizer.specials), 'TOKEN')!r}"
+        )
+    return named[0]
+
+
 def _made_up(config: ConfigDict) -> Base:
     """A random model, drawn by numpy: nothing is compiled for it."""
     rng = np.random.default_rng(config.seed)
@@ -111,8 +131,19 @@ def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
         config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )
     tokenizer = tokenizers.load(config.tokenizer) if config.tokenizer else found.tokenizer
+    _check_trained_length(config, found)
     if tokenizer is None:
         raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
     spec = rotary.parse(config.base_method) if config.base_method else found.rotary_spec
     ids = None if config.tokenizer else found.special_ids
     return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)
+
+
+def _check_trained_length(config: ConfigDict, found: weights.Loaded) -> None:
+    """Raises ValueError where the checkpoint declares another one, its method's before its own."""
+    declared = getattr(found.rotary_spec, "original_length", None) or found.context_length
+    if declared is not None and declared != config.trained_length:
+        raise ValueError(
+            f"{config.model} declares a trained length of {declared:g} tokens, the config says "
+            f"{config.trained_length}: --config.trained_length={declared:g}"
+        )

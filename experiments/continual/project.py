@@ -69,9 +69,9 @@ class Project:
         return tuple(train), tuple(test)
 
     @property
-    def bos(self) -> int:
-        """Id of the token that begins every document."""
-        return self.base.tokenizer.special(self.config.bos)
+    def bos(self) -> str:
+        """Name of the token that begins every document."""
+        return bases.beginning(self.config, self.base)
 
     @functools.cached_property
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +87,7 @@ class Project:
             documents,
             length=self.length,
             per_document=self.config.evaluation.windows_per_document,
-            bos=self.bos,
+            bos=self.base.tokenizer.special(self.bos),
         )
 
     def training_windows(self, length: int, shortest: int) -> windows.WindowMaker:
@@ -97,7 +97,7 @@ class Project:
             self.base.tokenizer,
             length=length,
             shortest=shortest or None,
-            bos=self.config.bos,
+            bos=self.bos,
         )
 
     @property

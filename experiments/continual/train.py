@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments import record
 from experiments.continual.project import Project
 from longrope_jax import llama, rotary
 from longrope_jax.data import windows
@@ -39,13 +40,14 @@ def run(
     if lora:
         train_step = functools.partial(train_step, frozen=frozen)
     maker = project.training_windows(stage.length, stage.shortest_passage)
+    method = project.method(stage.method)
+    if project.writes:
+        record.save(folder, record.Record(project.base.model, method, project.base.tokenizer))
     state = loop.fit(
         step.init_state(model, optimizer, mesh, params=params, lora=lora, seed=seed),
         train_step,
         windows.iterator(maker, batch=stage.batch, seed=seed),
-        rotary=rotary.make(
-            project.method(stage.method), head_dim=model.head_dim, seq_len=stage.length
-        ),
+        rotary=rotary.make(method, head_dim=model.head_dim, seq_len=stage.length),
         loop=_loop_config(stage),
         mesh=mesh,
         directory=folder,

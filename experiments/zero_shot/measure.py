@@ -28,6 +28,11 @@ class Study:
         self.base = bases.load(config, sharding.make_mesh(devices=jax.devices()[:1]))
         self.plan = Plan(config, self.base.model, getattr(self.base.method, "base", None))
 
+    @property
+    def bos(self) -> str:
+        """Name of the token that begins every window and sample."""
+        return bases.beginning(self.config, self.base)
+
     def path(self, cell: Cell) -> Path:
         """Where a cell's numbers are kept."""
         return self.workdir / "cells" / f"{cell.slug}.npz"
@@ -72,7 +77,7 @@ class Study:
             [self.documents[cell.document]],
             length=cell.length,
             per_document=1,
-            bos=self.base.tokenizer.special(self.config.bos),
+            bos=self.base.tokenizer.special(self.bos),
         )
         return tokens
 
@@ -91,7 +96,7 @@ class Study:
             "length": cell.length,
             "count": count * cell.sequences,
             "seed": self.config.seed,
-            "bos": self.config.bos,
+            "bos": self.bos,
         }
         documents, tokenizer = self.documents[:count], self.base.tokenizer
         if cell.task == planning.PASSKEY:

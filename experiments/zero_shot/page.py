@@ -160,7 +160,7 @@ def _explained(study: Study) -> str:
     r, trained = study.config.retrieval, study.config.trained_length
     return (
         "Loss: nats per token, one pass over the beginning of each document, from its first "
-        f"sentence on, after {study.config.bos}; every token sees all tokens before it. Intervals: "
+        f"sentence on, after {study.bos}; every token sees all tokens before it. Intervals: "
         "95%, documents resampled whole; differences are paired on the documents that both have. "
         "One document gives none.\n\n"
         f"A method's factor is the length of the window over {trained:,}. For methods that depend "

@@ -21,6 +21,23 @@ BYTES = 256
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Ids that begin and end a text, and whether the first begins a prompt; None: not said.
+
+    What a checkpoint says of its tokenizer; `encode` puts neither.
+    """
+
+    bos: int | None = None
+    eos: int | None = None
+    adds_bos: bool | None = None
+
+    def ids(self) -> dict[str, int]:
+        """Those of "bos" and "eos" that are said."""
+        both = {"bos": self.bos, "eos": self.eos}
+        return {role: at for role, at in both.items() if at is not None}
+
+
+@dataclass(frozen=True)
 class ByteTokenizer:
     """Ids 0 to 255 are the bytes of UTF-8; `specials` follow in their order.
 
@@ -78,13 +95,14 @@ class HuggingFaceTokenizer:
     text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
 
     `json`: the file's text where it lies in no file of its own (a GGUF's vocabulary); `path` is
-    then only a name for messages.
+    then only a name for messages. `ends`: as its checkpoint says them.
 
     Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
     """
 
     path: str
     json: str = field(default="", repr=False)
+    ends: Ends = Ends()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))
@@ -129,17 +147,25 @@ class HuggingFaceTokenizer:
         """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
         return _opened(self.path, self.json).token_to_id(_known(name, self.specials))
 
+    def begins_with(self, first: int) -> bool:
+        """Whether the file's post-processor puts the token `first` before a text."""
+        own = self.encode("a").tolist()
+        ids = _opened(self.path, self.json).encode("a", add_special_tokens=True).ids
+        return ids[:1] == [first] and ids != own
+
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
     """A sentencepiece `.model` (LLaMA, Llama 2), read by the package `sentencepiece` itself.
 
     `decode(encode(x)) == x` only as far as the file's normalizer goes (LLaMA's: all text).
+    `ends`: as its checkpoint says them.
 
     Raises ValueError: no such file, one that isn't a model, or the package missing.
     """
 
     path: str
+    ends: Ends = Ends()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))
@@ -178,6 +204,17 @@ class SentencePieceTokenizer:
     def special(self, name: str) -> int:
         """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
         return _processor(self.path).piece_to_id(_known(name, self.specials))
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of "bos" and "eos" that the model has."""
+        model = _processor(self.path)
+        both = {"bos": model.bos_id(), "eos": model.eos_id()}
+        return {role: at for role, at in both.items() if at >= 0}
+
+    def begins_with(self, first: int) -> bool:
+        """True: LLaMA's code puts the beginning token before a text, the file does not say."""
+        return True
 
     @property
     def adds_prefix(self) -> bool:

@@ -7,6 +7,7 @@ from longrope_jax.rotary.frequencies import is_finite
 
 _ORIGINAL = "original_max_position_embeddings"
 _LONGEST = "max_position_embeddings"
+_QUOTIENT = ("hidden_size", "num_attention_heads")
 _TYPE_KEYS = ("rope_type", "type")
 _NOT_ROTARY = "not about positions"
 _NULL = "null counts as absent"
@@ -45,12 +46,18 @@ def told_head_dim(config: dict[str, Any]) -> int | None:
 
     qk_rope_head_dim (multi-head latent attention), head_dim, or hidden_size / num_attention_heads.
     """
+    values = [config[name] for name in _head_dim_from(config)]
+    return values[0] // values[1] if len(values) == 2 else next(iter(values), None)
+
+
+def _head_dim_from(config: dict[str, Any]) -> tuple[str, ...]:
+    """The keys that `told_head_dim` comes from."""
     for name in ("qk_rope_head_dim", "head_dim"):
         if isinstance(config.get(name), int):
-            return config[name]
-    size, heads = (config.get(name) for name in ("hidden_size", "num_attention_heads"))
+            return (name,)
+    size, heads = (config.get(name) for name in _QUOTIENT)
     whole = isinstance(size, int) and isinstance(heads, int) and heads > 0 and size % heads == 0
-    return size // heads if whole else None
+    return _QUOTIENT if whole else ()
 
 
 def _block(block, values, rope_type, parameters, config, layer_type) -> list[Key]:
@@ -113,8 +120,12 @@ def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
         return "ignored", f"not of the method: {hf.NOT_THE_METHOD[name]}"
     if name in hf.unread(config):
         return "ignored", "about rotary position, but not read: check what it asks for"
-    if name in ("head_dim", "hidden_size", "num_attention_heads"):
-        return "ignored", "not of the method: tells head_dim"
+    if name in ("head_dim", *_QUOTIENT):
+        used = _head_dim_from(config)
+        if name in used:
+            how = f" = {' / '.join(used)}" if len(used) > 1 else ""
+            return "ignored", f"by the method; but used for head_dim{how}"
+        return "ignored", f"by the method, and head_dim comes from {' / '.join(used) or 'no key'}"
     return "ignored", _NOT_ROTARY
 
 

@@ -138,6 +138,21 @@ def parse(text: str, fill: Mapping[str, Any] | None = None) -> Method:
     return build(name, **_filled(name, options, fill or {}))
 
 
+def notation(spec: Method) -> str:
+    """The method in the notation of `parse`, every option written out.
+
+    Raises:
+        ValueError: a class that is not registered.
+    """
+    if not names_of(type(spec)):
+        raise ValueError(f"{type(spec).__name__} has no name: rotary.register it")
+    options = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+    written = (
+        f"{k}=({notation(v)})" if hasattr(v, "frequencies") else f"{k}={v!r}" for k, v in options
+    )
+    return f"{name_of(spec)}:{','.join(written)}"
+
+
 def read_options(text: str, fill: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """Name and options of `name:option=value,...`, as `parse` reads them, nothing looked up.
 

@@ -54,6 +54,12 @@ class Checkpoints:
         self.close()
 
 
+def is_folder_of_steps(directory: str | Path) -> bool:
+    """Whether a folder holds checkpoints of a run; no file is opened."""
+    folder = Path(directory)
+    return folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir())
+
+
 def latest_step(directory: str | Path) -> int | None:
     """Step of the newest whole checkpoint in a run's folder; None without one."""
     if not Path(directory).is_dir():

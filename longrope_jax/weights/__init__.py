@@ -14,7 +14,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from longrope_jax import llama
-from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.data.tokenizers import Ends, Tokenizer
 from longrope_jax.rotary import LAYOUTS, Method, unknown
 from longrope_jax.weights import (
     gguf_export,
@@ -44,6 +44,7 @@ class Loaded:
         tokenizer: its own, or None where it has none that is known here (see notes).
         context_length: tokens that the checkpoint declares, or None.
         special_ids: "bos" and "eos" where the checkpoint says them.
+        adds_bos: whether its own software begins every prompt with "bos".
         notes: what was recognised, in words.
     """
 
@@ -53,6 +54,7 @@ class Loaded:
     tokenizer: Tokenizer | None
     context_length: int | None
     special_ids: dict[str, int]
+    adds_bos: bool
     notes: tuple[str, ...]
 
 
@@ -69,11 +71,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         known = ", ".join(pretrained.MODELS)
         raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
     try:
-        return _read(path)
+        found = _read(path)
     except ValueError as error:
         text = " ".join(str(error).split())
         text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
+    if found.tokenizer is not None:
+        ends = Ends(found.special_ids.get("bos"), found.special_ids.get("eos"), found.adds_bos)
+        found.tokenizer = dataclasses.replace(found.tokenizer, ends=ends)
+    return found
 
 
 def _read(path: Path) -> Checkpoint:
@@ -137,6 +143,7 @@ def load(
         tokenizer=found.tokenizer,
         context_length=found.context_length,
         special_ids=found.special_ids,
+        adds_bos=found.adds_bos,
         notes=(*found.notes, verdict),
     )
 
@@ -175,7 +182,7 @@ def save(
         format: "hf" or "gguf".
         dtype: of the tensors in the file; None is config.param_dtype.
         context_length: tokens to declare; None takes the method's extended length, else 2048.
-        special_ids: "bos" and "eos" to declare.
+        special_ids: "bos" and "eos" to declare; None takes the tokenizer's, as `load` read them.
 
     Raises:
         ValueError: a method, tokenizer or dtype that the format lacks, something in the way, or
@@ -187,5 +194,6 @@ def save(
     if dtype not in gguf_export.DTYPES:
         raise ValueError(unknown("dtype", str(dtype), gguf_export.DTYPES))
     path = Path(path).expanduser()
-    ids = {} if special_ids is None else special_ids
-    _WRITERS[format](path, config, params, spec, tokenizer, dtype, context_length, ids)
+    if special_ids is None:
+        special_ids = getattr(tokenizer, "ends", Ends()).ids()
+    _WRITERS[format](path, config, params, spec, tokenizer, dtype, context_length, special_ids)

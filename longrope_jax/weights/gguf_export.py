@@ -65,7 +65,7 @@ def _metadata(config, context_length: int) -> dict[str, Any]:
         "llama.attention.head_count_kv": c.n_kv_heads,
         "llama.attention.key_length": c.head_dim,
         "llama.attention.value_length": c.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": c.norm_eps,
+        "llama.attention.layer_norm_rms_epsilon": float(c.norm_eps),
     }
 
 

@@ -78,6 +78,7 @@ def read(path: Path) -> Checkpoint:
         notes.append("tied: there is no output.weight")
     context = whole(metadata, "llama.context_length", where)
     spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
+    special_ids = _special_ids(metadata, where, config.vocab_size)
     return Checkpoint(
         form="gguf",
         config=config,
@@ -85,7 +86,8 @@ def read(path: Path) -> Checkpoint:
         source=source,
         tokenizer=_tokenizer(where, metadata, config, notes),
         context_length=context,
-        special_ids=_special_ids(metadata, where, config.vocab_size),
+        special_ids=special_ids,
+        adds_bos="bos" in special_ids and gguf_vocabulary.adds_bos(metadata, where),
         ignored=(gguf_rotary.FREQS,),
         notes=notes,
     )

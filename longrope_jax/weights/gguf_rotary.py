@@ -98,6 +98,8 @@ def _llama3(factors, base, dim, context_length, notes):
 
 # Writing
 
+_NO_FLOATS = ("scaling.type", "scaling.original_context_length")
+
 
 def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors. Raises ValueError: a method that llama.cpp's Llama can't be told."""
@@ -106,7 +108,9 @@ def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         known = ", ".join(sorted(cls.__name__ for cls in _WRITERS))
         raise ValueError(f"GGUF can't say {rotary.name_of(spec)}: it has {known}")
     metadata, tensors = form(spec, head_dim)
-    metadata = {_KEY + key: value for key, value in metadata.items()}
+    # An int would be stored as one, and llama.cpp refuses a file whose numbers are of another type.
+    as_float = {k: float(v) for k, v in metadata.items() if k not in _NO_FLOATS}
+    metadata = {_KEY + key: value for key, value in (metadata | as_float).items()}
     return metadata | {_KEY + "dimension_count": head_dim}, tensors
 
 

@@ -68,6 +68,16 @@ def read(metadata: dict[str, Any], vocab_size: int) -> str:
     return json.dumps(_sentencepiece(metadata, vocab, types.tolist()))
 
 
+def adds_bos(metadata: dict[str, Any], where: str) -> bool:
+    """Whether llama.cpp begins a prompt with the beginning token: as said, else by the kind."""
+    said = metadata.get(_KEY + "add_bos_token")
+    if said is None:
+        return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") == "llama-bpe"
+    if not isinstance(said, bool):
+        raise ValueError(f"{where}: {_KEY}add_bos_token must be true or false, got {said!r:.40}")
+    return said
+
+
 def _strings(metadata: dict, key: str) -> list[str]:
     found = metadata.get(_KEY + key)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
@@ -197,8 +207,13 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
         kind = {"model": "llama", "scores": _scores(model, tokens)}
         prefix = "Prepend" in json.dumps(parts.get("normalizer"))
         kind |= {"add_bos_token": True, "add_space_prefix": prefix}
-    kind |= {"tokens": tokens, "token_type": types}
+    kind |= {"tokens": tokens, "token_type": types} | _said(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}
+
+
+def _said(tokenizer) -> dict[str, bool]:
+    said = tokenizer.ends.adds_bos
+    return {} if said is None else {"add_bos_token": said}
 
 
 def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -235,4 +250,5 @@ def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
     kind |= {"add_bos_token": True, "add_space_prefix": tokenizer.adds_prefix}
+    kind |= _said(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}

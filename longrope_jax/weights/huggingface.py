@@ -16,6 +16,7 @@ from longrope_jax.weights.checkpoint import Checkpoint, extended_length
 from longrope_jax.weights.files import number, read_json, whole
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 MODEL_TYPES = ("llama", "mistral")  # Mistral's modules are Llama's where sliding_window is null
@@ -35,14 +36,16 @@ def read(path: Path) -> Checkpoint:
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
+    tokenizer, special_ids = _tokenizer(path, notes), _special_ids(raw, where)
     return Checkpoint(
         form="hf",
         config=config,
         rotary=spec,
         source=source,
-        tokenizer=_tokenizer(path, notes),
+        tokenizer=tokenizer,
         context_length=whole(raw, "max_position_embeddings", where, None),
-        special_ids=_special_ids(raw, where),
+        special_ids=special_ids,
+        adds_bos=_adds_bos(path, tokenizer, special_ids.get("bos")),
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
@@ -175,6 +178,17 @@ def _special_ids(raw: dict, where: str) -> dict[str, int]:
     return found
 
 
+def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
+    """Whether transformers begins a text with `first`: as said, else as the tokenizer does."""
+    if tokenizer is None or first is None:
+        return False
+    file = path / TOKENIZER_CONFIG
+    said = read_json(file).get("add_bos_token") if file.is_file() else None
+    if not isinstance(said, bool | None):
+        raise ValueError(f"{file}: add_bos_token must be true or false, got {said!r:.40}")
+    return tokenizer.begins_with(first) if said is None else said
+
+
 # Writing
 
 
@@ -185,7 +199,7 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     if old := sorted(path.glob("*.safetensors")):
         raise ValueError(f"{path} holds {old[0].name} already: save into an empty folder")
     if tokenizer is not None:
-        _save_tokenizer(path, tokenizer)
+        _save_tokenizer(path, tokenizer, special_ids)
     dtype = jnp.dtype(dtype)
     plan = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
     files = _shards(plan, config, dtype)
@@ -252,15 +266,41 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{of:05}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def _save_tokenizer(path: Path, tokenizer) -> None:
+def _save_tokenizer(path: Path, tokenizer, special_ids: dict[str, int]) -> None:
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
+        raw = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
     elif isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
-        (path / "tokenizer.json").write_text(tokenizer.text(), encoding="utf-8")
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        _write_json(path / "tokenizer_config.json", kind)
+        (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+        raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     else:
         raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
+    if tokenizer.ends.adds_bos is not None:
+        raw["add_bos_token"] = tokenizer.ends.adds_bos
+    named = {tokenizer.special(name): name for name in tokenizer.specials}
+    raw |= {f"{role}_token": named[at] for role, at in special_ids.items() if at in named}
+    _write_json(path / TOKENIZER_CONFIG, raw)
+
+
+def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer) -> str:
+    """Its text, with what transformers needs to put the beginning token first where that is due."""
+    first, parts = tokenizer.ends.bos, json.loads(tokenizer.text())
+    names = {tokenizer.special(name): name for name in tokenizer.specials}
+    if not tokenizer.ends.adds_bos or first not in names or parts.get("post_processor"):
+        return tokenizer.text()
+    special = {"id": names[first], "ids": [first], "tokens": [names[first]]}
+    begin, text, more = (
+        {"SpecialToken": {"id": names[first], "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    )
+    parts["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, more],
+        "special_tokens": {names[first]: special},
+    }
+    return json.dumps(parts, ensure_ascii=False)
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -10,6 +10,7 @@ stored interleaved (python -m longrope_jax.weights inspect smollm2-135m --layout
 Fresh random weights differ by noise alone, mean 0.8/sqrt(D), and say nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,6 +18,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from longrope_jax import llama, rotary
 
@@ -32,7 +34,7 @@ TEXT = (
 def probe(config: llama.LlamaConfig, params: dict) -> tuple[str, bool]:
     """What the weights look like, in words, and whether that contradicts config.rotary_layout."""
     attention = params["layers"]["attention"]
-    norms = [np.asarray(_row_norms(attention[name]), np.float64) for name in ("wq", "wk")]
+    norms = [_everywhere(_row_norms(attention[name])) for name in ("wq", "wk")]
     half, neighbours = _spread(norms, config.head_dim)
     noise = 0.8 / math.sqrt(config.d_model)
     if max(half, neighbours) < 2 * noise:
@@ -53,6 +55,14 @@ def _row_norms(weight):
     return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=1))
 
 
+def _everywhere(values: jax.Array) -> np.ndarray:
+    """The whole array in float64 on the host, though its shards may lie on several."""
+    if not values.is_fully_addressable:
+        where = NamedSharding(values.sharding.mesh, PartitionSpec())
+        values = jax.jit(lambda x: x, out_shardings=where)(values)
+    return np.asarray(values, np.float64)
+
+
 def _spread(norms: list[np.ndarray], head_dim: int) -> tuple[float, float]:
     logs = [np.log(np.maximum(n, 1e-30)) for n in norms]
     R = head_dim // 2
@@ -63,16 +73,27 @@ def _spread(norms: list[np.ndarray], head_dim: int) -> tuple[float, float]:
 
 def score(config: llama.LlamaConfig, params: dict, spec, tokenizer) -> dict[str, float]:
     """Mean loss in nats of TEXT under both layouts: the right one is far below the other."""
-    tokens = tokenizer.encode(TEXT)
-    rot = rotary.make(spec, head_dim=config.head_dim, seq_len=len(tokens))
+    tokens, mesh = tokenizer.encode(TEXT), getattr(params["embed"].sharding, "mesh", None)
+    if mesh is not None:
+        tokens = _divisible(tokens, mesh)
+    tokens = np.atleast_2d(tokens)
+    rot = rotary.make(spec, head_dim=config.head_dim, seq_len=tokens.shape[1])
     found = {}
-    for layout in rotary.LAYOUTS:
-        one = dataclasses.replace(config, rotary_layout=layout)
-        found[layout] = float(_loss(one, params, jnp.asarray(tokens), rot))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for layout in rotary.LAYOUTS:
+            one = dataclasses.replace(config, rotary_layout=layout)
+            found[layout] = float(_loss(one, params, tokens, rot))
     return found
+
+
+def _divisible(tokens: np.ndarray, mesh) -> np.ndarray:
+    """A row for each part of the batch, and the text begun again up to whole parts of it."""
+    rows, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"]
+    step = 2 * parts if parts > 1 else 1  # halves: the ring's chunks
+    return np.tile(np.resize(tokens, step * -(-len(tokens) // step)), (rows, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(config, params, tokens, rot):
-    logits = llama.logits(config, params, tokens[None], rot)[0, :-1]
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], axis=-1).mean()
+    logits = llama.logits(config, params, tokens, rot)[:, :-1]
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1).mean()

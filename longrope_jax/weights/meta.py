@@ -140,13 +140,16 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{where}: " + rotary.unknown("key", key, _KNOWN))
     source = MetaSource(str(path), _files(path))
     notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
+    tokenizer = _tokenizer(path, notes)
     return Checkpoint(
         form="meta",
         config=_config(raw, source, where),
         rotary=_rotary(raw, where, notes),
         source=source,
-        tokenizer=_tokenizer(path, notes),
+        tokenizer=tokenizer,
         context_length=None,
+        special_ids=tokenizer.special_ids if tokenizer else {},
+        adds_bos=tokenizer is not None,  # in its own generation.py
         ignored=_IGNORED,
         notes=notes,
     )
