@@ -7,6 +7,7 @@ gathered over `fsdp` and `sequence`, their gradients scattered. What was gathere
 in the backward, not saved. Without a mesh these are plain products.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -73,6 +74,9 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype, *, names: Names) -> jax.A
     return run(table, tokens)
 
 
+_TOKEN_AXES = (0, 1)  # B and T
+
+
 @jax.custom_vjp
 def _product(x, weight):
     """x [B, T, ...] times weight [..., out ...], over all that x has beyond B and T."""
@@ -84,12 +88,14 @@ def _product_rule(x, weight):
 
 
 def _product_gradients(saved, d_out):
-    # The weight's gradient with x on the left, as the weight lies: autodiff puts the wider d_out
-    # there, and CPUs then transpose it together with all that computes it, token by token.
     x, weight = saved
     out = tuple(range(x.ndim - 2 - weight.ndim, 0))
     d_x = jnp.tensordot(d_out, weight, (out, out))
-    return d_x, jnp.tensordot(x, d_out, ((0, 1), (0, 1)))
+    # A CPU transposes the left operand, with all that computes it: the narrower one stands there.
+    if math.prod(x.shape[2:]) <= math.prod(d_out.shape[2:]):
+        return d_x, jnp.tensordot(x, d_out, (_TOKEN_AXES, _TOKEN_AXES))
+    d_weight = jnp.tensordot(d_out, x, (_TOKEN_AXES, _TOKEN_AXES))
+    return d_x, jnp.moveaxis(d_weight, range(len(out)), out)
 
 
 _product.defvjp(_product_rule, _product_gradients)
