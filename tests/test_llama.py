@@ -309,7 +309,7 @@ def dots(program):
 
 def test_remat_policies_compute_again_what_they_say():
     programs = {remat: gradient_program(remat=remat) for remat in llama.REMAT}
-    plain = 3 * 7 + 2 + 5  # seven projections, attention forward and backward
+    plain = 3 * 7 + 2 + 5 + 1  # seven projections, attention forward and backward, its row sums
     assert dots(programs["none"]) == plain
     assert dots(programs["linear"]) == plain
     assert dots(programs["attention"]) == plain + 6  # q, k, v, attention out, gate, up
