@@ -112,8 +112,6 @@ def _seconds(
     c: Collective, cell: Cell, mesh_shape: Mapping[str, int], coordinates: list[list[int]]
 ) -> float:
     """At least, on all links that the group has; a permutation has one route."""
-    if not c.axes:
-        return 0.0
     at = np.arange(cell.chips).reshape(tuple(mesh_shape.values()))
     group = at[tuple(slice(None) if name in c.axes else 0 for name in mesh_shape)].ravel()
     used = chips.links(cell.topology, [coordinates[i] for i in group])
@@ -140,7 +138,7 @@ def roofline(cell: Cell, measured: Mapping[str, Any]) -> dict[str, float]:
     as_compiled = max(*local.values(), sum(ici.values()) - waits) + waits
     ideal = measured["model_flops"] / chip.flops
     return local | {
-        "ici": {axes: seconds for axes, seconds in ici.items() if axes},
+        "ici": ici,
         "bound": bound,
         "as_compiled": as_compiled,
         "mfu_bound": ideal / bound,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from longrope_jax import llama
 from longrope_jax.rotary import unknown
@@ -91,22 +92,26 @@ def parse(text: str) -> Cell:
     if len(words) < 4 or not words[2].isdigit():
         raise ValueError(f"cell {text!r}: expected 'program model length topology axis=n ...'")
     (program, model, length, topology), rest = words[:4], words[4:]
-    for what, name, known in (
-        ("program", program, PROGRAMS),
-        ("model preset", model, llama.PRESETS),
-    ):
-        if name not in known:
-            raise ValueError(unknown(what, name, known))
-    mesh, options = [], {}
-    for name, _, value in (word.partition("=") for word in rest):
-        if name not in (*AXES, "remat", "context", "rows"):
-            raise ValueError(unknown("option of a cell", name, (*AXES, "remat", "context", "rows")))
-        if name in AXES:
-            mesh.append((name, int(value)))
-        else:
-            options[name] = int(value) if name == "rows" else value
-    cell = Cell(program, model, int(length), topology, tuple(mesh), **options)
+    if program not in PROGRAMS:
+        raise ValueError(unknown("program", program, PROGRAMS))
+    if not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
+        raise ValueError(f"cell {text!r}: a slice is chip:AxB or chip:AxBxC, not {topology!r}")
+    given = dict(_option(text, word) for word in rest)
+    mesh = tuple((axis, given.pop(axis)) for axis in list(given) if axis in AXES)
+    cell = Cell(program, model, int(length), topology, mesh, **given)
     if math.prod(n for _, n in mesh) != cell.chips:
         raise ValueError(f"cell {text!r}: the mesh does not multiply to {cell.chips} chips")
     cell.config()
     return cell
+
+
+def _option(text: str, word: str) -> tuple[str, int | str]:
+    name, _, value = word.partition("=")
+    known = (*AXES, "remat", "context", "rows")
+    if name not in known:
+        raise ValueError(unknown("option of a cell", name, known))
+    if name in ("remat", "context"):
+        return name, value
+    if not value.isdigit():
+        raise ValueError(f"cell {text!r}: {word!r} is no whole number")
+    return name, int(value)

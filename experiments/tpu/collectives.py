@@ -49,6 +49,8 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
             continue
         groups = _groups(instruction, mesh_shape)
         axes = _axes(groups, mesh_shape)
+        if not axes:  # each device with itself: a copy
+            continue
         # How TPUs write a reduce-scatter: an all-reduce in a fusion of that name.
         if name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
