@@ -1,6 +1,7 @@
 """Programs compiled for TPUs: the reader of their text, the sums, and tiny ones for real slices."""
 
 import dataclasses
+import gzip
 import importlib.util
 import json
 import os
@@ -332,12 +333,13 @@ def test_what_a_refusal_says_is_read():
 
 # What follows asks the compiler: tests/compile_tpu_driver.py has the sizes.
 T, V, L = 1536, 2176, 3
+LONG = 64 * T  # a cache that does not fit on the chip
 REAL = {
     "products": f"train tiny {T} v5p:2x2x1 fsdp=2 tensor=2",
     "gathered": f"train tiny {T} v5e:2x2 sequence=2 tensor=2",
     "ring": f"train tiny {T} v5e:2x2 fsdp=2 sequence=2 context=ring",
-    "prefill": f"prefill tiny {T} v5e:2x2 data=2 tensor=2",
-    "decode": f"decode tiny {T} v5e:2x2 data=2 tensor=2",
+    "prefill": f"prefill tiny {LONG} v5e:2x2 data=4",
+    "decode": f"decode tiny {LONG} v5e:2x2 data=4",
 }
 
 
@@ -350,9 +352,12 @@ def compiled(tmp_path_factory):
     command = [sys.executable, "-m", "tests.compile_tpu_driver", str(folder), *REAL.values()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    names = {text: name for name, text in REAL.items()}
-    return {names[result["cell"]]: result for result in found}
+    found, names = {}, {text: name for name, text in REAL.items()}
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text())
+        program = gzip.decompress(path.with_suffix(".hlo.gz").read_bytes())
+        found[names[result["cell"]]] = result | {"text": program.decode()}
+    return found
 
 
 def kinds(result):
@@ -407,3 +412,12 @@ def test_the_state_and_the_cache_are_donated(compiled):
         memory = result["memory"]
         assert memory["alias"] == pytest.approx(memory["output"], rel=0.02)
         assert 0 < memory["peak"] <= memory["argument"] + memory["temp"]
+
+
+@pytest.mark.slow
+def test_the_cache_is_never_copied(compiled):
+    whole = L * LONG * 2 * 128 * 2  # keys of one row, bfloat16
+    for name in ("prefill", "decode"):
+        program = hlo.parse(compiled[name]["text"], turns=(1, 1))
+        moved = [i for _, i, _ in program.instructions() if i.opcode in ("copy", "transpose")]
+        assert not [i.name for i in moved if i.arrays[0].size >= whole]
