@@ -33,6 +33,7 @@ CELLS = {
         "decode 32768 v5e:4x8 data=4 tensor=8",
     ),
     "llama2_long_34b": (
+        "train 16384 v5p:2x2x2 tensor=8",
         "train 16384 v5p:2x2x2 fsdp=2 tensor=4",
         "train 16384 v5p:2x2x2 fsdp=8",
         "train 16384 v5p:2x2x1 tensor=4",
@@ -44,6 +45,7 @@ CELLS = {
         "decode 16384 v5e:8x8 data=8 tensor=8",
     ),
     "llama2_long_70b": (
+        "train 16384 v5p:2x2x4 sequence=2 tensor=8",
         "train 16384 v5p:2x2x4 fsdp=2 tensor=8",
         "train 16384 v5p:2x2x4 fsdp=16",
         "train 16384 v5p:2x2x2 tensor=8",

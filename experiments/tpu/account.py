@@ -119,7 +119,7 @@ def _seconds(
     return c.sent / (used * chips.chip(cell.topology).link)
 
 
-def roofline(cell: Cell, measured: Mapping[str, Any]) -> dict[str, float]:
+def roofline(cell: Cell, measured: Mapping[str, Any]) -> dict[str, Any]:
     """Bounds on the seconds of one run, and what share of the peak the model's FLOPs then are.
 
     `bound` lets everything overlap; `as_compiled` lets only those collectives overlap that the
@@ -137,8 +137,10 @@ def roofline(cell: Cell, measured: Mapping[str, Any]) -> dict[str, float]:
     bound = max(*local.values(), *ici.values(), 0.0)
     as_compiled = max(*local.values(), sum(ici.values()) - waits) + waits
     ideal = measured["model_flops"] / chip.flops
+    each = local | {f"links over {axes}": seconds for axes, seconds in ici.items()}
     return local | {
         "ici": ici,
+        "limit": max(each, key=each.get),
         "bound": bound,
         "as_compiled": as_compiled,
         "mfu_bound": ideal / bound,

@@ -1,7 +1,6 @@
 """What a chip can do at most, from its data sheet."""
 
 import dataclasses
-import math
 
 from longrope_jax.rotary import unknown
 
@@ -59,8 +58,3 @@ def links(topology: str, coordinates: list[list[int]]) -> int:
         ring = covered == size and size % chip(topology).wraps == 0
         total += 0 if covered == 1 else 1 + ring
     return max(total, 1)
-
-
-def state_bytes(params: int) -> float:
-    """Of AdamW's state in float32: parameters and two moments."""
-    return math.prod((params, 3, 4))

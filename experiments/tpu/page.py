@@ -79,16 +79,28 @@ def _smallest(pairs) -> Table:
     for (model, length, kind), tried in groups.items():
         fits = [p for p in tried if "refused" not in p[1] and spare(*p) >= SPARE]
         best = min(fits, key=lambda p: (p[0].chips, -spare(*p)), default=None)
-        small = [p for p in tried if best is None or p[0].chips < best[0].chips]
-        shown = [best[0].topology, _mesh(best[0]), spare(*best)] if best else ["none tried"] * 3
-        rows.append([model, length, kind, *shown, "; ".join(map(_verdict, small)) or "none"])
-    header = ["model", "tokens", "chip", "smallest slice", "mesh", "spare %", "smaller ones tried"]
+        others = [
+            p for p in tried if best is None or (p[0].chips <= best[0].chips and p is not best)
+        ]
+        shown = ["none tried", "-", None, None]
+        if best:
+            cell = best[0]
+            half = _state(cell) / (cell.chips / 2) / chips.chip(cell.topology).hbm
+            shown = [cell.topology, _mesh(cell), spare(*best), 100 * half]
+        rows.append([model, length, kind, *shown, "; ".join(map(_verdict, others)) or "-"])
+    header = ["model", "tokens", "chip", "smallest slice", "mesh", "spare %"]
+    header += ["state on half the chips, % of HBM", "also tried, no larger"]
     note = (
-        f"The full training step with a global batch that is the same on every slice; a slice "
-        f"counts if at least {SPARE:g} % of its HBM stays free. Only what was compiled is told: a "
-        "slice that was not tried says nothing."
+        f"The full training step, with the same global batch on every slice; a slice counts if at "
+        f"least {SPARE:g} % of its HBM stays free. State: parameters, two moments and one gradient "
+        "in float32, 16 bytes per parameter; near 100 there is no room for activations. v5p:2x2x1 "
+        "is the smallest v5p slice."
     )
     return Table("Smallest slice that trains", header, rows, note)
+
+
+def _state(cell: Cell) -> float:
+    return 16.0 * account.parameters(cell.config())
 
 
 def _verdict(pair) -> str:
@@ -109,7 +121,7 @@ def _training(pairs) -> Table:
         head = [cell.model, cell.length, cell.topology, _mesh(cell), *how]
         head.append(cell.accumulated(tokens))
         if "refused" in result:
-            rows.append([*head, needed(result["refused"]), "refused", *[None] * 5])
+            rows.append([*head, needed(result["refused"]), "refused", *[None] * 6])
             continue
         times = account.roofline(cell, result["measured"])
         rows.append(
@@ -122,17 +134,19 @@ def _training(pairs) -> Table:
                 times["as_compiled"],
                 times["mfu_as_compiled"],
                 tokens / times["as_compiled"],
+                times["limit"],
             ]
         )
     header = ["model", "tokens", "slice", "mesh", "remat", "context", "microbatches", "peak GiB"]
     header += ["spare %", "computed / model FLOPs", "bound s", "as compiled s", "MFU at most"]
+    header += ["tokens/s at most", "limit"]
     note = (
         "One step of 2^22 tokens on the whole slice. Bound: the slowest of arithmetic, HBM and "
         "links, everything overlapping. As compiled: collectives that the compiler did not split "
         "into start and done wait; MFU and tokens/s are at most those of this time. Both "
         "assume peak rates, so a real step is slower."
     )
-    return Table("Training", [*header, "tokens/s at most"], rows, note)
+    return Table("Training", header, rows, note)
 
 
 def _serving(fitting) -> Table:
@@ -145,13 +159,13 @@ def _serving(fitting) -> Table:
         head = [cell.model, cell.program, cell.length, cell.topology, _mesh(cell), cell.batch]
         memory = [result["memory"]["peak"] / GIB, spare(cell, result)]
         rate = [times["as_compiled"], tokens / times["as_compiled"], times["mfu_as_compiled"]]
-        slowest = max(("compute", "hbm"), key=lambda what: times[what])
-        rows.append([*head, *memory, *rate, slowest])
+        rows.append([*head, *memory, *rate, times["limit"]])
     header = ["model", "program", "tokens", "slice", "mesh", "sequences", "peak GiB", "spare %"]
-    header += ["s at least", "tokens/s at most", "MFU at most", "limit on a chip"]
+    header += ["s at least", "tokens/s at most", "MFU at most", "limit"]
     note = (
         "Weights and cache in bfloat16. Prefill: a whole prompt of every sequence, in chunks of "
-        "512 tokens. Decode: one token of every sequence, its cache full."
+        "512 tokens. Decode: one token of every sequence, its cache full; products with a single "
+        "row are compiled to sums and not counted as FLOPs."
     )
     return Table("Prefill and decode", header, rows, note)
 
@@ -229,8 +243,8 @@ def _collectives(fitting) -> Table:
     header = ["cell", "kind", "mesh axes", "executions", "asynchronous", "GB", "s at least"]
     note = (
         "Per device and run, above 1 MB. GB: of the whole arrays that are gathered, reduced or "
-        "passed on. The kind is the compiler's: over all three axes of a v5p cube it makes "
-        "all-reduces of gathers and of scatters, which send twice as much."
+        "passed on. The kind is the compiler's: where a group is all of a v5p cube, it may write a "
+        "gather or a scatter as an all-reduce, which sends twice as much."
     )
     return Table("Collectives", header, rows, note)
 
@@ -385,7 +399,7 @@ def _row(cells) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float) and value == value:
+    if isinstance(value, float) and value == value:  # NaN aside
         return (
             f"{value:,.3g}" if value < 1e5 else f"{value:.3e}" if value >= 1e9 else f"{value:,.0f}"
         )
