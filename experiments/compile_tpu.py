@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, report
 from experiments.tpu import cells as cells_lib
-from experiments.tpu import page
+from experiments.tpu import chips, page
 from experiments.tpu.cells import Cell
 from longrope_jax.rotary import unknown
 
@@ -39,6 +39,10 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[dict]:
         ValueError: a cell or a topology that is not known, no libtpu, a compiler that fails.
     """
     chosen = select(config.cells, config.topology)
+    for cell in chosen:  # before anything is compiled
+        chips.chip(cell.topology)
+        if cell.program == "train":
+            cell.accumulated(config.tokens)
     results = []
     for i, cell in enumerate(chosen):
         path = workdir / "cells" / f"{cell.slug}.json"

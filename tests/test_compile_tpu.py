@@ -331,6 +331,46 @@ def test_what_a_refusal_says_is_read():
     assert page.needed("Ran out of memory. Used 18.60G of 15.75G hbm. Exceeded") == 18.6
 
 
+def a_result(cell, peak=None, refused=None):
+    """What the worker writes, with round numbers."""
+    result = {"cell": str(cell), "tokens": 2**22, "lower_seconds": 1.0, "compile_seconds": 60.0}
+    result |= {"host_bytes": 2 * GIB, "versions": {"libtpu": "1"}}
+    if refused:
+        return result | {"refused": f"exceeds: HLO temporaries ({refused}G)"}
+    sizes = dict.fromkeys(("argument", "temp", "output", "alias", "generated_code"), GIB)
+    flops = {"matmul_flops": 459e12, "matmul_flops_once": 1e12, "model_flops": 229.5e12}
+    measured = flops | {"kernel_flops": 0.0, "hbm_bytes": 1e9, "hbm_bytes_once": 1e8}
+    result |= {"memory": sizes | {"peak": int(peak * GIB)}, "xla": {"flops": 1e12, "bytes": 1e8}}
+    return result | {"measured": measured | {"collectives": []}}
+
+
+def test_the_page_names_the_smallest_slice_that_leaves_five_percent(tmp_path):
+    texts = {
+        "train llama2_long_7b 32768 v5p:2x2x4 fsdp=16": {"peak": 40.0},
+        "train llama2_long_7b 32768 v5p:2x2x2 fsdp=8": {"peak": 90.0},
+        "train llama2_long_7b 32768 v5p:2x2x2 fsdp=4 tensor=2": {"peak": 80.0},
+        "train llama2_long_7b 32768 v5p:2x2x1 fsdp=4": {"peak": 95.0},  # fits, 0.8 % spare
+        "train llama2_long_7b 32768 v5p:2x2x1 tensor=4": {"refused": "99.50"},
+    }
+    chosen = [cells.parse(text) for text in texts]
+    results = [a_result(cell, **texts[str(cell)]) for cell in chosen]
+    found = page.tables(chosen, results, llama2_7b_long.get_config())
+    (row,) = next(t for t in found if t.title.startswith("Smallest")).rows
+    assert row[3:5] == ["v5p:2x2x2", "fsdp=4 tensor=2"]
+    assert row[5] == pytest.approx(100 * (1 - 80 / 95.74), rel=1e-6)
+    assert "v5p:2x2x1 fsdp=4: 0.8 % spare" in row[-1]
+    assert "v5p:2x2x1 tensor=4: refused, needs 99.5 GiB" in row[-1]
+    assert "2x2x4" not in row[-1]
+    text = page.markdown(found, {"jax": "1"})
+    assert all(f"## {table.title}" in text for table in found)
+    page.draw_memory(chosen, results, tmp_path / "memory.png")
+    header, rows = page.flat(chosen, results)
+    assert {len(r) for r in rows} == {len(header)}
+    energy = next(t for t in found if t.title == "Energy").rows[0]
+    # 100,000 steps of one second on 16 chips of 400 W.
+    assert energy[2:4] == pytest.approx([1e5 * 16 / 3600, 1e5 * 16 / 3600 * 400 * 1.1 / 1e6])
+
+
 # What follows asks the compiler: tests/compile_tpu_driver.py has the sizes.
 T, V, L = 1536, 2176, 3
 LONG = 64 * T  # a cache that does not fit on the chip

@@ -1,6 +1,7 @@
 """The real training, prefill and decode steps, lowered for a slice that need not be there."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,10 @@ def mesh_of(cell: Cell) -> Mesh:
     """The cell's mesh over the devices of its slice.
 
     Raises:
-        ValueError: a topology that libtpu does not know.
+        ValueError: no libtpu, or a topology that it does not know.
     """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError('no TPU compiler here: pip install "longrope_jax[aot]"')
     try:
         slice_ = topologies.get_topology_desc(topology_name=cell.topology, platform="tpu")
     except Exception as error:
