@@ -2,11 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from configs.scaling import CELLS, cells_of, config_of
+from configs.scaling import CELLS, LONG, OTHER_WAYS, cells_of, config_of
 from longrope_jax.rotary import unknown
 
 _PRESETS = {
-    "table": {"cells": cells_of(*CELLS)},
+    "table": {"cells": (*cells_of(*CELLS), *LONG, *OTHER_WAYS)},
+    "long": {"cells": LONG},
     # Seconds: every program of a small model on the smallest slice.
     "tiny": {
         "cells": (

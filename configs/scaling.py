@@ -19,9 +19,6 @@ CELLS = {
         "train 32768 v5e:2x4 tensor=8",
         "prefill 32768 v5e:4x4 data=2 tensor=8",
         "decode 32768 v5e:4x4 data=2 tensor=8",
-        "train 131072 v5p:4x4x4 fsdp=8 sequence=8 context=ring",
-        "train 1048576 v5p:4x4x4 sequence=64 context=ring",
-        "train 32768 v5p:4x4x4 fsdp=16 tensor=4 remat=attention",
     ),
     "llama2_long_13b": (
         "train 32768 v5p:2x2x1 fsdp=4",
@@ -57,6 +54,18 @@ CELLS = {
         "decode 16384 v5e:8x16 data=8 fsdp=2 tensor=8",
     ),
 }
+
+# Lengths for ring attention; and other ways to divide and to recompute.
+LONG = (
+    "train llama2_long_7b 131072 v5p:4x4x4 fsdp=8 sequence=8 context=ring",
+    "train llama2_long_7b 1048576 v5p:4x4x4 sequence=64 context=ring",
+)
+OTHER_WAYS = (
+    "train llama2_long_7b 32768 v5p:4x4x4 fsdp=64 remat=attention",
+    "train llama2_long_7b 32768 v5p:4x4x4 fsdp=16 tensor=4 remat=attention",
+    "train llama2_long_7b 32768 v5p:4x4x4 fsdp=16 tensor=4 remat=linear",
+    "train llama2_long_7b 32768 v5e:4x4 fsdp=4 sequence=4",
+)
 
 
 def cells_of(*models: str) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ compiles the training step (forward, backward, AdamW), the prefill and the decod
 Long 7B with libtpu (`pip install "longrope_jax[aot]"`; no TPU needed), and reports memory per
 device, FLOPs, traffic, every collective, a roofline bound on the time, KV cache, energy. Without
 --topology all slices of that config; results go to runs/compile_tpu unless --workdir says
-otherwise, one file per cell, so that a second run compiles only what is missing. The whole table
-of docs/scaling.md, about an hour on one core:
+otherwise, one file per cell, so that a second run compiles only what is missing. The whole table,
+about an hour on one core:
 
     python -m experiments.compile_tpu --config=configs/compile_tpu.py:table \
         --workdir=docs/results/compile_tpu --config.page=docs/scaling.md
 
-Presets of configs/compile_tpu.py: table, tiny. Expected of the first command, in 3 minutes: the
+Presets of configs/compile_tpu.py: table, long (131,072 and 1,048,576 tokens with ring attention),
+tiny. Expected of the first command, in 3 minutes: the
 training step peaks at 17.7 GiB of 95.7 per chip, MFU at most 0.67.
 """
 

@@ -353,7 +353,7 @@ the compiler's verdict; times are bounds from the chips' data sheets, not measur
 
 ```sh
 pip install "longrope_jax[aot]"
-# one model on one slice: training, prefill and decode, in 3 minutes on one core
+# one model on one slice: training, prefill and decode, a few minutes on one core
 python -m experiments.compile_tpu --config=configs/llama2_7b_long.py --topology=v5p:4x4x4
 # this page; cells that are done are not compiled again
 python -m experiments.compile_tpu --config=configs/compile_tpu.py:table \\
