@@ -184,9 +184,9 @@ def test_forbidden_shapes_are_seen_in_a_program_that_has_them():
 
         return jax.jit(run).lower(params, tokens).compile().as_text()
 
-    with_scores = hlo.forbidden(text("reference", whole=False), T, V)
+    with_scores = hlo.forbidden(text("reference", whole=False), {T}, V)
     assert with_scores and all(sizes.count(T) > 1 for sizes in with_scores)
-    with_logits = hlo.forbidden(text("blockwise", whole=True), T, V)
+    with_logits = hlo.forbidden(text("blockwise", whole=True), {T}, V)
     assert any({T, V} <= set(sizes) for sizes in with_logits)
 
 
@@ -438,10 +438,9 @@ def test_flops_read_from_the_text_are_the_compilers_and_the_models(compiled):
         once = compiled[name]["measured"]["matmul_flops_once"]
         assert once == pytest.approx(compiled[name]["xla"]["flops"], rel=0.03)
     m = compiled["products"]["measured"]
-    # 8 for 6: the forward twice. Not all of it: the last product of a layer is not needed again.
-    weights = 3 * (256 * 128 * (2 * 4 + 2 * 2) + 3 * 256 * 640) + 256 * V
-    again = 8 * weights - 2 * 3 * 640 * 256 - 2 * 3 * 256 * 4 * 128
-    assert m["matmul_flops"] * 4 == pytest.approx(24_576 * again, rel=0.02)
+    # 8 for 6: the forward twice, but for each layer's last product, which nothing needs again.
+    weights = L * (256 * 128 * (2 * 4 + 2 * 2) + 3 * 256 * 640) + 256 * V
+    assert m["matmul_flops"] * 4 == 24_576 * (8 * weights - 2 * L * 640 * 256)
     # Attention: 11 products of whole blocks for 6 of T / 2 keys.
     assert m["kernel_flops"] * 4 == 11 * 2 * L * 4 * 128 * 16 * T * (T + 512) / 2
 
@@ -451,7 +450,7 @@ def test_the_state_and_the_cache_are_donated(compiled):
     for result in compiled.values():
         memory = result["memory"]
         assert memory["alias"] == pytest.approx(memory["output"], rel=0.02)
-        assert 0 < memory["peak"] <= memory["argument"] + memory["temp"]
+        assert memory["argument"] < memory["peak"]
 
 
 @pytest.mark.slow

@@ -35,12 +35,11 @@ def measure(cell: Cell, tokens: int, text: str, coordinates: list[list[int]]) ->
     config, calls = cell.config(), work.kernel_calls(program)
     heads = config.n_heads // cell.axis("tensor")
     sent = collectives(program, mesh_shape)
-    parts = cell.axis("sequence")
     return {
         "kernels": calls,
         "matmul_flops": work.matmul_flops(program),
         "matmul_flops_once": work.matmul_flops(program, once=True),
-        "kernel_flops": work.splash_flops(calls, pairs(cell, parts), heads, config.head_dim),
+        "kernel_flops": work.splash_flops(calls, pairs(cell), heads, config.head_dim),
         "model_flops": model_flops(cell, tokens) / cell.chips,
         "hbm_bytes": work.hbm_bytes(program),
         "hbm_bytes_once": work.hbm_bytes(program, once=True),
@@ -49,8 +48,15 @@ def measure(cell: Cell, tokens: int, text: str, coordinates: list[list[int]]) ->
             for c in sent
         ],
         "loops_that_depend_on_data": len(program.depends_on_data),
-        "forbidden": hlo.forbidden(text, cell.length, config.vocab_size, parts),
+        "forbidden": hlo.forbidden(text, _lengths(cell), config.vocab_size),
     }
+
+
+def _lengths(cell: Cell) -> set[int]:
+    """T and a device's share of it, without those that are sizes of the model as well."""
+    c = cell.config()
+    lengths = {cell.length, cell.length // cell.axis("sequence")}
+    return lengths - {c.d_model, c.d_ff, c.n_heads * c.head_dim, c.head_dim}
 
 
 def turns(cell: Cell) -> tuple[float, ...]:
@@ -67,9 +73,9 @@ def turns(cell: Cell) -> tuple[float, ...]:
     return ((blocks + 1) / 4 / cell.axis("sequence"),)
 
 
-def pairs(cell: Cell, parts: int) -> float:
+def pairs(cell: Cell) -> float:
     """Queries times keys that splash multiplies per call and device: whole blocks."""
-    return cell.length * (cell.length + splash.BLOCK) / 2 / parts
+    return cell.length * (cell.length + splash.BLOCK) / 2 / cell.axis("sequence")
 
 
 def model_flops(cell: Cell, tokens: int) -> float:

@@ -188,19 +188,17 @@ def shapes(text: str) -> set[tuple[int, ...]]:
     return {tuple(int(n) for n in sizes.split(",") if n) for _, sizes, _ in _SHAPE.findall(text)}
 
 
-def forbidden(text: str, length: int, vocab: int, shards: int = 1) -> list[tuple[int, ...]]:
-    """Arrays with two axes of the whole length, or of the length and the vocabulary.
+def forbidden(text: str, lengths: set[int], vocab: int) -> list[tuple[int, ...]]:
+    """Arrays with two axes of a sequence's length, or of one and the vocabulary.
 
     Args:
         text: of the program.
-        length: T; a device's own share of the sequence counts as T too.
+        lengths: T, and a device's share of it; none that the model has as another size too.
         vocab: V.
-        shards: parts into which the mesh divides T.
     """
-    long, wide = {length, length // shards}, {vocab}
 
     def bad(sizes: tuple[int, ...]) -> bool:
-        along = [n for n in sizes if n in long]
-        return len(along) > 1 or bool(along and wide.intersection(sizes))
+        along = [n for n in sizes if n in lengths]
+        return len(along) > 1 or bool(along and vocab in sizes)
 
     return sorted(filter(bad, shapes(text)))
