@@ -97,6 +97,23 @@ def test_collectives_count_by_axis_as_often_as_the_loops_around_them_run():
     assert len(found) == 4
 
 
+def test_a_collective_that_is_written_at_its_start_and_at_its_end_counts_once():
+    part = """
+%%%s (p: bf16[16,16]) -> bf16[64,16] {
+  %%p = bf16[16,16]{1,0} parameter(0)
+  %%g = bf16[64,16]{1,0} all-gather(%%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, \
+frontend_attributes={chain_id="0"}
+  ROOT %%c = bf16[64,16]{1,0} custom-call(%%g), custom_call_target="%s"
+}
+"""
+    names = {"start": "AsyncCollectiveStart", "beside": "Other", "done": "AsyncCollectiveDone"}
+    lines = [f"  %{n} = bf16[64,16]{{1,0}} fusion(%a), kind=kCustom, calls=%{n}.1" for n in names]
+    text = "".join(part % (f"{n}.1", target) for n, target in names.items())
+    text += "ENTRY %main (a: bf16[16,16]) -> bf16[64,16] {\n" + "\n".join(lines) + "\n}\n"
+    (gather,) = collectives(hlo.parse(text), MESH)
+    assert (gather.count, gather.asynchronous, gather.bytes) == (1, 1, 64 * 16 * 2)
+
+
 def test_a_loop_that_depends_on_data_needs_its_turns_from_the_caller():
     with pytest.raises(ValueError, match=r"loop outer: .* depends on data"):
         hlo.parse(TEXT)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,9 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
+        chained = "chain_id=" in instruction.attributes
+        if chained and not _begins(program.computations[name]):
+            continue
         groups = _groups(instruction, mesh_shape)
         axes = _axes(groups, mesh_shape)
         if not axes:  # each device with itself: a copy
@@ -54,13 +57,22 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         # How TPUs write a reduce-scatter: an all-reduce in a fusion of that name.
         if name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-        starts = instruction.opcode.endswith("-start") or "async_collective" in name
+        starts = chained or instruction.opcode.endswith("-start")
         size = _whole_size(kind, instruction, len(groups[0]))
         sent = size * _share(kind, len(groups[0]))
         row = np.array([1, starts, size, size * starts, sent]) * runs
         found[kind, axes] = found.get((kind, axes), 0) + row
     rows = [Collective(*key, *map(float, row)) for key, row in found.items()]
     return sorted(rows, key=lambda c: -c.bytes)
+
+
+def _begins(body: Sequence[Instruction]) -> bool:
+    """Whether a chain begins here.
+
+    One asynchronous collective may be written several times: where it starts, within the fusions
+    that it runs beside, and where it is done.
+    """
+    return any('"AsyncCollectiveStart"' in instruction.attributes for instruction in body)
 
 
 def _whole_size(kind: str, instruction: Instruction, group: int) -> float:

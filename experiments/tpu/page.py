@@ -164,8 +164,10 @@ def _serving(fitting) -> Table:
     header += ["s at least", "tokens/s at most", "MFU at most", "limit"]
     note = (
         "Weights and cache in bfloat16. Prefill: a whole prompt of every sequence, in chunks of "
-        "512 tokens. Decode: one token of every sequence, its cache full; products with a single "
-        "row are compiled to sums and not counted as FLOPs."
+        "512 tokens. Decode: one call for one token of every sequence, its cache full; what a call "
+        "does but once counts wholly (where the key heads of a device fill no tile, the cache is "
+        "copied into another layout and back). Products with a single row are compiled to sums "
+        "and not counted as FLOPs."
     )
     return Table("Prefill and decode", header, rows, note)
 
