@@ -99,7 +99,7 @@ def _is_done(path: Path, tokens: int) -> bool:
 
 
 def _versions(results: list[dict]) -> dict:
-    compilers = {json.dumps(result["versions"], sort_keys=True) for result in results}
+    compilers = {", ".join(map(" ".join, result["versions"].items())) for result in results}
     return report.versions() | {"compiled with": " or ".join(sorted(compilers))}
 
 

@@ -61,7 +61,8 @@ def needed(refusal: str) -> float:
 
 def _name(cell: Cell) -> str:
     size = cell.model.removeprefix("llama2_long_").replace("b", "B")
-    return f"{size} {cell.program} {cell.length:,} {cell.topology} {_mesh(cell)}"
+    how = "" if cell.program != "train" or cell.remat == "full" else f" remat={cell.remat}"
+    return f"{size} {cell.program} {cell.length:,} {cell.topology} {_mesh(cell)}{how}"
 
 
 def _mesh(cell: Cell) -> str:
@@ -108,7 +109,7 @@ def _verdict(pair) -> str:
     head = f"{cell.topology} {_mesh(cell)}"
     if "refused" in result:
         return f"{head}: refused, needs {needed(result['refused']):.1f} GiB"
-    return f"{head}: {spare(*pair):.1f} % spare"
+    return f"{head}: {spare(*pair):.4g} % spare"
 
 
 def _training(pairs) -> Table:
@@ -329,7 +330,7 @@ def draw_memory(cells: Sequence[Cell], results: Sequence[Mapping], path: Path) -
     ax.axvline(100, color="black", linewidth=1)
     ax.axvline(100 - SPARE, color="black", linewidth=0.8, linestyle="--")
     ax.set_yticks(y, [_name(cell) for cell, _ in pairs], fontsize=7)
-    ax.invert_yaxis()
+    ax.set_ylim(len(pairs) - 0.4, -0.6)
     ax.set_xlabel("peak memory of a device, % of HBM (dashed: 5 % spare)")
     ax.legend()
     report.save_figure(fig, path)
@@ -402,7 +403,6 @@ def _row(cells) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float) and value == value:  # NaN aside
-        return (
-            f"{value:,.3g}" if value < 1e5 else f"{value:.3e}" if value >= 1e9 else f"{value:,.0f}"
-        )
+        large = f"{value:,.0f}" if value < 1e9 else f"{value:.3e}"
+        return f"{value:.3g}" if value < 1000 else large
     return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)

@@ -121,24 +121,27 @@ def _traffic(instruction: Instruction, sizes: Mapping[str, int], program: Progra
     if instruction.opcode.endswith("-start"):  # its result names the operand too
         return 2.0 * max(operands, default=0)
     if instruction.opcode == "fusion" and instruction.called:
-        return _fusion_traffic(instruction, operands, written, program)
+        return _fusion_traffic(instruction, operands, program)
     return sum(operands) + written
 
 
-def _fusion_traffic(instruction: Instruction, operands, written: int, program: Program) -> float:
-    body = program.computations[instruction.called[0]]
-    read = 0.0
-    for parameter in body:
+def _fusion_traffic(instruction: Instruction, operands, program: Program) -> float:
+    body = {i.name: i for i in program.computations[instruction.called[0]]}
+    total = 0.0
+    for parameter in body.values():
         if parameter.opcode == "parameter":
             whole = operands[int(parameter.attributes.partition(")")[0])]
-            read += min(whole, _read(parameter.name, instruction.called[0], program))
-    root = next(i for i in body if i.root)
-    if root.opcode in _IN_PLACE:
-        # Written into an operand, of which nothing else is touched.
-        new = root.operands[_IN_PLACE[root.opcode]]
-        new = sum(array.size for i in body if i.name == new for array in i.arrays)
-        written = min(written, new)
-    return read + written
+            total += min(whole, _read(parameter.name, instruction.called[0], program))
+    root = next(i for i in body.values() if i.root)
+    results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    for result, array in zip(results, instruction.arrays, strict=False):
+        size = array.size * array.in_hbm
+        if result.opcode in _IN_PLACE:
+            # Written into an operand, of which nothing else is touched.
+            new = body[result.operands[_IN_PLACE[result.opcode]]]
+            size = min(size, sum(part.size for part in new.arrays))
+        total += size
+    return total
 
 
 def _read(name: str, computation: str, program: Program) -> float:
