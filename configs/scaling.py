@@ -65,6 +65,7 @@ OTHER_WAYS = (
     "train llama2_long_7b 32768 v5p:4x4x4 fsdp=16 tensor=4 remat=attention",
     "train llama2_long_7b 32768 v5p:4x4x4 fsdp=16 tensor=4 remat=linear",
     "train llama2_long_7b 32768 v5e:4x4 fsdp=4 sequence=4",
+    "train llama2_long_13b 32768 v5e:4x8 fsdp=4 sequence=8",
 )
 
 
