@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from experiments import cli, report
 from experiments.tpu import cells as cells_lib
 from experiments.tpu import chips, page
+from experiments.tpu import tables as tables_lib
 from experiments.tpu.cells import Cell
 from longrope_jax.rotary import unknown
 
@@ -51,7 +52,7 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> list[dict]:
             print(f"{i + 1} of {len(chosen)}: {cell}", flush=True)
             compile_cell(cell, config.tokens, path)
         results.append(json.loads(path.read_text()))
-    tables = page.tables(chosen, results, config)
+    tables = tables_lib.tables(chosen, results, config)
     header, rows = page.flat(chosen, results)
     record = {"command": command, "config": config, "versions": _versions(results)}
     report.save_json(workdir / "results.json", record | {"cells": _dicts(header, rows)})

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from configs import llama2_7b_long, scaling
 from configs.compile_tpu import get_config
 from experiments import compile_tpu
-from experiments.tpu import account, cells, chips, hlo, page, work
+from experiments.tpu import account, cells, chips, hlo, page, tables, work
 from experiments.tpu.collectives import collectives
 from longrope_jax import llama, rotary
 from longrope_jax.sharding import AXES
@@ -344,8 +344,8 @@ def test_the_command_of_one_model_and_one_slice():
 
 def test_what_a_refusal_says_is_read():
     text = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (104.39G) exceeds available HBM"
-    assert page.needed(text) == 104.39
-    assert page.needed("Ran out of memory. Used 18.60G of 15.75G hbm. Exceeded") == 18.6
+    assert tables.needed(text) == 104.39
+    assert tables.needed("Ran out of memory. Used 18.60G of 15.75G hbm. Exceeded") == 18.6
 
 
 def a_result(cell, peak=None, refused=None):
@@ -371,7 +371,7 @@ def test_the_page_names_the_smallest_slice_that_leaves_five_percent(tmp_path):
     }
     chosen = [cells.parse(text) for text in texts]
     results = [a_result(cell, **texts[str(cell)]) for cell in chosen]
-    found = page.tables(chosen, results, llama2_7b_long.get_config())
+    found = tables.tables(chosen, results, llama2_7b_long.get_config())
     (row,) = next(t for t in found if t.title.startswith("Smallest")).rows
     assert row[3:5] == ["v5p:2x2x2", "fsdp=4 tensor=2"]
     assert row[5] == pytest.approx(100 * (1 - 80 / 95.74), rel=1e-6)
