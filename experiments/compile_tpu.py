@@ -13,8 +13,8 @@ about an hour on one core:
         --workdir=docs/results/compile_tpu --config.page=docs/scaling.md
 
 Presets of configs/compile_tpu.py: table, long (131,072 and 1,048,576 tokens with ring attention),
-tiny. Expected of the first command, in 3 minutes: the
-training step peaks at 17.7 GiB of 95.7 per chip, MFU at most 0.67.
+tiny. Expected of the first command, in a few minutes: the training step peaks at 17.7 GiB of 95.7
+per chip, MFU at most 0.66.
 """
 
 import json
