@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from longrope_jax import sharding
 from longrope_jax.attention import branches
 
 _MASKED = -1e30  # finite, so that a row with every key masked gives 0 and no NaN
@@ -61,7 +63,7 @@ def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
     def blocks_of(x, order) -> Callable:
         def take(block: _Block):
             start, shape = (layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
-            part = lax.dynamic_slice(x, start, shape)[0]
+            part = _as_it_lies(lax.dynamic_slice(x, start, shape))[0]
             return from_cache(part.transpose(order), q.dtype)
 
         return take
@@ -71,6 +73,13 @@ def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
     return heads_last(
         _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)[0]
     )
+
+
+def _as_it_lies(x):
+    """Pins the layout: a TPU's compiler else copies the whole cache to transpose its blocks."""
+    if sharding.platform() != "tpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def to_cache(x: jax.Array, dtype) -> jax.Array:

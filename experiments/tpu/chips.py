@@ -1,0 +1,60 @@
+"""What a chip can do at most, from its data sheet."""
+
+import dataclasses
+
+from longrope_jax.rotary import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak numbers of one chip.
+
+    Attributes:
+        flops: bf16 FLOP/s.
+        hbm: bytes that the compiler lets a program use.
+        hbm_bandwidth: bytes/s.
+        link: bytes/s over one link to a neighbour, in one direction.
+        wraps: an axis of a slice is a ring, not a line, where its size is a multiple of this.
+    """
+
+    flops: float
+    hbm: int
+    hbm_bandwidth: float
+    link: float
+    wraps: int
+
+
+# cloud.google.com/tpu/docs/v5p and /v5e, "Key chip specifications": 459 and 197 TFLOP/s; 2,765 and
+# 819 GB/s; 4,800 Gbit/s over 6 links and 1,600 Gbit/s over 4. Of the sheets' 95 and 16 GB the
+# compiler (libtpu 0.0.42.1) offers 95.74 and 15.75 GiB, as its refusals say. Rings: whole cubes of
+# 4x4x4 chips (v5p), whole pods of 16x16 (v5e).
+CHIPS = {
+    "v5p": Chip(459e12, int(95.74 * 2**30), 2765e9, 100e9, 4),
+    "v5e": Chip(197e12, int(15.75 * 2**30), 819e9, 50e9, 16),
+}
+
+
+def chip(topology: str) -> Chip:
+    """Of a slice's name, as v5p:4x4x4.
+
+    Raises:
+        ValueError: a chip that is not in CHIPS.
+    """
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise ValueError(unknown("TPU", name, CHIPS))
+    return CHIPS[name]
+
+
+def links(topology: str, coordinates: list[list[int]]) -> int:
+    """Links of one chip that a group of chips can use at the same time, at least 1.
+
+    Along each axis of the slice that the group covers: two where that axis is a ring, else one.
+    """
+    sizes = [int(n) for n in topology.partition(":")[2].split("x")]
+    total = 0
+    for axis, size in enumerate(sizes):
+        covered = len({c[axis] for c in coordinates})
+        ring = covered == size and size % chip(topology).wraps == 0
+        total += 0 if covered == 1 else 1 + ring
+    return max(total, 1)
