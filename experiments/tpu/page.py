@@ -110,6 +110,21 @@ _CAVEATS = """
 """
 
 
+_ON_A_CPU = """
+## Time and memory against length, on a CPU
+
+```sh
+python -m benchmarks.length --threads=2
+```
+
+![Seconds and compiled memory from 1k to 128k tokens](results/benchmarks/length.png)
+
+SmolLM2-135M's shape in float32; memory is what the compiler sets aside for intermediate values.
+Attention's work grows with the square of the length, so the exponents of time rise towards 2; those
+of memory stay at 1. Beside transformers in PyTorch: the README's section on speed.
+"""
+
+
 def markdown(found: Sequence[Table], versions: Mapping[str, Any]) -> str:
     """docs/scaling.md."""
     parts = [_HEAD]
@@ -119,7 +134,7 @@ def markdown(found: Sequence[Table], versions: Mapping[str, Any]) -> str:
         lines += [_row(map(_cell, row)) for row in table.rows]
         parts.append("\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else ""))
     shown = ", ".join(f"{name} {value}" for name, value in versions.items())
-    return "".join(parts) + _CAVEATS + f"\nVersions: {shown}.\n"
+    return "".join(parts) + _CAVEATS + _ON_A_CPU + f"\nVersions: {shown}.\n"
 
 
 def _row(cells) -> str:
