@@ -1,6 +1,7 @@
 """Both back ends equal float64; blockwise in memory linear in T, and only where something shows."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrope_jax.attention import attend, blockwise
+from longrope_jax.attention import attend, blockwise, to_cache
 
 BACKENDS = ["blockwise", "reference"]
 
@@ -229,6 +230,22 @@ def test_rows_that_see_nothing_give_zero(backend):
     for grad in grads:
         assert np.isfinite(grad).all() and not np.asarray(grad)[1].any()
     assert not np.asarray(grads[0])[0, 3].any()
+
+
+@pytest.mark.parametrize("cache", ["float32", "uint16"])  # uint16: the bits of bfloat16
+@pytest.mark.parametrize("K", [1, 2, 8, 9])
+@pytest.mark.parametrize("block", [5, 1024])
+def test_one_token_reads_its_layer_of_a_cache(K, cache, block, monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK_ONE", block)
+    q, k, v = inputs(3, 1, 23, K, 2, 4, seed=K)
+    stacked = [jnp.stack([x + 1, x, x - 1]).astype(jnp.bfloat16) for x in (k, v)]
+    stacked = [to_cache(x.astype(jnp.float32), jnp.dtype(cache)) for x in stacked]
+    first, last = np.array([[0], [7], [20]], np.int32), np.array([0, 21, 22])
+    out = jax.jit(partial(attend, segment_start=jnp.asarray(first)))(
+        q, *stacked, query_start=jnp.asarray(last), layer=1
+    )
+    k, v = (np.asarray(x.astype(jnp.bfloat16), np.float32) for x in (k, v))
+    np.testing.assert_allclose(out, truth(q, k, v, first, last[:, None]), atol=2e-6)
 
 
 # Memory, transformations, refusals

@@ -23,6 +23,8 @@ from longrope_jax.attention import branches
 _MASKED = -1e30  # finite, so that a row with every key masked gives 0 and no NaN
 BLOCK_Q = 256  # the fastest pair of 128, 256 and 512 tried on 2 CPU cores at T = 2,048
 BLOCK_K = 256
+BLOCK_ONE = 1024  # keys, where one token is decoded
+_FEW_HEADS = 8  # key heads; with more of them the zeros of `_one_token` cost too much
 
 
 def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
@@ -56,6 +58,8 @@ def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
 
     Each block is cut from the cache itself: what lies beyond the last key is never touched.
     """
+    if rule is None and q.shape[1] == 1 and v.shape[3] <= _FEW_HEADS:
+        return _one_token(q, k, v, first_key, last_key, layer, scale)
     B, T = q.shape[:2]
     S, K, H = v.shape[2:]
     block_q, size = min(BLOCK_Q, T), min(BLOCK_K, S)
@@ -73,6 +77,41 @@ def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
     return heads_last(
         _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)[0]
     )
+
+
+def _one_token(q, k, v, first, last, layer, scale):
+    """`cached` for [B, 1, N, H]: one product of all heads, zero where a key is another head's.
+
+    Moving the keys of each head together, out of a cache, would take longer than those zeros do.
+    """
+    B, _, N, H = q.shape
+    S, K = v.shape[2:4]
+    size, own = min(BLOCK_ONE, S), jnp.eye(K, dtype=q.dtype)[:, None, :, None]
+    q = (q.reshape(B, K, N // K, 1, H) * own).reshape(B, N, K * H)
+
+    def take(x, start):
+        x = x.reshape(*x.shape[:3], K * H)
+        part = _as_it_lies(lax.dynamic_slice(x, (layer, 0, start, 0), (1, B, size, K * H)))[0]
+        return from_cache(part, q.dtype)
+
+    def key_block(j, state):
+        top, total, out = state
+        columns = _block(j, size, S)
+        scores = _dot("BND,BSD->BNS", q, take(k, columns.start)) * scale
+        scores = jnp.where(_pairs(first, last, columns).visible, scores, _MASKED)
+        new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+        weights, decay = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+        value = _dot("BNS,BSD->BND", weights.astype(q.dtype), take(v, columns.start))
+        return new_top, total * decay + weights.sum(-1, keepdims=True), out * decay + value
+
+    start = (
+        jnp.full((B, N, 1), 0.5 * _MASKED, jnp.float32),
+        jnp.zeros((B, N, 1), jnp.float32),
+        jnp.zeros(q.shape, jnp.float32),
+    )
+    _, total, out = lax.fori_loop(*_key_blocks(first, last, size, S), key_block, start)
+    out = (out / jnp.where(total == 0, 1.0, total)).reshape(B, K, N // K, K, H)
+    return (out * own).sum(3).astype(q.dtype).reshape(B, 1, N, H)
 
 
 def _as_it_lies(x):
