@@ -27,7 +27,7 @@ from experiments import cli
 from experiments.continual import page, train
 from experiments.continual.project import Project
 from experiments.progress import StudyProgress
-from longrope_jax import rotary, sharding, weights
+from longrope_jax import sharding, weights
 from longrope_jax.data.tokenizers import ByteTokenizer
 from longrope_jax.training import lora
 from longrope_jax.training.checkpoints import latest_step
@@ -70,10 +70,8 @@ def check(project: Project) -> None:
         project.method(text).frequencies(
             head_dim=project.base.model.head_dim, seq_len=project.length
         )
-    if config.export and config.export not in weights.FORMATS:
-        raise ValueError(rotary.unknown("export", config.export, weights.FORMATS))
-    if config.export == "hf":
-        rotary.to_hf(project.method(_measured_with(last_stage(config))))
+    if config.export:
+        weights.check_save(*_exported(project), format=config.export)
     project.held_out  # noqa: B018  (a text too short is refused)
 
 
@@ -138,24 +136,30 @@ def _unexported(project: Project) -> bool:
     return bool(wanted) and not _export_path(project).exists()
 
 
+def _exported(project: Project) -> tuple:
+    """Shape, method and tokenizer to write; bytes need none."""
+    base = project.base
+    tokenizer = None if isinstance(base.tokenizer, ByteTokenizer) else base.tokenizer
+    return base.model, project.method(_measured_with(last_stage(project.config))), tokenizer
+
+
 def _export(project: Project, params) -> None:
-    """Writes the model in the config's format, whole or not at all; bytes need no tokenizer."""
+    """Writes the model in the config's format, whole or not at all."""
     if not _unexported(project):
         return
-    base, path = project.base, _export_path(project)
+    (model, *rest), path = _exported(project), _export_path(project)
     partial = path.with_name(f"partial-{path.name}")
     if partial.is_dir():
         shutil.rmtree(partial)
     partial.unlink(missing_ok=True)
     weights.save(
         partial,
-        base.model,
+        model,
         params,
-        project.method(_measured_with(last_stage(project.config))),
-        None if isinstance(base.tokenizer, ByteTokenizer) else base.tokenizer,
+        *rest,
         format=project.config.export,
         context_length=max(project.length, project.config.trained_length),
-        special_ids=base.special_ids,
+        special_ids=project.base.special_ids,
     )
     partial.rename(path)
 

@@ -10,6 +10,7 @@ of decoding go to stderr.
 
 import dataclasses
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ class Model:
     tokenizer: tokenizers.Tokenizer | None
     context_length: int | None
     special_ids: dict[str, int]
+    stop_ids: tuple[int, ...]
     adds_bos: bool
     notes: tuple[str, ...]
 
@@ -87,6 +89,10 @@ def main(argv: list[str] | None = None) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         _run(_parse(sys.argv if argv is None else argv))
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (flags.Error, ValueError, OSError) as error:
         cli.fail(str(error))
 
@@ -103,7 +109,6 @@ def _run(f: flags.FlagValues) -> None:
     # An embedding may have more rows than the tokenizer ids.
     known = tokenizer.vocab_size
     stream = TextStream(lambda ids: tokenizer.decode([i for i in ids if i < known]), ids)
-    eos = model.special_ids.get("eos")
     result = generate.generate(
         model.config,
         model.params,
@@ -113,7 +118,7 @@ def _run(f: flags.FlagValues) -> None:
         rotary_length=f["rotary-length"].value,
         refresh_every=f["refresh-every"].value,
         sampling=sampling,
-        stop=[] if eos is None else [(eos,)],
+        stop=[(at,) for at in model.stop_ids],
         stream=lambda new: print(stream.add(new[0]), end="", flush=True),
         cache_dtype=f["cache-dtype"].value,
     )
@@ -154,7 +159,7 @@ def load(path: str, dtype: str) -> Model:
     Raises:
         ValueError: as `weights.load`, or as `checkpoints.restore_params`.
     """
-    run = _run_folder(Path(path))
+    run = _run_folder(Path(path).expanduser())
     if run is not None:
         return _load_run(run, dtype)
     from longrope_jax import weights
@@ -169,6 +174,7 @@ def load(path: str, dtype: str) -> Model:
         loaded.tokenizer,
         loaded.context_length,
         loaded.special_ids,
+        loaded.stop_ids,
         loaded.adds_bos,
         loaded.notes,
     )
@@ -198,9 +204,9 @@ def _load_run(folder: Path, dtype: str) -> Model:
     note += "" if known else ", as nothing says them"
     _tell(f"checkpoint: {note}")
     if not known:
-        return Model(config, params, None, None, None, {}, False, (note,))
+        return Model(config, params, None, None, None, {}, (), False, (note,))
     ends = getattr(known.tokenizer, "ends", tokenizers.Ends())
-    said = known.method, known.tokenizer, None, ends.ids(), bool(ends.adds_bos)
+    said = known.method, known.tokenizer, None, ends.ids(), ends.stops, bool(ends.adds_bos)
     return Model(config, params, *said, (note,))
 
 

@@ -80,11 +80,11 @@ def generate(
         prefill_chunk: tokens of a prompt per pass, a power of two.
 
     Raises:
-        ValueError: an empty prompt, a token outside the vocabulary, an empty stop sequence, an
-            option out of range, lengths beyond what the method allows.
+        ValueError: an empty prompt, a token outside the vocabulary, a stop sequence that
+            cannot come, an option out of range, lengths beyond what the method allows.
     """
     rows = _checked_prompts(prompts, config.vocab_size)
-    stop = _checked_stops(stop)
+    stop = _checked_stops(stop, config.vocab_size)
     _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk)
     run = _Run(config, params, rows, new_tokens, cache_dtype, prefill_chunk, sampling)
     schedule = _Schedule(
@@ -119,11 +119,13 @@ def _checked_prompts(prompts, vocab_size: int) -> list[np.ndarray]:
     return rows
 
 
-def _checked_stops(stop) -> list[list[int]]:
+def _checked_stops(stop, vocab_size: int) -> list[list[int]]:
     stops = [np.asarray(sequence).tolist() for sequence in stop]
     for sequence in stops:
         if not isinstance(sequence, list) or not sequence:
             raise ValueError(f"stop sequence {sequence!r}: expected at least one token, as (eos,)")
+        if not all(type(at) is int and 0 <= at < vocab_size for at in sequence):
+            raise ValueError(f"stop sequence {sequence}: expected tokens 0 to {vocab_size - 1}")
     return stops
 
 

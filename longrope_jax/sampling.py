@@ -35,6 +35,8 @@ class Sampling:
             raise ValueError(f"temperature must be finite and not below 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie above 0 and not above 1, got {self.top_p}")
+        if self.temperature == 0 and self.top_p < 1:
+            raise ValueError(f"top_p {self.top_p} needs a temperature: 0 takes the likeliest token")
 
     def data(self) -> "_Sampling":
         """What the compiled step gets; changing it compiles nothing."""
@@ -50,9 +52,11 @@ def row_keys(sampling: Sampling, rows: int) -> jax.Array:
     """One random key per row, [B].
 
     Raises:
-        ValueError: another number of seeds than of rows.
+        ValueError: another number of seeds than of rows, or one out of range.
     """
     seeds = np.asarray(sampling.seed)
+    if seeds.dtype.kind not in "iu" or not (seeds >= 0).all() or not (seeds < 2**32).all():
+        raise ValueError(f"seed {sampling.seed!s:.40} must be whole, 0 to 2^32 - 1")
     seeds = seeds + np.arange(rows) if seeds.ndim == 0 else seeds
     if seeds.shape != (rows,):
         raise ValueError(f"{len(seeds)} seeds for {rows} rows: give one, or one per row")

@@ -393,6 +393,13 @@ def test_every_preset_is_published_or_ours():
         ({"stages.stage1.sparse_group": 24}, "sparse_group must be even and divide 64, got 24"),
         ({"stages.stage1.warmup_steps": 6}, "warmup_steps"),
         ({"export": "hff"}, "'hff'.*'hf'"),
+        (
+            {
+                "export": "gguf",
+                "stages.stage1.measured_with": "dynamic_ntk:factor=2,original_length=32",
+            },
+            "GGUF can't say dynamic_ntk",
+        ),
         ({"export": "hf", "stages.stage1.measured_with": "giraffe_power"}, "."),
     ],
 )

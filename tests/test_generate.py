@@ -343,6 +343,10 @@ def test_streamed_pieces_are_the_result(params):
         ({"prefill_chunk": 3}, "prefill_chunk must be a power of two"),
         ({"stop": [()]}, r"stop sequence \[\]"),
         ({"stop": [5]}, "stop sequence 5: expected at least one token"),
+        ({"stop": [(V,)]}, rf"stop sequence \[{V}\]: expected tokens 0 to {V - 1}"),
+        ({"stop": [(1.0,)]}, r"stop sequence \[1.0\]"),
+        ({"sampling": Sampling(1.0, seed=-1)}, "seed -1 must be whole, 0 to"),
+        ({"sampling": Sampling(1.0, seed=2**70)}, "seed 1180591620717411303424 must be whole"),
         ({"sampling": Sampling(1.0, seed=(1, 2))}, "2 seeds for 1 rows"),
     ],
 )
@@ -352,7 +356,7 @@ def test_what_cannot_be_done_is_refused(change, message, params):
         generate.generate(TINY, params, METHODS[0], **options)
 
 
-@pytest.mark.parametrize("options", [(-1.0,), (float("nan"),), (1.0, 0.0), (1.0, 1.5)])
+@pytest.mark.parametrize("options", [(-1.0,), (float("nan"),), (1.0, 0.0), (1.0, 1.5), (0.0, 0.9)])
 def test_sampling_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=r"temperature|top_p"):
         Sampling(*options)

@@ -109,6 +109,27 @@ def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
     assert found.tokenizer.encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
 
 
+def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
+    """Of a checkpoint as of a run's record."""
+    ends = tokenizers.Ends(0, 3, False, (5, 7))
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    path, _ = write(tmp_path / "a folder", "hf", tokenizer=tokenizer)
+    found = {}
+    done = generate.Generation([np.zeros(0, np.int32)], 0, 0, 0.0, 0.0)
+    monkeypatch.setattr(generate, "generate", lambda *_, **options: found.update(options) or done)
+    run(path, prompt="the cat")
+    assert found["stop"] == [(3,), (5,), (7,)]
+    record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
+    assert record.load(tmp_path).tokenizer.ends == ends
+
+
+def test_stopped_by_hand_it_prints_no_traceback(monkeypatch):
+    monkeypatch.setattr(script, "_run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as exit_:
+        script.main(["generate"])
+    assert exit_.value.code == 130
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -117,6 +138,7 @@ def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
         (("--rotary=yarn:factor=4",), "error: yarn needs original_length"),
         (("--rotary=rope", "--rotary-length=curent"), "error: flag --rotary-length=curent"),
         (("--rotary=rope", "--new-tokens=0"), "error: new_tokens must be at least 1"),
+        (("--rotary=rope", "--top-p=0.5"), "error: top_p 0.5 needs a temperature"),
         (("--rotary=rope", "--top-p=2"), "error: top_p must lie above 0"),
         (("--rotary=rope", "--cache-dtype=bf16"), "error: unknown cache dtype 'bf16'"),
         (("--rotary=rope", "--bos"), "error: --bos: this checkpoint says no beginning token"),
@@ -161,7 +183,7 @@ def test_a_prompt_begins_as_the_checkpoint_says_unless_asked_otherwise(tmp_path,
 
 
 def model(method, context_length=8192):
-    return script.Model(CONFIG, None, method, None, context_length, {}, False, ())
+    return script.Model(CONFIG, None, method, None, context_length, {}, (), False, ())
 
 
 def test_open_options_come_from_the_checkpoint(capsys):

@@ -417,6 +417,60 @@ def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
     assert three.special_ids == {"eos": 5} and not three.adds_bos
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
+    """Llama 3 Instruct has three; what is said outright wins over the tokenizer's."""
+    ends = tokenizers.Ends(0, 3, False, [5, 7])
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
+    one = weights.load(first)
+    assert one.special_ids == {"bos": 0, "eos": 3} and one.stop_ids == (3, 5, 7)
+    for other in FORMS:
+        path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
+        two = weights.open_checkpoint(path)
+        assert two.stop_ids == one.stop_ids and two.tokenizer.ends == ends
+    for at, (said, expected) in enumerate(
+        [
+            ({"special_ids": {"eos": 9}}, (9,)),
+            ({"special_ids": {"eos": 3}}, (3, 5, 7)),
+            ({"special_ids": {"eos": 9}, "stop_ids": [8, 9]}, (9, 8)),
+            ({"stop_ids": [3]}, (3,)),
+        ]
+    ):
+        path, _ = write(tmp_path / f"said{at}", form, tokenizer=tokenizer, **said)
+        assert weights.open_checkpoint(path).stop_ids == expected
+    path, _ = write(tmp_path / "none", form, stop_ids=[6, 8])
+    assert weights.open_checkpoint(path).stop_ids == (6, 8)
+
+
+def test_gguf_has_names_for_three_ends(tmp_path):
+    with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
+        write(tmp_path, "gguf", stop_ids=[1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "eos", "stops"),
+    [
+        ([5, 6], None, 5, (5, 6)),
+        ([5, 6], {}, 5, (5, 6)),
+        (6, {"eos_token_id": [5, 6]}, 6, (6, 5)),
+        ([5], {"eos_token_id": [8, 9]}, 8, (8, 9)),
+        (5, {"eos_token_id": 9}, 9, (9,)),
+        (None, {"eos_token_id": [9, 9]}, 9, (9,)),
+        (None, None, None, ()),
+    ],
+)
+def test_a_text_ends_where_transformers_generate_ends_it(tmp_path, config, generation, eos, stops):
+    """generation_config.json before config.json, one id or a list."""
+    path, _ = write(tmp_path, "hf")
+    raw = json.loads((path / "config.json").read_text()) | {"eos_token_id": config}
+    (path / "config.json").write_text(json.dumps(raw))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    found = weights.open_checkpoint(path)
+    assert found.special_ids.get("eos") == eos and found.stop_ids == stops
+
+
 def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_path):
     """tokenizer_config.json before the post-processor; GGUF's key before its kind's default."""
     parts = json.loads(tokenizer_json())
@@ -459,6 +513,35 @@ def test_what_is_in_the_way_is_not_overwritten(tmp_path):
         path, params = write(tmp_path, form)
         with pytest.raises(ValueError, match="already"):
             weights.save(path, CONFIG, params, rotary.RoPE(), format=form)
+
+
+def test_a_tokenizer_that_lies_in_the_folder_is_not_taken_for_the_models(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text(tokenizer_json())
+    with pytest.raises(ValueError, match=r"holds tokenizer\.json already"):
+        write(tmp_path, "hf")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_be_written_is_one_line_and_no_half_file(tmp_path, form):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^cannot write .*file"):
+        write(tmp_path / "file", form)
+    params = numbers(CONFIG)
+    params["final_norm"]["scale"][0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        weights.save(tmp_path / "m", CONFIG, params, rotary.RoPE(), format=form)
+    assert not (tmp_path / "m").is_file()
+    assert not (tmp_path / "m" / "config.json").exists()
+
+
+def test_what_a_format_cannot_say_is_known_before_the_parameters_are():
+    weights.check_save(CONFIG, rotary.RoPE(), format="gguf")
+    for form, spec in (("gguf", rotary.DynamicNTK(4.0, 32)), ("hf", rotary.XPos())):
+        with pytest.raises(ValueError, match=rotary.name_of(spec)):
+            weights.check_save(CONFIG, spec, format=form)
+    with pytest.raises(ValueError, match="tokenizer=None"):
+        weights.check_save(CONFIG, rotary.RoPE(), tokenizers.ByteTokenizer(), format="hf")
 
 
 def test_a_model_by_name_is_verified_in_the_cache(tmp_path, monkeypatch):

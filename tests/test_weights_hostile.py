@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope_jax import llama, weights
-from longrope_jax.weights import gguf_header, huggingface, safetensors_file
+from longrope_jax.weights import gguf_file, gguf_header, huggingface, safetensors_file
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
 
@@ -72,6 +72,10 @@ CONFIGS = {
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
     "layers without end": ({"num_hidden_layers": 2**31 - 1}, "has no tensor 'model.layers.2."),
     "vocabulary without end": ({"vocab_size": 2**31 - 1}, "embed_tokens.weight is \\[40, 32\\]"),
+    "end beyond the vocabulary": ({"eos_token_id": [2, 40]}, "must be ids below 40, got .2, 40"),
+    "end as text": ({"eos_token_id": [2, "</s>"]}, "eos_token_id must be ids below 40"),
+    "no end": ({"eos_token_id": []}, "eos_token_id must be ids below 40, got \\[\\]"),
+    "beginning": ({"bos_token_id": -1}, "bos_token_id must be ids below 40, got -1"),
     "biases": ({"attention_bias": True}, "attention_bias=True is not supported"),
     "window": ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config.* is not supported"),
@@ -280,6 +284,18 @@ def test_gguf_metadata(copy, case):
     *change, message = GGUF_PATCHES[case]
     patched(copy / "model.gguf", *change)
     refused(copy / "model.gguf", message)
+
+
+def test_one_part_of_a_split_gguf_says_so(copy, monkeypatch):
+    header = gguf_header.read_header(copy / "model.gguf")
+    header.metadata["split.count"] = 3
+    monkeypatch.setattr(gguf_file, "read_header", lambda _: header)
+    refused(copy / "model.gguf", "is one of 3 parts: join them")
+
+
+def test_a_generation_config_that_cannot_be_read(copy):
+    (copy / "model" / "generation_config.json").write_text("[]")
+    refused(copy / "model", "generation_config.json: expected a JSON object")
 
 
 @settings(max_examples=60, deadline=None)

@@ -24,12 +24,22 @@ BYTES = 256
 class Ends:
     """Ids that begin and end a text, and whether the first begins a prompt; None: not said.
 
-    What a checkpoint says of its tokenizer; `encode` puts neither.
+    What a checkpoint says of its tokenizer; `encode` puts neither. `more_eos`: further ids that end
+    a text (Llama 3 Instruct has three).
     """
 
     bos: int | None = None
     eos: int | None = None
     adds_bos: bool | None = None
+    more_eos: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "more_eos", tuple(self.more_eos))
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Every id that ends a text, `eos` first."""
+        return (() if self.eos is None else (self.eos,)) + self.more_eos
 
     def ids(self) -> dict[str, int]:
         """Those of "bos" and "eos" that are said."""

@@ -7,7 +7,9 @@ weights.save("out", loaded.config, loaded.params, loaded.rotary_spec, loaded.tok
 """
 
 import dataclasses
+import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from longrope_jax.weights import (
 )
 from longrope_jax.weights.checkpoint import Checkpoint
 
-__all__ = ["FORMATS", "Loaded", "load", "open_checkpoint", "save"]
+__all__ = ["FORMATS", "Loaded", "check_save", "load", "open_checkpoint", "save"]
 
-_WRITERS = {"hf": huggingface.save, "gguf": gguf_export.save}
+_WRITERS = {"hf": huggingface, "gguf": gguf_export}
 FORMATS = tuple(_WRITERS)
 
 
@@ -44,6 +46,8 @@ class Loaded:
         tokenizer: its own, or None where it has none that is known here (see notes).
         context_length: tokens that the checkpoint declares, or None.
         special_ids: "bos" and "eos" where the checkpoint says them.
+        stop_ids: every id at which its own software ends a text, "eos" first: Llama 3 Instruct has
+            several.
         adds_bos: whether its own software begins every prompt with "bos".
         notes: what was recognised, in words.
     """
@@ -54,6 +58,7 @@ class Loaded:
     tokenizer: Tokenizer | None
     context_length: int | None
     special_ids: dict[str, int]
+    stop_ids: tuple[int, ...]
     adds_bos: bool
     notes: tuple[str, ...]
 
@@ -67,17 +72,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if str(path) in pretrained.MODELS and not Path(path).exists():
         path = pretrained.fetch(str(path))
     path = Path(path).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         known = ", ".join(pretrained.MODELS)
         raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
     try:
         found = _read(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
         text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
     if found.tokenizer is not None:
-        ends = Ends(found.special_ids.get("bos"), found.special_ids.get("eos"), found.adds_bos)
+        both = [found.special_ids.get(role) for role in ("bos", "eos")]
+        ends = Ends(*both, found.adds_bos, found.stop_ids[1:])
         found.tokenizer = dataclasses.replace(found.tokenizer, ends=ends)
     return found
 
@@ -143,6 +149,7 @@ def load(
         tokenizer=found.tokenizer,
         context_length=found.context_length,
         special_ids=found.special_ids,
+        stop_ids=found.stop_ids,
         adds_bos=found.adds_bos,
         notes=(*found.notes, verdict),
     )
@@ -170,6 +177,7 @@ def save(
     dtype: str | None = None,
     context_length: int | None = None,
     special_ids: dict[str, int] | None = None,
+    stop_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes a checkpoint that transformers ("hf", a folder) or llama.cpp ("gguf", a file) reads.
 
@@ -183,6 +191,7 @@ def save(
         dtype: of the tensors in the file; None is config.param_dtype.
         context_length: tokens to declare; None takes the method's extended length, else 2048.
         special_ids: "bos" and "eos" to declare; None takes the tokenizer's, as `load` read them.
+        stop_ids: every id that ends a text; None takes the tokenizer's where "eos" is, too.
 
     Raises:
         ValueError: a method, tokenizer or dtype that the format lacks, something in the way, or
@@ -194,6 +203,28 @@ def save(
     if dtype not in gguf_export.DTYPES:
         raise ValueError(unknown("dtype", str(dtype), gguf_export.DTYPES))
     path = Path(path).expanduser()
-    if special_ids is None:
-        special_ids = getattr(tokenizer, "ends", Ends()).ids()
-    _WRITERS[format](path, config, params, spec, tokenizer, dtype, context_length, special_ids)
+    ends = _ends(getattr(tokenizer, "ends", Ends()), special_ids, stop_ids)
+    try:
+        _WRITERS[format].save(path, config, params, spec, tokenizer, dtype, context_length, ends)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_save(
+    config: llama.LlamaConfig, spec: Method, tokenizer: Tokenizer | None = None, *, format: str
+) -> None:
+    """Before hours of training: raises ValueError where `save` would refuse the same later."""
+    if format not in _WRITERS:
+        raise ValueError(unknown("format", str(format), FORMATS))
+    ends = getattr(tokenizer, "ends", Ends())
+    _WRITERS[format].plan(config, spec, tokenizer, "float32", None, ends)
+
+
+def _ends(own: Ends, special_ids: dict[str, int] | None, stop_ids: Sequence[int] | None) -> Ends:
+    ids = own.ids() if special_ids is None else special_ids
+    bos, eos = ids.get("bos"), ids.get("eos")
+    if stop_ids is None:
+        stop_ids = own.stops if eos == own.eos else ()
+    if eos is None and len(stop_ids):
+        eos = stop_ids[0]
+    return Ends(bos, eos, own.adds_bos, [at for at in stop_ids if at != eos])

@@ -48,6 +48,7 @@ def describe(path: Path) -> str:
         f"rotary           {found.rotary}",
         f"tokenizer        {found.tokenizer}",
         f"special ids      {found.special_ids}",
+        f"stop ids         {list(found.stop_ids)}",
         f"adds bos         {found.adds_bos}",
         f"tensors          {len(found.source.shapes)}, {values:,} values, "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),

@@ -6,7 +6,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from longrope_jax import rotary
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
 from longrope_jax.weights.checkpoint import extended_length
 from longrope_jax.weights.gguf_file import require_package
@@ -19,33 +18,44 @@ DTYPES = {
 }
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special_ids) -> None:
+def save(path: Path, config, params, spec, tokenizer, dtype, context_length, ends) -> None:
     """Writes the file. Raises ValueError: what GGUF or this writer can't say, or it exists."""
-    require_package(path)
-    if dtype not in DTYPES:
-        raise ValueError(rotary.unknown("dtype of GGUF", str(dtype), DTYPES))
     if path.exists():
         raise ValueError(f"{path} exists already: choose another name")
+    metadata, factors = plan(config, spec, tokenizer, dtype, context_length, ends)
+    tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
+    kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(path, metadata, factors, tensors, kinds, config, params)
+    except BaseException:
+        path.unlink(missing_ok=True)  # half a file
+        raise
+
+
+def plan(config, spec, tokenizer, dtype, context_length, ends) -> tuple[dict, dict]:
+    """Metadata, and factors of frequencies. Raises ValueError: what of this GGUF can't say."""
+    require_package("GGUF")
     metadata, factors = gguf_rotary.write(spec, config.head_dim)
     if context_length is None:
         context_length = extended_length(spec)
     metadata |= _metadata(config, context_length) | {"general.file_type": DTYPES[dtype][1]}
     metadata |= gguf_vocabulary.write(tokenizer, config.vocab_size)
-    metadata |= {f"tokenizer.ggml.{role}_token_id": at for role, at in special_ids.items()}
-    plan = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
-    kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in plan.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return metadata | gguf_vocabulary.write_ends(ends), factors
+
+
+def _write(path: Path, metadata, factors, tensors, kinds, config, params) -> None:
     writer = _writer(path, metadata)
     for name, values in factors.items():
         _announce(writer, name, values.shape, "float32")
-    for name, (leaf, _) in plan.items():
+    for name, (leaf, _) in tensors.items():
         _announce(writer, name, names.file_shape(config, leaf), kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for values in factors.values():
         writer.write_tensor_data(values)
-    for name, at in plan.items():
+    for name, at in tensors.items():
         kind = DTYPES[kinds[name]][2]
         values = stream.fetch(config, params, *at, kind, "interleaved")
         writer.write_tensor_data(np.ascontiguousarray(values).view(np.uint8))

@@ -58,10 +58,10 @@ def _dequantize(data: np.ndarray, kind: int) -> np.ndarray | None:
         return None
 
 
-def require_package(path: Path) -> None:
+def require_package(what: str | Path) -> None:
     """Raises ValueError, with what to install, where the package `gguf` is missing."""
     if not importlib.util.find_spec("gguf"):
-        raise ValueError(f"{path} needs the package gguf: pip install 'longrope_jax[weights]'")
+        raise ValueError(f"{what} needs the package gguf: pip install 'longrope_jax[weights]'")
 
 
 def read(path: Path) -> Checkpoint:
@@ -71,6 +71,8 @@ def read(path: Path) -> Checkpoint:
     """
     require_package(path)
     header = read_header(path)
+    if (parts := header.metadata.get("split.count", 1)) != 1:
+        raise ValueError(f"{path} is one of {parts!s:.40} parts: join them with llama-gguf-split")
     source, metadata, where = GGUFSource(path, header), header.metadata, str(path)
     config = _config(metadata, source, where)
     notes = ["GGUF: queries and keys in the interleaved layout"]
@@ -78,7 +80,7 @@ def read(path: Path) -> Checkpoint:
         notes.append("tied: there is no output.weight")
     context = whole(metadata, "llama.context_length", where)
     spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
-    special_ids = _special_ids(metadata, where, config.vocab_size)
+    special_ids, stop_ids = _special_ids(metadata, where, config.vocab_size)
     return Checkpoint(
         form="gguf",
         config=config,
@@ -87,6 +89,7 @@ def read(path: Path) -> Checkpoint:
         tokenizer=_tokenizer(where, metadata, config, notes),
         context_length=context,
         special_ids=special_ids,
+        stop_ids=stop_ids,
         adds_bos="bos" in special_ids and gguf_vocabulary.adds_bos(metadata, where),
         ignored=(gguf_rotary.FREQS,),
         notes=notes,
@@ -134,12 +137,14 @@ def _tokenizer(where, metadata, config, notes):
     return HuggingFaceTokenizer(f"{where} (its vocabulary)", text)
 
 
-def _special_ids(metadata: dict, where: str, vocab_size: int) -> dict[str, int]:
+def _special_ids(metadata, where: str, vocab_size: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Ids of "bos" and "eos", and all that end a text, a turn or a message."""
     found = {}
-    for role in ("bos", "eos"):
+    for role in ("bos", *gguf_vocabulary.ENDS):
         value = metadata.get(f"tokenizer.ggml.{role}_token_id")
         if value is not None:
             if type(value) is not int or not 0 <= value < vocab_size:
                 raise ValueError(f"{where}: {role}_token_id {str(value)[:40]} is no token")
             found[role] = value
-    return found
+    stops = dict.fromkeys(found[role] for role in gguf_vocabulary.ENDS if role in found)
+    return {role: found[role] for role in ("bos", "eos") if role in found}, tuple(stops)

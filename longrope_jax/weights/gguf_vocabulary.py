@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
+from longrope_jax.data.tokenizers import Ends, HuggingFaceTokenizer, SentencePieceTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: llama.cpp stops at each
 _KEY = "tokenizer.ggml."
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _LLAMA3 = (
@@ -209,6 +210,17 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
         kind |= {"add_bos_token": True, "add_space_prefix": prefix}
     kind |= {"tokens": tokens, "token_type": types} | _said(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}
+
+
+def write_ends(ends: Ends) -> dict[str, int]:
+    """Metadata of the tokens that begin and end a text.
+
+    Raises ValueError: more ends than GGUF has names for.
+    """
+    if len(ends.stops) > len(ENDS):
+        raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {ends.stops}")
+    ids = ends.ids() | dict(zip(ENDS, ends.stops, strict=False))
+    return {f"{_KEY}{role}_token_id": at for role, at in ids.items()}
 
 
 def _said(tokenizer) -> dict[str, bool]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from longrope_jax import rotary
 from longrope_jax.data import tokenizers
+from longrope_jax.data.tokenizers import Ends
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import names, safetensors_file, stream
 from longrope_jax.weights.checkpoint import Checkpoint, extended_length
@@ -17,9 +18,11 @@ from longrope_jax.weights.files import number, read_json, whole
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION = "generation_config.json"
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 MODEL_TYPES = ("llama", "mistral")  # Mistral's modules are Llama's where sliding_window is null
+_TOKENIZERS = tokenizers.SentencePieceTokenizer | tokenizers.HuggingFaceTokenizer
 _IGNORED = ("rotary_emb.inv_freq",)  # in the first Llama conversions; follows from the config
 
 
@@ -36,7 +39,8 @@ def read(path: Path) -> Checkpoint:
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
-    tokenizer, special_ids = _tokenizer(path, notes), _special_ids(raw, where)
+    tokenizer = _tokenizer(path, notes)
+    special_ids, stop_ids = _special_ids(path, raw, config.vocab_size)
     return Checkpoint(
         form="hf",
         config=config,
@@ -45,6 +49,7 @@ def read(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         context_length=whole(raw, "max_position_embeddings", where, None),
         special_ids=special_ids,
+        stop_ids=stop_ids,
         adds_bos=_adds_bos(path, tokenizer, special_ids.get("bos")),
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
@@ -166,16 +171,27 @@ def _tokenizer(path: Path, notes: list[str]):
     return None
 
 
-def _special_ids(raw: dict, where: str) -> dict[str, int]:
-    found = {}
-    for role in ("bos", "eos"):
-        value = raw.get(f"{role}_token_id")
-        value = value[0] if isinstance(value, list) and value else value
-        if value is not None:
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{where}: {role}_token_id must be a token id, got {value!r}")
-            found[role] = value
-    return found
+def _special_ids(path: Path, raw: dict, size: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Ids of "bos" and "eos", and all at which transformers' generate ends, "eos" first.
+
+    Those are generation_config.json's where it has some, else config.json's.
+    """
+    bos, said = (_ids(raw, f"{role}_token_id", path / CONFIG, size) for role in ("bos", "eos"))
+    file = path / GENERATION
+    stops = _ids(read_json(file), "eos_token_id", file, size) if file.is_file() else []
+    stops = stops or said
+    eos = ([at for at in said if at in stops] or stops)[:1]
+    ids = {role: found[0] for role, found in (("bos", bos), ("eos", eos)) if found}
+    return ids, tuple(dict.fromkeys(eos + stops))
+
+
+def _ids(raw: dict, key: str, where: Path, vocab_size: int) -> list[int]:
+    """The token ids under `key`: none, one, or a list of them."""
+    value = raw.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if value == [] or not all(type(at) is int and 0 <= at < vocab_size for at in ids):
+        raise ValueError(f"{where}: {key} must be ids below {vocab_size}, got {value!r:.60}")
+    return ids
 
 
 def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
@@ -192,33 +208,41 @@ def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
 # Writing
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special_ids) -> None:
+def save(path: Path, config, params, spec, tokenizer, dtype, context_length, ends) -> None:
     """Writes the folder. Raises ValueError: a rotary method that transformers' Llama lacks."""
-    raw = export_config(config, spec, dtype, context_length, special_ids)
+    raw = plan(config, spec, tokenizer, dtype, context_length, ends)
     path.mkdir(parents=True, exist_ok=True)
-    if old := sorted(path.glob("*.safetensors")):
+    # A tokenizer or an index of another model would be read as this one's.
+    if old := sorted(path.iterdir()):
         raise ValueError(f"{path} holds {old[0].name} already: save into an empty folder")
     if tokenizer is not None:
-        _save_tokenizer(path, tokenizer, special_ids)
+        _save_tokenizer(path, tokenizer, ends)
     dtype = jnp.dtype(dtype)
-    plan = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
-    files = _shards(plan, config, dtype)
+    tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
+    files = _shards(tensors, config, dtype)
     for file, wanted in files.items():
-        shapes = {name: (names.file_shape(config, plan[name][0]), dtype) for name in wanted}
+        shapes = {name: (names.file_shape(config, tensors[name][0]), dtype) for name in wanted}
         safetensors_file.write(
             path / file,
             shapes,
-            lambda name: stream.fetch(config, params, *plan[name], dtype, "half"),
+            lambda name: stream.fetch(config, params, *tensors[name], dtype, "half"),
         )
     if len(files) > 1:
-        total = sum(math.prod(names.file_shape(config, leaf)) for leaf, _ in plan.values())
+        total = sum(math.prod(names.file_shape(config, leaf)) for leaf, _ in tensors.values())
         listed = {name: file for file, wanted in files.items() for name in wanted}
         index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
         _write_json(path / INDEX, index)
     _write_json(path / CONFIG, raw)  # last: a folder without it is not whole
 
 
-def export_config(config, spec, dtype, context_length, special_ids) -> dict[str, Any]:
+def plan(config, spec, tokenizer, dtype, context_length, ends) -> dict[str, Any]:
+    """config.json. Raises ValueError: what of this the format can't say."""
+    if not isinstance(tokenizer, _TOKENIZERS | None):
+        raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
+    return export_config(config, spec, dtype, context_length, ends)
+
+
+def export_config(config, spec, dtype, context_length, ends: Ends) -> dict[str, Any]:
     """config.json for transformers 5. Raises ValueError as `rotary.to_hf`."""
     if isinstance(spec, rotary.PartialRotary):
         raise ValueError("transformers' Llama turns whole heads: it has no partial rotary")
@@ -245,8 +269,8 @@ def export_config(config, spec, dtype, context_length, special_ids) -> dict[str,
         "max_position_embeddings": context_length,
         "rope_parameters": parameters,
         "dtype": str(jnp.dtype(dtype)),
-        "bos_token_id": special_ids.get("bos"),
-        "eos_token_id": special_ids.get("eos"),
+        "bos_token_id": ends.bos,
+        "eos_token_id": list(ends.stops) if ends.more_eos else ends.eos,
     }
 
 
@@ -266,19 +290,17 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{of:05}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def _save_tokenizer(path: Path, tokenizer, special_ids: dict[str, int]) -> None:
+def _save_tokenizer(path: Path, tokenizer, ends: Ends) -> None:
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
         raw = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
-    elif isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+    else:
         (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
         raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    else:
-        raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
     if tokenizer.ends.adds_bos is not None:
         raw["add_bos_token"] = tokenizer.ends.adds_bos
     named = {tokenizer.special(name): name for name in tokenizer.specials}
-    raw |= {f"{role}_token": named[at] for role, at in special_ids.items() if at in named}
+    raw |= {f"{role}_token": named[at] for role, at in ends.ids().items() if at in named}
     _write_json(path / TOKENIZER_CONFIG, raw)
 
 

@@ -141,6 +141,7 @@ def read(path: Path) -> Checkpoint:
     source = MetaSource(str(path), _files(path))
     notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
     tokenizer = _tokenizer(path, notes)
+    special_ids = tokenizer.special_ids if tokenizer else {}
     return Checkpoint(
         form="meta",
         config=_config(raw, source, where),
@@ -148,7 +149,8 @@ def read(path: Path) -> Checkpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=None,
-        special_ids=tokenizer.special_ids if tokenizer else {},
+        special_ids=special_ids,
+        stop_ids=(special_ids["eos"],) if "eos" in special_ids else (),
         adds_bos=tokenizer is not None,  # in its own generation.py
         ignored=_IGNORED,
         notes=notes,
