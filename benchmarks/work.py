@@ -16,7 +16,7 @@ class Sizes:
     train: int = 2048
     long: int = 32_768
     prompt: int = 512
-    new: int = 128
+    new: int = 1024
     ablation: str = "cpu"  # preset of configs/base_frequency_ablation.py
     ablation_steps: int = 20  # per sample
     lengths: tuple[int, ...] = tuple(2**i for i in range(10, 18))  # of benchmarks.length

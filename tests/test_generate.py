@@ -31,6 +31,9 @@ LONGROPE = rotary.LongRoPE(long_factor=6.0, original_length=14, factor=4.0, base
 NOTHING = np.zeros(0, np.int32)  # no end token: answers keep their whole length
 
 
+SMOLLM2 = llama.preset("smollm2_135m")
+
+
 def make(spec):
     return rotary.make(spec, head_dim=8, seq_len=64)
 
@@ -97,9 +100,17 @@ def check_steps(seen, params, method, rotary_length, rot):
 # Greedy decoding
 
 
+def test_layers_are_unstacked_where_the_text_is_long_for_the_model():
+    model = jax.eval_shape(partial(llama.init_params, SMOLLM2), jax.random.key(0))
+    pays = partial(generate._unstacking_pays, SMOLLM2, model)
+    assert pays(1024) and not pays(128)  # measured: 13 ms a token, 6 seconds to compile
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
 @pytest.mark.parametrize("layout", rotary.LAYOUTS)
-def test_greedy_equals_full_forwards(layout, random_params):
-    """Grouped queries, three methods, one compilation."""
+def test_greedy_equals_full_forwards(layout, unstacked, random_params, monkeypatch):
+    """Grouped queries, three methods, one compilation; layers stacked or each on its own."""
+    monkeypatch.setattr(generate, "_unstacking_pays", lambda *_: unstacked)
     config = dataclasses.replace(TINY, rotary_layout=layout)
     params = random_params(config)
     before = generate._decode._cache_size()
@@ -365,8 +376,10 @@ def test_sampling_options_out_of_range_are_refused(options):
 # Scoring, on samples whose answers are the model's own
 
 
-def test_greedy_on_a_mesh_equals_one_device(random_params):
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_greedy_on_a_mesh_equals_one_device(unstacked, random_params, monkeypatch):
     """Prompts of unequal lengths that a tensor axis does not divide; a sequence axis is refused."""
+    monkeypatch.setattr(generate, "_unstacking_pays", lambda *_: unstacked)
     params, rot = random_params(TINY), make(rotary.RoPE(100.0))
     prompts = [row[:n] for row, n in zip(PROMPTS[:2], (11, 6), strict=True)]
     alone = generate.generate(TINY, params, rot, prompts, 4).tokens
