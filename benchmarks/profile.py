@@ -26,7 +26,7 @@ PARTS = (
     ("rotation", r"layers/attention/"),
     ("MLP", r"layers/mlp/"),
     ("norms", r"_norm/"),
-    ("loop over layers: weights and saved values", r"\(Llama\)/while"),
+    ("loop over layers: weights and saved values", r"Llama\._layers/(while|broadcast)"),
     ("embedding, phases", r"Llama"),
     ("loss", r"jvp\("),
     ("optimizer, gradient norm", r"."),
