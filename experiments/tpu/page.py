@@ -122,7 +122,7 @@ python -m benchmarks.length --threads=2
 SmolLM2-135M's shape in float32; memory is what the compiler sets aside for intermediate values.
 Attention's work grows with the square of the length, so the exponents of time rise towards 2; those
 of memory come to 1, where scores that are held whole have 2. The committed figure was drawn with
-`--seconds=150`, which ends the curves of time at 16k and 8k tokens; the default goes on to 32k.
+`--seconds=240`, which ends the gradients' curves of time at 8k tokens; the default goes further.
 Where the time of one step goes: `python -m benchmarks.profile --threads=2`. Beside transformers in
 PyTorch: the README's section on speed.
 """
