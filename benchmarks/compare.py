@@ -188,18 +188,12 @@ def _bandwidth_line(found: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare")
+    parser = process.parser("compare")
     parser.add_argument("--only", nargs="+", metavar="WORK", help="some works; default all")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=3, help="of each contender, by turns")
     parser.add_argument("--samples", type=int, default=3, help="timed calls per process")
-    parser.add_argument("--sizes", default="smollm2_135m", choices=("smollm2_135m", "tiny"))
-    parser.add_argument("--out", default="docs/results/benchmarks", metavar="DIR")
     return parser
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    process.command_line(main)

@@ -120,16 +120,10 @@ def _panel(axis, curves, what, exponent, label, unit) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.length")
+    parser = process.parser("length")
     parser.add_argument("--seconds", type=float, default=900, help="longest point to be timed")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sizes", default="smollm2_135m", choices=("smollm2_135m", "tiny"))
-    parser.add_argument("--out", default="docs/results/benchmarks", metavar="DIR")
     return parser
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    process.command_line(main)

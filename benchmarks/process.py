@@ -4,6 +4,7 @@ The process keeps to the first N of its cores before it imports any array librar
 PyTorch and BLAS all take N threads.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,23 @@ def start(request: dict) -> dict:
         what = request.get("contender", request["do"])
         raise ValueError(f"{what} ended with status {done.returncode}: {last}")
     return json.loads(lines[-1])
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """With the options that all scripts here take."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", default="smollm2_135m", choices=("smollm2_135m", "tiny"))
+    parser.add_argument("--out", default="docs/results/benchmarks", metavar="DIR")
+    return parser
+
+
+def command_line(main: Callable) -> None:
+    """main(), where a wrong option or a failed process is one line of error."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def keep_to(threads: int) -> None:

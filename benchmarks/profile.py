@@ -11,7 +11,6 @@ two totals below the table show.
 
 import argparse
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -145,16 +144,10 @@ def by_part(times: Counter, names: dict[str, str]) -> dict[str, dict[str, float]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile")
+    parser = process.parser("profile")
     parser.add_argument("--remat", default="none", help="what the backward finds saved")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sizes", default="smollm2_135m", choices=("smollm2_135m", "tiny"))
-    parser.add_argument("--out", default="docs/results/benchmarks", metavar="DIR")
     return parser
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    process.command_line(main)

@@ -81,6 +81,8 @@ def generate(
         cache_dtype: default the model's; "bfloat16" halves a float32 cache.
         prefill_chunk: tokens of a prompt per pass, a power of two.
 
+    On a CPU long texts are decoded from a second copy of the layers' weights (`llama.unstacked`).
+
     Raises:
         ValueError: an empty prompt, a token outside the vocabulary, a stop sequence that
             cannot come, an option out of range, lengths beyond what the method allows.

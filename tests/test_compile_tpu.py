@@ -477,3 +477,9 @@ def test_the_cache_is_never_copied(compiled):
         program = hlo.parse(compiled[name]["text"], turns=(1, 1))
         moved = [i for _, i, _ in program.instructions() if i.opcode in ("copy", "transpose")]
         assert not [i.name for i in moved if i.arrays[0].size >= whole]
+
+
+@pytest.mark.slow
+def test_a_decoded_token_moves_weights_and_cache_once(compiled):
+    result = compiled["decode"]
+    assert result["measured"]["hbm_bytes"] < 1.5 * result["memory"]["argument"]
