@@ -1,6 +1,7 @@
 """How every experiment script starts: flags, and errors of one line."""
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +78,10 @@ def _parse(name: str, argv: list[str]) -> list[str]:
     workdir = Path(flags.FLAGS.workdir)
     if workdir.exists() and not workdir.is_dir():
         fail(f"--workdir={workdir} is a file, not a directory")
+    # Found out now, not after the first hour of work.
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        fail(f"--workdir={workdir}: no permission to write in {there}")
     return rest
 
 

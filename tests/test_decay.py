@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -213,3 +214,16 @@ def test_errors_are_one_line(tmp_path, capsys, args, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error and not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_to_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    """Whatever the experiment, before it works."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    # Root, as whom tests may run, may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    assert run_script(closed / "new" / "folder", config("tiny")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"no permission to write in {closed}" in error
+    assert not list(closed.iterdir())

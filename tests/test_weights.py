@@ -443,6 +443,36 @@ def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
     assert weights.open_checkpoint(path).stop_ids == (6, 8)
 
 
+def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
+    """Read from each place that software writes it to; what is no text is refused."""
+    chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
+    ends = tokenizers.Ends(0, 3, False, chat_template=chat)
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    for first in FORMS:
+        path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
+        one = weights.load(path)
+        for other in FORMS:
+            path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
+            assert weights.open_checkpoint(path).tokenizer.ends == ends
+    path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer)
+    (path / "chat_template.jinja").unlink()
+    for said, expected in (
+        (None, None),
+        (chat, chat),
+        ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": chat}], chat),
+        ([{"name": "tool_use", "template": "x"}], None),
+    ):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+        assert weights.open_checkpoint(path).tokenizer.ends.chat_template == expected
+    for said in (7, [{"name": "default", "template": ["x"]}]):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+        with pytest.raises(ValueError, match="chat_template must be a text, got"):
+            weights.open_checkpoint(path)
+    (path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
+        weights.open_checkpoint(path)
+
+
 def test_gguf_has_names_for_three_ends(tmp_path):
     with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
         write(tmp_path, "gguf", stop_ids=[1, 2, 3, 4])

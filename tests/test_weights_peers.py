@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import TOKENS, logits, numbers, write_meta
+from checkpoints import CONFIG, TOKENS, logits, numbers, write_meta
 
 from longrope_jax import generate, llama, rotary, weights
 from longrope_jax.data import corpora, tokenizers
@@ -419,6 +419,18 @@ def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model,
         assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
         again = weights.open_checkpoint(tmp_path / name)
         assert again.special_ids == one.special_ids and again.adds_bos
+
+
+def test_transformers_finds_our_chat_template(tmp_path, transformers, smollm2):
+    """That of the real model, out of its GGUF file."""
+    one = smollm2
+    chat = one.tokenizer.ends.chat_template
+    assert "<|im_start|>" in chat
+    config = dataclasses.replace(CONFIG, vocab_size=one.config.vocab_size)
+    spec, params = rotary.RoPE(), numbers(config)
+    weights.save(tmp_path / "hf", config, params, spec, one.tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.chat_template == chat
 
 
 def test_a_damaged_sentencepiece_model_is_one_line(tmp_path):

@@ -25,13 +25,15 @@ class Ends:
     """Ids that begin and end a text, and whether the first begins a prompt; None: not said.
 
     What a checkpoint says of its tokenizer; `encode` puts neither. `more_eos`: further ids that end
-    a text (Llama 3 Instruct has three).
+    a text (Llama 3 Instruct has three). `chat_template`: the Jinja text that writes a conversation
+    with them, kept for exports and never run.
     """
 
     bos: int | None = None
     eos: int | None = None
     adds_bos: bool | None = None
     more_eos: tuple[int, ...] = ()
+    chat_template: str | None = field(default=None, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "more_eos", tuple(self.more_eos))

@@ -83,7 +83,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
     if found.tokenizer is not None:
         both = [found.special_ids.get(role) for role in ("bos", "eos")]
-        ends = Ends(*both, found.adds_bos, found.stop_ids[1:])
+        ends = Ends(*both, found.adds_bos, found.stop_ids[1:], found.chat_template)
         found.tokenizer = dataclasses.replace(found.tokenizer, ends=ends)
     return found
 
@@ -227,4 +227,5 @@ def _ends(own: Ends, special_ids: dict[str, int] | None, stop_ids: Sequence[int]
         stop_ids = own.stops if eos == own.eos else ()
     if eos is None and len(stop_ids):
         eos = stop_ids[0]
-    return Ends(bos, eos, own.adds_bos, [at for at in stop_ids if at != eos])
+    more_eos = [at for at in stop_ids if at != eos]
+    return Ends(bos, eos, own.adds_bos, more_eos, own.chat_template)

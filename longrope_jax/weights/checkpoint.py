@@ -21,6 +21,7 @@ class Checkpoint:
     special_ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos"
     stop_ids: tuple[int, ...] = ()  # every id that ends a text, "eos" first
     adds_bos: bool = False  # whether its own software begins a prompt with "bos"
+    chat_template: str | None = None  # Jinja, never run
     ignored: tuple[str, ...] = ()  # endings of tensor names that are left out
     notes: list[str] = field(default_factory=list)  # what was recognised, in words
 

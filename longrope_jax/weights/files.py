@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-JSON_BYTES = 32 << 20
+TEXT_BYTES = 32 << 20
 
 
 class Source(Protocol):
@@ -70,11 +70,23 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of at most JSON_BYTES. Raises ValueError."""
+    """The JSON object in a file of at most TEXT_BYTES. Raises ValueError."""
+    return parse_json(_small(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in a file of at most TEXT_BYTES. Raises ValueError."""
+    try:
+        return _small(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from error
+
+
+def _small(path: Path) -> bytes:
     size = file_size(path)
-    if size > JSON_BYTES:
-        raise ValueError(f"{path}: {size} bytes of JSON; the limit is {JSON_BYTES}")
-    return parse_json(bytes(read_at(path, 0, size)), str(path))
+    if size > TEXT_BYTES:
+        raise ValueError(f"{path}: {size} bytes; the limit is {TEXT_BYTES}")
+    return bytes(read_at(path, 0, size))
 
 
 def whole(values: dict, key: str, where: str, default: Any = ...) -> int:

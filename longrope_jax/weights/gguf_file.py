@@ -91,6 +91,7 @@ def read(path: Path) -> Checkpoint:
         special_ids=special_ids,
         stop_ids=stop_ids,
         adds_bos="bos" in special_ids and gguf_vocabulary.adds_bos(metadata, where),
+        chat_template=gguf_vocabulary.chat_template(metadata, where),
         ignored=(gguf_rotary.FREQS,),
         notes=notes,
     )

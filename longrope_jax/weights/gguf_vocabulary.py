@@ -14,6 +14,7 @@ from longrope_jax.data.tokenizers import Ends, HuggingFaceTokenizer, SentencePie
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: llama.cpp stops at each
 _KEY = "tokenizer.ggml."
+CHAT_TEMPLATE = "tokenizer.chat_template"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -76,6 +77,14 @@ def adds_bos(metadata: dict[str, Any], where: str) -> bool:
         return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") == "llama-bpe"
     if not isinstance(said, bool):
         raise ValueError(f"{where}: {_KEY}add_bos_token must be true or false, got {said!r:.40}")
+    return said
+
+
+def chat_template(metadata: dict[str, Any], where: str) -> str | None:
+    """The Jinja text that writes a conversation. Raises ValueError: damaged."""
+    said = metadata.get(CHAT_TEMPLATE)
+    if not isinstance(said, str | None):
+        raise ValueError(f"{where}: {CHAT_TEMPLATE} must be a text, got {said!r:.40}")
     return said
 
 
@@ -212,15 +221,16 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
     return {_KEY + key: value for key, value in kind.items()}
 
 
-def write_ends(ends: Ends) -> dict[str, int]:
-    """Metadata of the tokens that begin and end a text.
+def write_ends(ends: Ends) -> dict[str, Any]:
+    """Metadata of the tokens that begin and end a text, and the chat template.
 
     Raises ValueError: more ends than GGUF has names for.
     """
     if len(ends.stops) > len(ENDS):
         raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {ends.stops}")
     ids = ends.ids() | dict(zip(ENDS, ends.stops, strict=False))
-    return {f"{_KEY}{role}_token_id": at for role, at in ids.items()}
+    chat = {} if ends.chat_template is None else {CHAT_TEMPLATE: ends.chat_template}
+    return {f"{_KEY}{role}_token_id": at for role, at in ids.items()} | chat
 
 
 def _said(tokenizer) -> dict[str, bool]:

@@ -14,11 +14,12 @@ from longrope_jax.data.tokenizers import Ends
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import names, safetensors_file, stream
 from longrope_jax.weights.checkpoint import Checkpoint, extended_length
-from longrope_jax.weights.files import number, read_json, whole
+from longrope_jax.weights.files import number, read_json, read_text, whole
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers 5 writes it; older: in TOKENIZER_CONFIG
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 MODEL_TYPES = ("llama", "mistral")  # Mistral's modules are Llama's where sliding_window is null
@@ -51,6 +52,7 @@ def read(path: Path) -> Checkpoint:
         special_ids=special_ids,
         stop_ids=stop_ids,
         adds_bos=_adds_bos(path, tokenizer, special_ids.get("bos")),
+        chat_template=_chat_template(path, notes),
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
@@ -205,6 +207,21 @@ def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
     return tokenizer.begins_with(first) if said is None else said
 
 
+def _chat_template(path: Path, notes: list[str]) -> str | None:
+    """The Jinja text that writes a conversation; of several the one named "default"."""
+    if (path / CHAT_TEMPLATE).is_file():
+        return read_text(path / CHAT_TEMPLATE)
+    file = path / TOKENIZER_CONFIG
+    said = read_json(file).get("chat_template") if file.is_file() else None
+    if isinstance(said, list):
+        named = [each for each in said if isinstance(each, dict) and "template" in each]
+        notes.append(f"of {len(said)} chat templates the one named default is kept, if any")
+        said = next((each["template"] for each in named if each.get("name") == "default"), None)
+    if not isinstance(said, str | None):
+        raise ValueError(f"{file}: chat_template must be a text, got {said!r:.40}")
+    return said
+
+
 # Writing
 
 
@@ -299,6 +316,8 @@ def _save_tokenizer(path: Path, tokenizer, ends: Ends) -> None:
         raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if tokenizer.ends.adds_bos is not None:
         raw["add_bos_token"] = tokenizer.ends.adds_bos
+    if ends.chat_template is not None:
+        (path / CHAT_TEMPLATE).write_text(ends.chat_template, encoding="utf-8")
     named = {tokenizer.special(name): name for name in tokenizer.specials}
     raw |= {f"{role}_token": named[at] for role, at in ends.ids().items() if at in named}
     _write_json(path / TOKENIZER_CONFIG, raw)
