@@ -95,6 +95,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except (flags.Error, ValueError, OSError) as error:
         cli.fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        cli.fail(
+            f"out of memory: {str(error).splitlines()[0]} Fewer --new-tokens, a shorter prompt or "
+            "--cache-dtype=bfloat16 need less"
+        )
 
 
 def _run(f: flags.FlagValues) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from checkpoints import tokenizer_json, write
@@ -154,6 +155,24 @@ def test_what_is_wrong_is_one_line(options, message, run_folder, capsys):
     assert exit_.value.code == 2
     out, err = capsys.readouterr()
     assert not out and err.splitlines()[-1].startswith(message)
+
+
+def test_memory_that_does_not_suffice_is_one_line(run_folder, capsys, monkeypatch):
+    """What else XLA raises stays as it is."""
+
+    def generated(*_, **__):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(generate, "generate", generated)
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore"
+    with pytest.raises(SystemExit) as exit_:
+        run(run_folder, "--rotary=rope")
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: out of memory: RESOURCE_EXHAUSTED") and "--cache-dtype" in last
+    message = "INTERNAL: bad"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run(run_folder, "--rotary=rope")
 
 
 def test_an_empty_folder_and_an_empty_prompt_are_refused(tmp_path, run_folder, capsys):
