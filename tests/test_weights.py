@@ -20,7 +20,14 @@ from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, wr
 from longrope_jax import llama, rotary, sharding, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import __main__ as command
-from longrope_jax.weights import gguf_vocabulary, huggingface, layout, names, pretrained
+from longrope_jax.weights import (
+    gguf_rotary,
+    gguf_vocabulary,
+    huggingface,
+    layout,
+    names,
+    pretrained,
+)
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
 FORMS = ("hf", "gguf")
@@ -100,6 +107,32 @@ def test_rotary_methods_come_back(tmp_path, form, spec):
     one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, got))
     np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
     assert other.amplitude == pytest.approx(one.amplitude, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said", "note"),
+    [
+        (
+            rotary.LongRoPE(4.0, 64, factor=1, short_factor=4.0, attention_factor=0.5),
+            {"type": "linear", "factor": 4, "attn_factor": 0.5},
+            "one factor per pair",
+        ),
+        (
+            rotary.YaRN(4.0, 64, base=100, beta_fast=16, beta_slow=2, attn_factor=0.5),
+            {"type": "yarn", "factor": 4, "yarn_beta_fast": 16, "yarn_beta_slow": 2}
+            | {"original_context_length": 64, "yarn_attn_factor": 0.5},
+            "rope.scaling.yarn_beta_fast acts here; llama.cpp passes over it in a Llama",
+        ),
+    ],
+)
+def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, said, note):
+    said = {f"scaling.{key}": value for key, value in said.items()} | {"freq_base": spec.base}
+    monkeypatch.setitem(gguf_rotary._WRITERS, rotary.RoPE, lambda *_: (said, {}))
+    loaded = weights.load(write(tmp_path, "gguf", context_length=64)[0])
+    one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, loaded.rotary_spec))
+    np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
+    assert other.amplitude == pytest.approx(one.amplitude)
+    assert any(note in line for line in loaded.notes)
 
 
 @pytest.mark.parametrize("form", FORMS)

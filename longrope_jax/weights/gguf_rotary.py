@@ -1,6 +1,5 @@
 """The rope.* metadata of GGUF and our methods, as llama.cpp means them."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,8 @@ from longrope_jax.weights.files import Source, check_shape, number, whole
 FREQS = "rope_freqs.weight"
 TYPES = ("none", "linear", "yarn")  # longrope belongs to other architectures than llama
 _KEY = "llama.rope."
+# llama.cpp reads these of other architectures alone; a Llama's it passes over.
+_PASSED_OVER = ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 
 
 def read(metadata: dict, source: Source, head_dim: int, context_length: int, notes: list[str]):
@@ -26,21 +27,25 @@ def read(metadata: dict, source: Source, head_dim: int, context_length: int, not
         raise ValueError(f"{where}: " + rotary.unknown("rope.scaling.type", str(kind), TYPES))
     old = number(metadata, _KEY + "scale_linear", where, 1.0)
     factor = number(metadata, _KEY + "scaling.factor", where, old)
+    notes += [
+        f"rope.scaling.{key} acts here; llama.cpp passes over it in a Llama"
+        for key in _PASSED_OVER
+        if f"{_KEY}scaling.{key}" in metadata
+    ]
     return _METHODS[kind](metadata, source, base, factor, dim, context_length, notes)
 
 
 def _plain(metadata, source, base, factor, dim, context_length, notes):
-    if (gain := _attention_factor(metadata, source.where)) != 1:
-        raise ValueError(f"{source.where}: rope.scaling.attn_factor {gain} without yarn")
     kind = metadata.get(_KEY + "scaling.type", "linear")
-    factors = _factors(source, dim)
+    factor = factor if kind == "linear" else 1
+    gain, factors = _attention_factor(metadata, source.where), _factors(source, dim)
     if factors is not None:
-        if factor != 1 and kind == "linear":
+        if factor != 1:
             raise ValueError(f"{source.where} has both {FREQS} and a linear factor {factor}")
-        return _llama3(factors, base, dim, context_length, notes)
-    if kind == "linear" and factor != 1:
-        return rotary.PositionInterpolation(factor=factor, base=base)
-    return rotary.RoPE(base=base)
+        return _by_factors(factors, gain, base, dim, context_length, notes)
+    if gain != 1:
+        return _by_factors([float(factor)] * (dim // 2), gain, base, dim, context_length, notes)
+    return rotary.PositionInterpolation(factor, base) if factor != 1 else rotary.RoPE(base)
 
 
 def _yarn(metadata, source, base, factor, dim, context_length, notes):
@@ -78,21 +83,25 @@ def _factors(source: Source, dim: int) -> list[float] | None:
     return [float(str(np.float32(x))) for x in source.rows(FREQS, 0, dim // 2)]
 
 
-def _llama3(factors, base, dim, context_length, notes):
+def _by_factors(factors, gain, base, dim, context_length, notes):
     """Llama 3's method where its formula gives these factors, else one factor per pair."""
     theta = rotary.rope_inv_freq(base, dim)
     for exponent in range(6, 21):
-        if max(factors) < 1:
+        if max(factors) < 1 or gain != 1:
             break
         spec = rotary.Llama3(factor=max(factors), original_length=2**exponent, base=base)
         got = theta / spec.frequencies(head_dim=dim, seq_len=1).inv_freq
         if np.allclose(got, factors, rtol=1e-6):
             notes.append(f"{FREQS} is Llama 3's rule with original length {2**exponent}")
             return spec
-    notes.append(f"{FREQS} follows no known rule: kept as one factor per pair")
-    lists = tuple(factors)
+    notes.append("frequencies and attention factor follow no known rule: one factor per pair")
     return rotary.LongRoPE(
-        long_factor=lists, short_factor=lists, original_length=context_length, factor=1, base=base
+        long_factor=tuple(factors),
+        short_factor=tuple(factors),
+        original_length=context_length,
+        factor=1,
+        base=base,
+        attention_factor=None if gain == 1 else gain,
     )
 
 
@@ -128,39 +137,34 @@ def _write_pi(spec, dim):
 
 
 def _write_yarn(spec, dim):
-    if (spec.ramp, spec.clamp, spec.truncate) != ("dimension", "dimension", True):
-        raise ValueError("GGUF's yarn has ramp and clamp by dimension, truncated, and no other")
-    if (spec.beta_fast, spec.beta_slow) != (32, 1):
-        warnings.warn(
-            "builds of llama.cpp that lack the keys yarn_beta_fast and yarn_beta_slow ignore them",
-            stacklevel=5,
-        )
+    own = rotary.YaRN(spec.factor, spec.original_length, spec.base)
+    one, other = (each.frequencies(head_dim=dim, seq_len=1).inv_freq for each in (spec, own))
+    if not np.array_equal(one, other):
+        return _write_factors(spec, dim)
     options = {
         "scaling.type": "yarn",
         "scaling.factor": spec.factor,
         "scaling.original_context_length": _whole_length(spec),
         # llama.cpp multiplies its own 0.1 ln s + 1 by this one.
-        "scaling.attn_factor": spec.amplitude / (0.1 * np.log(spec.factor) + 1),
-        "scaling.yarn_beta_fast": spec.beta_fast,
-        "scaling.yarn_beta_slow": spec.beta_slow,
+        "scaling.attn_factor": spec.amplitude / own.amplitude,
     }
     return {"freq_base": spec.base} | options, {}
 
 
-def _write_llama3(spec, dim):
-    theta = rotary.rope_inv_freq(spec.base, dim)
-    factors = theta / spec.frequencies(head_dim=dim, seq_len=1).inv_freq
-    return {"freq_base": spec.base}, {FREQS: factors.astype(np.float32)}
-
-
 def _write_longrope(spec, dim):
-    if spec.start_count or spec.amplitude != 1 or spec.short_factor != spec.long_factor:
+    if spec.start_count or spec.short_factor != spec.long_factor:
         raise ValueError(
-            "llama.cpp's Llama has one factor per pair at all lengths and no attention factor "
-            "beside it: it can't say this longrope"
+            "llama.cpp's Llama has one factor per pair at all lengths: it can't say this longrope"
         )
-    factors = np.broadcast_to(np.asarray(spec.long_factor, np.float32), dim // 2)
-    return {"freq_base": spec.base}, {FREQS: factors.copy()}
+    return _write_factors(spec, dim)
+
+
+def _write_factors(spec, dim):
+    """Any frequencies that stay: what llama.cpp divides those of RoPE by, and the amplitude."""
+    found = spec.frequencies(head_dim=dim, seq_len=1)
+    factors = rotary.rope_inv_freq(spec.base, dim) / found.inv_freq
+    gain = {} if found.amplitude == 1 else {"scaling.attn_factor": found.amplitude}
+    return {"freq_base": spec.base} | gain, {FREQS: factors.astype(np.float32)}
 
 
 def _whole_length(spec) -> int:
@@ -174,6 +178,6 @@ _WRITERS = {
     rotary.NTKAware: _write_ntk,
     rotary.PositionInterpolation: _write_pi,
     rotary.YaRN: _write_yarn,
-    rotary.Llama3: _write_llama3,
+    rotary.Llama3: _write_factors,
     rotary.LongRoPE: _write_longrope,
 }
