@@ -30,6 +30,7 @@ SPECS = (
     rotary.YaRN(factor=4, original_length=16, base=100.0, ramp="rotations"),
     rotary.YaRN(factor=4, original_length=16, base=100.0, extrapolation_factor=0.5),
     rotary.Llama3(factor=8, original_length=16),
+    rotary.GiraffePower(base=100.0),
     rotary.LongRoPE(2.0, original_length=16, factor=4, short_factor=2.0),
     rotary.LongRoPE((1, 1.5, 3, 4), original_length=16, factor=1, short_factor=(1, 1.5, 3, 4)),
 )

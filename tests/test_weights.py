@@ -99,6 +99,10 @@ SPECS = [
 ]
 
 
+SAID_BY_GGUF = {"rope", "pi", "ntk", "ntk_by_parts", "ntk_by_parts_3way", "yarn", "llama3"}
+SAID_BY_GGUF |= {"giraffe_power", "giraffe_truncated"}
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_rotary_methods_come_back(tmp_path, form, spec):
@@ -137,12 +141,29 @@ def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, said, not
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "spec", [rotary.XPos(), rotary.PartialRotary(rotary.RoPE(), 0.5), rotary.GiraffePower()]
+    "spec", [rotary.XPos(), rotary.PartialRotary(rotary.RoPE(), 0.5), rotary.NoPE()]
 )
 def test_methods_that_a_format_lacks_are_refused(tmp_path, form, spec):
     with pytest.raises(ValueError, match=r"GGUF can't say|Hugging Face has no|turns whole heads"):
         write(tmp_path, form, spec=spec)
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
+
+
+def test_gguf_says_all_of_a_method_or_refuses_it(tmp_path, spec):
+    path = tmp_path / "m.gguf"
+    try:
+        weights.save(path, CONFIG, numbers(CONFIG), spec, format="gguf")
+    except ValueError as error:
+        assert "GGUF can't say" in str(error) and not path.exists()
+        assert rotary.name_of(spec) not in SAID_BY_GGUF
+        return
+    got = weights.open_checkpoint(path).rotary
+    for length in (1, 500, 600, 100_000):
+        one, other = (s.frequencies(head_dim=8, seq_len=length) for s in (spec, got))
+        np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-6)
+        assert other.amplitude == pytest.approx(one.amplitude, rel=1e-6)
+        exact = dataclasses.replace(one, inv_freq=other.inv_freq, amplitude=other.amplitude)
+        assert dataclasses.replace(exact, start_inv_freq=None).equals(other)
 
 
 def test_ntk_aware_is_exported_as_the_base_it_equals(tmp_path):
@@ -158,7 +179,7 @@ def test_one_factor_per_pair_of_no_known_rule_survives_gguf(tmp_path):
     loaded = weights.load(write(tmp_path, "gguf", spec=spec)[0])
     assert loaded.rotary_spec.long_factor == loaded.rotary_spec.short_factor == factors
     assert any("no known rule" in note for note in loaded.notes)
-    with pytest.raises(ValueError, match="one factor per pair"):
+    with pytest.raises(ValueError, match=r"every pair .* by one frequency at all lengths"):
         longer = dataclasses.replace(spec, short_factor=1.0)
         weights.save(tmp_path / "x.gguf", CONFIG, numbers(CONFIG), longer, format="gguf")
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from longrope_jax import rotary
@@ -85,7 +84,7 @@ class Plan:
             f = self.spec(method, length).frequencies(head_dim=self.model.head_dim, seq_len=length)
             rotary.from_frequencies(f, seq_len=length)
             known[method] = f
-        return next(name for name, f in known.items() if _same(f, known[method]))
+        return next(name for name, f in known.items() if f.equals(known[method]))
 
     def _cells(self):
         """Round by round: core loss, retrieval, then the other losses."""
@@ -156,11 +155,6 @@ def labels(config: ConfigDict) -> dict[str, str]:
 def _texts(retrieval: ConfigDict) -> list[str]:
     names = ("fact", "passkey_prompt", "first_sentence_prompt", "end")
     return [retrieval[name] for name in names]
-
-
-def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
-    fields = [field.name for field in dataclasses.fields(a)]
-    return a is b or all(np.array_equal(getattr(a, f), getattr(b, f)) for f in fields)
 
 
 def check(config: ConfigDict) -> None:

@@ -59,6 +59,11 @@ class Frequencies:
             shape = np.shape(self.mixing)
             raise ValueError(f"mixing has shape {shape}, needs [2, K, {rows}, P]")
 
+    def equals(self, other: "Frequencies") -> bool:
+        """Whether every number is the same."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        return all(np.array_equal(getattr(self, f), getattr(other, f)) for f in fields)
+
     @property
     def pairs(self) -> int:
         """How many pairs of a head's features turn."""

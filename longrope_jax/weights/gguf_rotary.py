@@ -112,11 +112,7 @@ _NO_FLOATS = ("scaling.type", "scaling.original_context_length")
 
 def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors. Raises ValueError: a method that llama.cpp's Llama can't be told."""
-    form = _WRITERS.get(type(spec))
-    if form is None:
-        known = ", ".join(sorted(cls.__name__ for cls in _WRITERS))
-        raise ValueError(f"GGUF can't say {rotary.name_of(spec)}: it has {known}")
-    metadata, tensors = form(spec, head_dim)
+    metadata, tensors = _WRITERS.get(type(spec), _write_factors)(spec, head_dim)
     # An int would be stored as one, and llama.cpp refuses a file whose numbers are of another type.
     as_float = {k: float(v) for k, v in metadata.items() if k not in _NO_FLOATS}
     metadata = {_KEY + key: value for key, value in (metadata | as_float).items()}
@@ -151,20 +147,20 @@ def _write_yarn(spec, dim):
     return {"freq_base": spec.base} | options, {}
 
 
-def _write_longrope(spec, dim):
-    if spec.start_count or spec.short_factor != spec.long_factor:
-        raise ValueError(
-            "llama.cpp's Llama has one factor per pair at all lengths: it can't say this longrope"
-        )
-    return _write_factors(spec, dim)
-
-
 def _write_factors(spec, dim):
     """Any frequencies that stay: what llama.cpp divides those of RoPE by, and the amplitude."""
-    found = spec.frequencies(head_dim=dim, seq_len=1)
-    factors = rotary.rope_inv_freq(spec.base, dim) / found.inv_freq
+    base = getattr(spec, "base", 10_000.0)
+    theta = rotary.rope_inv_freq(base, dim)
+    found, far = (spec.frequencies(head_dim=dim, seq_len=n) for n in (1, rotary.MAX_POSITION))
+    plain = rotary.Frequencies(found.inv_freq, found.amplitude)
+    whole_head = found.pairs == len(theta) and found.inv_freq.all()
+    if not (whole_head and found.equals(plain) and found.equals(far)):
+        raise ValueError(
+            f"GGUF can't say {rotary.name_of(spec)}: llama.cpp turns every pair of a Llama's head "
+            "by one frequency at all lengths"
+        )
     gain = {} if found.amplitude == 1 else {"scaling.attn_factor": found.amplitude}
-    return {"freq_base": spec.base} | gain, {FREQS: factors.astype(np.float32)}
+    return {"freq_base": base} | gain, {FREQS: (theta / found.inv_freq).astype(np.float32)}
 
 
 def _whole_length(spec) -> int:
@@ -178,6 +174,4 @@ _WRITERS = {
     rotary.NTKAware: _write_ntk,
     rotary.PositionInterpolation: _write_pi,
     rotary.YaRN: _write_yarn,
-    rotary.Llama3: _write_factors,
-    rotary.LongRoPE: _write_longrope,
 }
