@@ -522,6 +522,9 @@ def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
         (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
         with pytest.raises(ValueError, match="chat_template must be a text, got"):
             weights.open_checkpoint(path)
+    (path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        weights.open_checkpoint(path)
     (path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
         weights.open_checkpoint(path)

@@ -219,6 +219,7 @@ def _chat_template(path: Path, notes: list[str]) -> str | None:
         said = next((each["template"] for each in named if each.get("name") == "default"), None)
     if not isinstance(said, str | None):
         raise ValueError(f"{file}: chat_template must be a text, got {said!r:.40}")
+    (said or "").encode()  # a lone surrogate is refused here, not by an export after training
     return said
 
 
