@@ -41,10 +41,10 @@ class YaRN:
         d/2-1 (clamp). Hugging Face's `attention_factor` replaces the temperature, the yarn repo's
         and vLLM's `attn_factor` multiplies it, and Hugging Face ignores the latter; llama.cpp has
         no temperature at ext_factor 0 (attention_factor=1), and in a Llama passes over a file's
-        yarn_beta_fast, yarn_beta_slow and yarn_attn_factor (executed, 2026). MaxText leaves the temperature out by
-        default. Hugging Face up to about 4.55 took max/original for factor (PR#40320). Where the
-        ramp's ends coincide every code adds 0.001 to the upper one; llama.cpp, and this, also
-        where they cross.
+        yarn_beta_fast, yarn_beta_slow and yarn_attn_factor (executed, 2026). MaxText leaves the
+        temperature out by default. Hugging Face up to about 4.55 took max/original for factor
+        (PR#40320). Where the ramp's ends coincide every code adds 0.001 to the upper one;
+        llama.cpp, and this, also where they cross.
 
     Attributes:
         factor: s, at least 1; no default.
