@@ -8,8 +8,13 @@ checkpoint under the same method on the same windows in the same order, and is m
 attention on documents that are never trained on. In the paper, PG19 perplexity of Llama 2 7B at
 32,768 tokens: full fine-tuning 8.08, LoRA 11.44, with norms 10.49, with embeddings 8.29, both 8.12.
 
-Presets: smollm2 (three to four hours on 2 idle cores), tiny. Killed at any moment and started
-again, it goes on where it was; done again it only redraws.
+Expected with preset smollm2, nats per token above full fine-tuning with full attention on 8 plays:
+full attention: LoRA 0.578, with norms 0.499, with embeddings 0.483, both 0.426; S2-Attn: full
+0.196, LoRA 0.751, with norms 0.663, with embeddings 0.644, both 0.569. After 20 steps all rows are
+in the paper's order, and none is as close as after its 1,000.
+
+Presets: smollm2 (36 minutes and 5 GB of disk on 2 CPU cores), tiny. Killed at any moment and
+started again, it goes on where it was; done again it only redraws.
 """
 
 import dataclasses
