@@ -530,6 +530,64 @@ def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
         weights.open_checkpoint(path)
 
 
+def pieces_json(**changes):
+    """A tokenizer.json of sentencepiece's kind: bytes, letters, a few merges; and its size."""
+    merges = [["▁", "t"], ["h", "e"], ["▁t", "he"]]
+    tokens = ["<unk>", *(f"<0x{at:02X}>" for at in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
+    vocab = {token: at for at, token in enumerate([*tokens, *("".join(pair) for pair in merges)])}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>"}
+    model |= {"byte_fallback": True, "fuse_unk": True} | changes.pop("model", {})
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoder = {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    parts = {"version": "1.0", "added_tokens": [], "model": model, "decoder": decoder}
+    return json.dumps(parts | changes), len(vocab)
+
+
+def kept_by_gguf(folder, text, size):
+    """The tokenizer, and what becomes of it in a GGUF file."""
+    config = dataclasses.replace(CONFIG, vocab_size=size)
+    one = tokenizers.HuggingFaceTokenizer("made up", text)
+    folder.mkdir(exist_ok=True)
+    weights.save(folder / "m.gguf", config, numbers(config), rotary.RoPE(), one, format="gguf")
+    return one, weights.open_checkpoint(folder / "m.gguf").tokenizer
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+
+
+@pytest.mark.parametrize("scheme, prefix", [("first", True), ("always", True), ("never", False)])
+def test_gguf_keeps_the_first_blank_that_transformers_5_writes_as_metaspace(
+    tmp_path, scheme, prefix
+):
+    text, size = pieces_json(pre_tokenizer=METASPACE | {"prepend_scheme": scheme})
+    one, other = kept_by_gguf(tmp_path, text, size)
+    for text in ("the cat", "cat the  the", "Cat é 42"):
+        assert_same(one.encode(text), other.encode(text))
+        assert (one.encode(text)[0] in one.encode(" ")) == (prefix and text != "the cat")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": METASPACE},
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
+        {"model": {"merges": [["▁", "t"], ["h", "e"]]}},  # llama.cpp would make "▁the"
+    ],
+)
+def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
+    with pytest.raises(ValueError, match=r"pass tokenizer=None$"):
+        kept_by_gguf(tmp_path, *pieces_json(**change))
+
+
+@pytest.mark.parametrize("change", [{"normalizer": {"type": "Lowercase"}}, {"whole words": True}])
+def test_byte_level_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
+    parts = json.loads(tokenizer_json())
+    parts["model"]["ignore_merges"] = change.pop("whole words", False)
+    with pytest.raises(ValueError, match="cuts text in a way that GGUF has no name for"):
+        kept_by_gguf(tmp_path, json.dumps(parts | change), 40)
+
+
 def test_gguf_has_names_for_three_ends(tmp_path):
     with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
         write(tmp_path, "gguf", stop_ids=[1, 2, 3, 4])

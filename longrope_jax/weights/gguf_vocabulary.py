@@ -20,6 +20,8 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_PREPEND = {"type": "Prepend", "prepend": "▁"}
+_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 # How each `pre` cuts text, as tokenizer.json says it.
 PRE = {
     "gpt-2": _BYTES,
@@ -150,14 +152,13 @@ def _sentencepiece(metadata, vocab, types) -> dict:
         raise ValueError("tokenizer.ggml.scores is damaged: expected one number per token")
     prefix = metadata.get(_KEY + "add_space_prefix", True)
     unknown = [token for (token, _), kind in zip(vocab.items(), types, strict=True) if kind == 2]
-    begin = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
-    blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    begin = [_PREPEND] if prefix else []
     ends = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     return _file(
         vocab,
         types,
-        normalizer={"type": "Sequence", "normalizers": [*begin, blanks]},
+        normalizer={"type": "Sequence", "normalizers": [*begin, _BLANKS]},
         pre_tokenizer=None,
         decoder={
             "type": "Sequence",
@@ -202,23 +203,65 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise ValueError(f"{type(tokenizer).__name__} has no GGUF form: pass tokenizer=None")
     parts = json.loads(tokenizer.text())
-    model, cut = parts["model"], parts.get("pre_tokenizer")
-    pre = next((name for name, known in PRE.items() if known == cut), None)
-    if model["type"] != "BPE" or (pre is None and not model.get("byte_fallback")):
+    kind = _kind(parts)
+    if kind is None:
         raise ValueError(
             f"{tokenizer.path} cuts text in a way that GGUF has no name for here "
-            f"(known: {', '.join(PRE)}): pass tokenizer=None"
+            f"(known: {', '.join(PRE)}, sentencepiece's): pass tokenizer=None"
         )
-    tokens, types = _listed(parts, vocab_size)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    if not model.get("byte_fallback"):
-        kind = {"model": "gpt2", "pre": pre, "merges": merges, "add_bos_token": False}
+    model, (tokens, types) = parts["model"], _listed(parts, vocab_size)
+    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+    if kind["model"] == "gpt2":
+        kind |= {"merges": [" ".join(m) for m in merges], "add_bos_token": False}
     else:
-        kind = {"model": "llama", "scores": _scores(model, tokens)}
-        prefix = "Prepend" in json.dumps(parts.get("normalizer"))
-        kind |= {"add_bos_token": True, "add_space_prefix": prefix}
+        _check_merges(tokenizer, model, merges, types)
+        kind |= {"scores": _scores(merges, tokens), "add_bos_token": True}
     kind |= {"tokens": tokens, "token_type": types} | _said(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}
+
+
+def _kind(parts: dict) -> dict[str, Any] | None:
+    """What llama.cpp is told of how text is cut; None where it would cut in another way."""
+    model, cut, before = parts["model"], parts.get("pre_tokenizer"), parts.get("normalizer")
+    if model["type"] != "BPE":
+        return None
+    if not model.get("byte_fallback"):
+        pre = next((name for name, known in PRE.items() if known == cut), None)
+        whole = bool(model.get("ignore_merges")) == (pre == "llama-bpe")
+        return {"model": "gpt2", "pre": pre} if pre and before is None and whole else None
+    prefix = _PREFIXES.get(json.dumps([_normal_form(before), cut], sort_keys=True))
+    return None if prefix is None else {"model": "llama", "add_space_prefix": prefix}
+
+
+def _normal_form(normalizer: dict | None) -> list[dict]:
+    if normalizer is None:
+        return []
+    return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+
+
+def _prefixes() -> dict[str, bool]:
+    """Normalizer and pre-tokenizer of sentencepiece's kind: is a blank put before the text?"""
+    ways = [([_PREPEND, _BLANKS], None, True), ([_BLANKS], None, False)]
+    # transformers 5 writes these, which put none before a text that has one; llama.cpp, as
+    # sentencepiece itself, does.
+    for scheme in ("first", "always", "never"):
+        cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+        ways.append(([], cut, scheme != "never"))
+    return {json.dumps([form, cut], sort_keys=True): prefix for form, cut, prefix in ways}
+
+
+_PREFIXES = _prefixes()
+
+
+def _check_merges(tokenizer, model: dict, merges: list[list[str]], types: list[int]) -> None:
+    """llama.cpp makes a token out of any two that give it, in a list of merges or not."""
+    known = set(map(tuple, merges))
+    for pair in merges_of(model["vocab"], np.zeros(len(types)), types):
+        if tuple(pair) not in known:
+            raise ValueError(
+                f"{tokenizer.path} never merges {pair[0]!r} and {pair[1]!r}, as llama.cpp would: "
+                "pass tokenizer=None"
+            )
 
 
 def write_ends(ends: Ends) -> dict[str, Any]:
@@ -255,12 +298,11 @@ def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
     return [token for token, _ in listed], [kind for _, kind in listed]
 
 
-def _scores(model: dict, tokens: list[str]) -> list[float]:
+def _scores(merges: list[list[str]], tokens: list[str]) -> list[float]:
     """Scores that order tokens as the merges do."""
     first = {}
-    for rank, merge in enumerate(model["merges"]):
-        token = "".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1)
-        first.setdefault(token, float(-rank))
+    for rank, merge in enumerate(merges):
+        first.setdefault("".join(merge), float(-rank))
     return [first.get(token, -1e9) for token in tokens]
 
 
