@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def test_big_folders_are_cut_into_files_with_an_index(tmp_path, monkeypatch):
     index = json.loads((path / huggingface.INDEX).read_text())
     assert len(files) > 3 and set(index["weight_map"].values()) == {f.name for f in files}
     assert all(file.stat().st_size < 12_000 for file in files)
+    assert_same(params, weights.load(path).params)
+
+
+def test_of_a_whole_file_and_an_index_the_file_is_read_as_transformers_does(tmp_path, monkeypatch):
+    path, params = write(tmp_path, "hf")
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 1 << 12)
+    weights.save(tmp_path / "old", CONFIG, numbers(CONFIG, seed=1), rotary.RoPE())
+    for file in (tmp_path / "old").glob("model*"):
+        shutil.copy(file, path)
+    assert (path / huggingface.INDEX).exists()
     assert_same(params, weights.load(path).params)
 
 
@@ -239,6 +250,24 @@ def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
     raw |= {"model_type": "mistral", "sliding_window": None}
     (path / "config.json").write_text(json.dumps(raw))
     assert_same(params, weights.load(path).params)
+    del raw["sliding_window"]
+    (path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="says no sliding_window, which is 4096 in transformers"):
+        weights.open_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind, heads", [("llama", 16), ("mistral", 8)])
+def test_what_a_config_leaves_out_is_what_transformers_puts_in(tmp_path, kind, heads):
+    config = dataclasses.replace(CONFIG, n_heads=16, n_kv_heads=heads, head_dim=2)
+    path, _ = write(tmp_path, "hf", config)
+    raw = json.loads((path / "config.json").read_text())
+    raw |= {"model_type": kind, "sliding_window": None}
+    for key in ("num_key_value_heads", "bos_token_id", "eos_token_id"):
+        del raw[key]
+    (path / "config.json").write_text(json.dumps(raw))
+    found = weights.open_checkpoint(path)
+    assert found.config.n_kv_heads == heads
+    assert found.special_ids == {"bos": 1, "eos": 2} and found.stop_ids == (2,)
 
 
 def test_a_tied_model_may_hold_its_head_twice(tmp_path):

@@ -33,7 +33,7 @@ def read(path: Path) -> Checkpoint:
     Raises ValueError: what is missing, damaged, or not this architecture.
     """
     where = str(path / CONFIG)
-    raw = read_json(path / CONFIG)
+    raw = _defaults(read_json(path / CONFIG), where)
     source = SafetensorsSource(str(path), _files(path))
     config, notes = _config(raw, source, where)
     spec = _rotary(raw, config.head_dim, where)
@@ -56,6 +56,17 @@ def read(path: Path) -> Checkpoint:
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
+
+
+def _defaults(raw: dict, where: str) -> dict:
+    """The config with what transformers' classes put in for keys that are left out."""
+    raw = {"bos_token_id": 1, "eos_token_id": 2} | raw
+    if raw.get("model_type") == "mistral" and "sliding_window" not in raw:
+        raise ValueError(
+            f"{where} says no sliding_window, which is 4096 in transformers' Mistral and not "
+            "supported: write null where the model has none"
+        )
+    return {"num_key_value_heads": 8} | raw if raw.get("model_type") == "mistral" else raw
 
 
 def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
@@ -90,6 +101,8 @@ def _files(path: Path) -> list[Path]:
         plain = isinstance(name, str) and name.endswith(".safetensors") and name[0] != "."
         if not plain or "/" in name or "\\" in name or "\0" in name:
             raise ValueError(f"{path / INDEX}: {str(name)[:80]!r} is no .safetensors file name")
+    if (path / SINGLE).exists() and SINGLE not in listed.values():
+        return [path / SINGLE]  # as transformers: the index is of files that were there before
     files = [path / name for name in sorted(set(listed.values()))]
     _compare(path, listed, SafetensorsSource(str(path), files))
     return files
