@@ -15,6 +15,7 @@ from checkpoints import CONFIG, logits, numbers, tokenizer_json
 
 from longrope_jax import rotary, weights
 from longrope_jax.data import tokenizers
+from longrope_jax.weights import gguf_export
 
 DRIVER = Path(__file__).parent / "llama_cpp_driver.py"
 # Every kind of metadata that GGUF has for a Llama; 48 tokens are beyond all original lengths.
@@ -131,3 +132,24 @@ def test_llama_cpp_cuts_text_and_begins_it_as_we_do(tmp_path, begins):
     expected = ours(CONFIG, SPECS[0], tokens, [len(tokens)])[0]
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     np.testing.assert_allclose(found[2], expected, atol=1e-5)  # by the chat template
+
+
+def test_llama_cpp_begins_a_sentencepiece_vocabulary_without_ids_of_its_own_as_we_say(
+    tmp_path, monkeypatch
+):
+    """Its first ids are then 1 and 2, whatever they are."""
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{at:02X}>" for at in range(256)), "▁", *"aehtf"]
+    types = [2, 3, 3, *[6] * 256, *[1] * 6]
+    key, plan = "tokenizer.ggml.", gguf_export.plan
+    said = {"model": "llama", "tokens": pieces, "token_type": types, "scores": [0.0] * len(pieces)}
+    said = {key + name: value for name, value in said.items()}
+    monkeypatch.setattr(gguf_export, "plan", lambda *a: (plan(*a)[0] | said, {}))
+    config = dataclasses.replace(CONFIG, vocab_size=len(pieces))
+    path = save(tmp_path / "m.gguf", config, tokenizer=None)
+    found = weights.open_checkpoint(path)
+    assert found.special_ids == {"bos": 1, "eos": 2} and found.adds_bos
+    ids = found.tokenizer.encode("the fat").tolist()
+    (got,) = ask([{"path": path, "prompts": ["the fat", [1, *ids], ids]}])
+    np.testing.assert_array_equal(got[0], got[1])
+    assert np.abs(got[0] - got[2]).max() > 1e-3

@@ -141,8 +141,11 @@ def _tokenizer(where, metadata, config, notes):
 def _special_ids(metadata, where: str, vocab_size: int) -> tuple[dict[str, int], tuple[int, ...]]:
     """Ids of "bos" and "eos", and all that end a text, a turn or a message."""
     found = {}
+    # llama.cpp's own, where a sentencepiece vocabulary says none.
+    kind = metadata.get("tokenizer.ggml.model")
+    unsaid = {"bos": 1, "eos": 2} if kind == "llama" else {}
     for role in ("bos", *gguf_vocabulary.ENDS):
-        value = metadata.get(f"tokenizer.ggml.{role}_token_id")
+        value = metadata.get(f"tokenizer.ggml.{role}_token_id", unsaid.get(role))
         if value is not None:
             if type(value) is not int or not 0 <= value < vocab_size:
                 raise ValueError(f"{where}: {role}_token_id {str(value)[:40]} is no token")
