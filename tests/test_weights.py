@@ -682,6 +682,18 @@ def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_
         gguf_vocabulary.adds_bos({key + "add_bos_token": 1}, "here")
 
 
+def test_a_beginning_token_is_put_first_beside_another_post_processor(tmp_path):
+    """Not by tokenizer_config.json alone, whose word transformers 5 passes over."""
+    cut = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    cut |= {"use_regex": True}
+    for at, before in enumerate((cut, {"type": "Sequence", "processors": [cut, cut]})):
+        text = json.dumps(json.loads(tokenizer_json()) | {"post_processor": before})
+        tokenizer = tokenizers.HuggingFaceTokenizer("made up", text, tokenizers.Ends(0, 0, True))
+        path, _ = write(tmp_path / str(at), "hf", tokenizer=tokenizer)
+        (path / "tokenizer_config.json").unlink()
+        assert weights.open_checkpoint(path).adds_bos
+
+
 def test_what_is_in_the_way_is_not_overwritten(tmp_path):
     for form in FORMS:
         path, params = write(tmp_path, form)

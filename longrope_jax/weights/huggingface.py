@@ -341,7 +341,7 @@ def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer) -> str:
     """Its text, with what transformers needs to put the beginning token first where that is due."""
     first, parts = tokenizer.ends.bos, json.loads(tokenizer.text())
     names = {tokenizer.special(name): name for name in tokenizer.specials}
-    if not tokenizer.ends.adds_bos or first not in names or parts.get("post_processor"):
+    if not tokenizer.ends.adds_bos or first not in names or tokenizer.begins_with(first):
         return tokenizer.text()
     special = {"id": names[first], "ids": [first], "tokens": [names[first]]}
     begin, text, more = (
@@ -349,12 +349,15 @@ def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer) -> str:
         {"Sequence": {"id": "A", "type_id": 0}},
         {"Sequence": {"id": "B", "type_id": 1}},
     )
-    parts["post_processor"] = {
+    template = {
         "type": "TemplateProcessing",
         "single": [begin, text],
         "pair": [begin, text, more],
         "special_tokens": {names[first]: special},
     }
+    before = parts.get("post_processor")
+    both = {"type": "Sequence", "processors": [before, template]}
+    parts["post_processor"] = both if before else template
     return json.dumps(parts, ensure_ascii=False)
 
 
