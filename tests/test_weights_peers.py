@@ -415,10 +415,49 @@ def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model,
     for name, tokenizer in (("model", one.tokenizer), ("json", two.tokenizer)):
         weights.save(tmp_path / name, one.config, one.params, one.rotary_spec, tokenizer)
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
-        assert theirs("the fox 1984").input_ids == [1, *tokenizer.encode("the fox 1984")]
+        for text in ("the fox 1984", "  two blanks  first", "\n\tcode 🙂", " "):
+            assert theirs(text).input_ids == [1, *tokenizer.encode(text)]
         assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
         again = weights.open_checkpoint(tmp_path / name)
         assert again.special_ids == one.special_ids and again.adds_bos
+
+
+def sentencepiece_of(folder, **changes):
+    spm = pytest.importorskip("sentencepiece", reason="LOUD SKIP: pip install sentencepiece")
+    (folder / "text").write_text("the quick brown fox jumps over the lazy dog 1984\n" * 50)
+    options = {"model_type": "bpe", "normalization_rule_name": "identity", "vocab_size": 320}
+    options |= {"byte_fallback": True, "remove_extra_whitespaces": False, "minloglevel": 2}
+    options |= {"hard_vocab_limit": False} | changes
+    spm.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "odd"), **options
+    )
+    return tokenizers.load(folder / "odd.model")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "unigram"}, "a model_type other than bpe"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "a normalizer other than identity"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
+        ({"user_defined_symbols": ["<|user|>"]}, "user-defined pieces"),
+    ],
+)
+def test_sentencepiece_models_that_others_would_read_otherwise_are_refused(tmp_path, change, named):
+    tokenizer = sentencepiece_of(tmp_path, **change)
+    for form in weights.FORMATS:
+        with pytest.raises(ValueError, match=f"odd.model has {named}: other software would cut"):
+            weights.check_save(CONFIG, rotary.RoPE(), tokenizer, format=form)
+
+
+def test_a_sentencepiece_model_without_a_first_blank_keeps_none(transformers, tmp_path):
+    tokenizer = sentencepiece_of(tmp_path, add_dummy_prefix=False)
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    weights.save(tmp_path / "hf", config, numbers(config), rotary.RoPE(), tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in ("the fox", " the fox", "fox\n the"):
+        assert theirs(text).input_ids == tokenizer.encode(text).tolist()
 
 
 def test_transformers_finds_our_chat_template(tmp_path, transformers, smollm2):

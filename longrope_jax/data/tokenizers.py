@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from longrope_jax.data import sentencepiece_proto
+
 BYTES = 256
 
 
@@ -232,6 +234,14 @@ class SentencePieceTokenizer:
     def adds_prefix(self) -> bool:
         """Whether text is encoded as if a blank stood before it (LLaMA: yes)."""
         return _processor(self.path).encode("a", out_type=str)[0].startswith("▁")
+
+    def check_plain(self) -> None:
+        """Raises ValueError where other software, which reads LLaMA's kind, gives other ids."""
+        if odd := sentencepiece_proto.beyond_llama(Path(self.path).read_bytes()):
+            raise ValueError(
+                f"{self.path} has {', '.join(odd)}: other software would cut text in another way, "
+                "pass tokenizer=None"
+            )
 
     def pieces(self) -> list[tuple[str, float, int]]:
         """(piece, score, kind) by id; kinds are 1 normal, 2 unknown, 3 control, 5 unused, 6 byte,

@@ -307,12 +307,13 @@ def _scores(merges: list[list[str]], tokens: list[str]) -> list[float]:
 
 
 def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
-    pieces = tokenizer.pieces()
+    tokenizer.check_plain()
+    pieces, own = tokenizer.pieces(), tokenizer.special_ids
     if len(pieces) > vocab_size:
         raise ValueError(f"the tokenizer has {len(pieces)} ids, the model {vocab_size} tokens")
     pieces += [(f"[PAD{at}]", 0.0, UNUSED) for at in range(len(pieces), vocab_size)]
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
-    kind |= {"add_bos_token": True, "add_space_prefix": tokenizer.adds_prefix}
-    kind |= _said(tokenizer)
+    kind |= {"add_bos_token": "bos" in own, "add_space_prefix": tokenizer.adds_prefix}
+    kind |= {f"{role}_token_id": at for role, at in own.items()} | _said(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}

@@ -12,7 +12,7 @@ from longrope_jax import rotary
 from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import Ends
 from longrope_jax.llama import LlamaConfig
-from longrope_jax.weights import names, safetensors_file, stream
+from longrope_jax.weights import gguf_vocabulary, names, safetensors_file, stream
 from longrope_jax.weights.checkpoint import Checkpoint, extended_length
 from longrope_jax.weights.files import number, read_json, read_text, whole
 from longrope_jax.weights.safetensors_file import SafetensorsSource
@@ -270,6 +270,8 @@ def plan(config, spec, tokenizer, dtype, context_length, ends) -> dict[str, Any]
     """config.json. Raises ValueError: what of this the format can't say."""
     if not isinstance(tokenizer, _TOKENIZERS | None):
         raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
+    if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
+        tokenizer.check_plain()
     return export_config(config, spec, dtype, context_length, ends)
 
 
@@ -324,10 +326,12 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
 def _save_tokenizer(path: Path, tokenizer, ends: Ends) -> None:
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
-        raw = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
-    else:
-        (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
-        raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        # transformers' LlamaTokenizer, made of the model, leaves out a blank before a blank.
+        size = tokenizer.vocab_size
+        text = gguf_vocabulary.read(gguf_vocabulary.write(tokenizer, size), size)
+        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text, tokenizer.ends)
+    (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+    raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if tokenizer.ends.adds_bos is not None:
         raw["add_bos_token"] = tokenizer.ends.adds_bos
     if ends.chat_template is not None:
