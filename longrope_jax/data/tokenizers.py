@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from longrope_jax.data import sentencepiece_proto
-
 BYTES = 256
 
 
@@ -235,26 +233,36 @@ class SentencePieceTokenizer:
         """Whether text is encoded as if a blank stood before it (LLaMA: yes)."""
         return _processor(self.path).encode("a", out_type=str)[0].startswith("▁")
 
+    def _proto(self):
+        """The file as its format's message; the package has read it without complaint."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(Path(self.path).read_bytes())
+
     def check_plain(self) -> None:
-        """Raises ValueError where other software, which reads LLaMA's kind, gives other ids."""
-        if odd := sentencepiece_proto.beyond_llama(Path(self.path).read_bytes()):
+        """Raises ValueError where other software, which reads LLaMA's kind (BPE of the text as it
+        is), gives other ids.
+        """
+        model = self._proto()
+        trainer, normalizer = model.trainer_spec, model.normalizer_spec
+        said = {
+            "a model_type other than bpe": trainer.model_type != trainer.BPE,
+            "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+            "a normalizer other than identity": normalizer.precompiled_charsmap,
+            "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+            "user-defined pieces": any(piece.type == piece.USER_DEFINED for piece in model.pieces),
+        }
+        if odd := [what for what, is_so in said.items() if is_so]:
             raise ValueError(
                 f"{self.path} has {', '.join(odd)}: other software would cut text in another way, "
                 "pass tokenizer=None"
             )
 
     def pieces(self) -> list[tuple[str, float, int]]:
-        """(piece, score, kind) by id; kinds are 1 normal, 2 unknown, 3 control, 5 unused, 6 byte,
-        as in sentencepiece's protobuf and in GGUF.
+        """(piece, score, kind) by id; kinds are 1 normal, 2 unknown, 3 control, 4 user-defined,
+        5 unused, 6 byte, as in sentencepiece's protobuf and in GGUF.
         """
-        model = _processor(self.path)
-        # The package can't tell user-defined pieces from normal ones.
-        kinds = ((2, "is_unknown"), (3, "is_control"), (5, "is_unused"), (6, "is_byte"))
-        found = []
-        for at in range(self.vocab_size):
-            kind = next((kind for kind, test in kinds if getattr(model, test)(at)), 1)
-            found.append((model.id_to_piece(at), model.get_score(at), kind))
-        return found
+        return [(piece.piece, piece.score, piece.type) for piece in self._proto().pieces]
 
 
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
