@@ -85,6 +85,7 @@ _COMMON = {
         "end": "<|endoftext|>",
     },
     "seed": 0,
+    "measure": True,  # False: the report of the cells there are, and nothing more
 }
 
 

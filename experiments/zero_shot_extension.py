@@ -28,7 +28,8 @@ second forward of the whole length, twice the time of every sample.
 The pass key is found at 4,096 tokens, and by none of the three in one sample of 12,288.
 
 Killed at any moment and started again, it goes on with the cell that it was at; the report is
-written again every ten minutes, from the cells there are. Done again it only redraws.
+written again every ten minutes, from the cells there are. --config.measure=False writes it and
+measures nothing. Done again it only redraws.
 """
 
 import time
@@ -49,11 +50,13 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     """Measures the cells that are missing, writes the report into `workdir`, returns its numbers.
 
     Raises:
-        ValueError: a bad config, before anything is measured.
+        ValueError: a bad config, before anything is measured; nothing to show.
     """
     study = Study(config, workdir)
     left = [cell for cell in study.plan.work() if not study.path(cell).is_file()]
-    if left:
+    if not config.measure and len(left) == len(study.plan.work()):
+        raise ValueError(f"{workdir} has no cell to show: leave out --config.measure=False")
+    if left and config.measure:
         check(study, left)
         print(forecast(study, left), flush=True)
         with StudyProgress(sum(map(study.plan.flops, left))) as progress:

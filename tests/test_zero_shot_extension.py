@@ -1,6 +1,7 @@
 """Zero-shot extension: a tiny study whole, cut off and resumed; its claims and refusals."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -161,6 +162,19 @@ def test_done_again_it_only_redraws(finished, tiny, monkeypatch):
     before = json.loads((finished[0] / "results.json").read_text())
     zero_shot_extension.main(tiny, finished[0], "the command")
     assert json.loads((finished[0] / "results.json").read_text()) == before
+
+
+def test_a_part_is_shown_without_measuring(finished, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(Study, "measure", None)
+    tiny.measure = False
+    with pytest.raises(ValueError, match="has no cell to show"):
+        zero_shot_extension.main(tiny, tmp_path, "the command")
+    files = sorted((finished[0] / "cells").glob("loss-*-256-*"))
+    (tmp_path / "cells").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "cells")
+    cells = zero_shot_extension.main(tiny, tmp_path, "the command")["cells"]
+    assert cells["done"] == len(files) < cells["planned"]
 
 
 def test_the_report_holds_claims_and_command_and_its_files_are_small(finished):

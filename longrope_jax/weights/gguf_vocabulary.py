@@ -22,6 +22,7 @@ _LLAMA3 = (
 )
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
 # How each `pre` cuts text, as tokenizer.json says it.
 PRE = {
     "gpt-2": _BYTES,
@@ -229,28 +230,21 @@ def _kind(parts: dict) -> dict[str, Any] | None:
         pre = next((name for name, known in PRE.items() if known == cut), None)
         whole = bool(model.get("ignore_merges")) == (pre == "llama-bpe")
         return {"model": "gpt2", "pre": pre} if pre and before is None and whole else None
-    prefix = _PREFIXES.get(json.dumps([_normal_form(before), cut], sort_keys=True))
+    prefix = _prefix(before, cut)
     return None if prefix is None else {"model": "llama", "add_space_prefix": prefix}
 
 
-def _normal_form(normalizer: dict | None) -> list[dict]:
-    if normalizer is None:
-        return []
-    return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-
-
-def _prefixes() -> dict[str, bool]:
-    """Normalizer and pre-tokenizer of sentencepiece's kind: is a blank put before the text?"""
-    ways = [([_PREPEND, _BLANKS], None, True), ([_BLANKS], None, False)]
-    # transformers 5 writes these, which put none before a text that has one; llama.cpp, as
+def _prefix(normalizer: dict | None, cut: dict | None) -> bool | None:
+    """Whether sentencepiece's kind puts a blank before a text; None where it is another kind."""
+    steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    if cut is None and steps in ([_PREPEND, _BLANKS], [_BLANKS]):
+        return _PREPEND in steps
+    # transformers 5 writes this, which puts none before a text that has one; llama.cpp, as
     # sentencepiece itself, does.
-    for scheme in ("first", "always", "never"):
-        cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
-        ways.append(([], cut, scheme != "never"))
-    return {json.dumps([form, cut], sort_keys=True): prefix for form, cut, prefix in ways}
-
-
-_PREFIXES = _prefixes()
+    scheme = (cut or {}).get("prepend_scheme")
+    if not steps and cut == _METASPACE | {"prepend_scheme": scheme}:
+        return scheme != "never"
+    return None
 
 
 def _check_merges(tokenizer, model: dict, merges: list[list[str]], types: list[int]) -> None:

@@ -1,0 +1,238 @@
+"""Tokenizers of checkpoints: ids, beginning, ends and chat template come back or are refused."""
+
+import dataclasses
+import json
+
+import pytest
+from checkpoints import CONFIG, assert_same, numbers, tokenizer_json, write
+
+from longrope_jax import rotary, weights
+from longrope_jax.data import tokenizers
+from longrope_jax.weights import gguf_vocabulary
+
+pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+FORMS = weights.FORMATS
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_tokenizer_comes_back(tmp_path, form):
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    path, _ = write(tmp_path, form, tokenizer=tokenizer, special_ids={"eos": 0})
+    loaded = weights.load(path)
+    text = "the cat sat on the mat 42"
+    assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
+    assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_ids == {"eos": 0}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
+    """From file to file with nothing but what `load` gave; what is said outright wins."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
+    one = weights.load(first)
+    assert one.special_ids == {"bos": 0, "eos": 3} and not one.adds_bos
+    begun = dataclasses.replace(one.tokenizer.ends, adds_bos=True)
+    begun = dataclasses.replace(one.tokenizer, ends=begun)
+    for other in FORMS:
+        path, _ = write(tmp_path / other, other, tokenizer=begun)
+        two = weights.open_checkpoint(path)
+        assert two.special_ids == one.special_ids and two.adds_bos
+        assert two.tokenizer.ends == begun.ends
+    path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
+    three = weights.open_checkpoint(path)
+    assert three.special_ids == {"eos": 5} and not three.adds_bos
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
+    """Llama 3 Instruct has three; what is said outright wins over the tokenizer's."""
+    ends = tokenizers.Ends(0, 3, False, [5, 7])
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
+    one = weights.load(first)
+    assert one.special_ids == {"bos": 0, "eos": 3} and one.stop_ids == (3, 5, 7)
+    for other in FORMS:
+        path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
+        two = weights.open_checkpoint(path)
+        assert two.stop_ids == one.stop_ids and two.tokenizer.ends == ends
+    for at, (said, expected) in enumerate(
+        [
+            ({"special_ids": {"eos": 9}}, (9,)),
+            ({"special_ids": {"eos": 3}}, (3, 5, 7)),
+            ({"special_ids": {"eos": 9}, "stop_ids": [8, 9]}, (9, 8)),
+            ({"stop_ids": [3]}, (3,)),
+        ]
+    ):
+        path, _ = write(tmp_path / f"said{at}", form, tokenizer=tokenizer, **said)
+        assert weights.open_checkpoint(path).stop_ids == expected
+    path, _ = write(tmp_path / "none", form, stop_ids=[6, 8])
+    assert weights.open_checkpoint(path).stop_ids == (6, 8)
+
+
+def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
+    """Read from each place that software writes it to; what is no text is refused."""
+    chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
+    ends = tokenizers.Ends(0, 3, False, chat_template=chat)
+    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    for first in FORMS:
+        path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
+        one = weights.load(path)
+        for other in FORMS:
+            path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
+            assert weights.open_checkpoint(path).tokenizer.ends == ends
+    path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer)
+    (path / "chat_template.jinja").unlink()
+    for said, expected in (
+        (None, None),
+        (chat, chat),
+        ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": chat}], chat),
+        ([{"name": "tool_use", "template": "x"}], None),
+    ):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+        assert weights.open_checkpoint(path).tokenizer.ends.chat_template == expected
+    for said in (7, [{"name": "default", "template": ["x"]}]):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+        with pytest.raises(ValueError, match="chat_template must be a text, got"):
+            weights.open_checkpoint(path)
+    (path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        weights.open_checkpoint(path)
+    (path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
+        weights.open_checkpoint(path)
+
+
+def pieces_json(**changes):
+    """A tokenizer.json of sentencepiece's kind: bytes, letters, a few merges; and its size."""
+    merges = [["▁", "t"], ["h", "e"], ["▁t", "he"]]
+    tokens = ["<unk>", *(f"<0x{at:02X}>" for at in range(256)), *"▁abcdefghijklmnopqrstuvwxyz"]
+    vocab = {token: at for at, token in enumerate([*tokens, *("".join(pair) for pair in merges)])}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>"}
+    model |= {"byte_fallback": True, "fuse_unk": True} | changes.pop("model", {})
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoder = {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    parts = {"version": "1.0", "added_tokens": [], "model": model, "decoder": decoder}
+    return json.dumps(parts | changes), len(vocab)
+
+
+def kept_by_gguf(folder, text, size):
+    """The tokenizer, and what becomes of it in a GGUF file."""
+    config = dataclasses.replace(CONFIG, vocab_size=size)
+    one = tokenizers.HuggingFaceTokenizer("made up", text)
+    folder.mkdir(exist_ok=True)
+    weights.save(folder / "m.gguf", config, numbers(config), rotary.RoPE(), one, format="gguf")
+    return one, weights.open_checkpoint(folder / "m.gguf").tokenizer
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+
+
+@pytest.mark.parametrize("scheme, prefix", [("first", True), ("always", True), ("never", False)])
+def test_gguf_keeps_the_first_blank_that_transformers_5_writes_as_metaspace(
+    tmp_path, scheme, prefix
+):
+    text, size = pieces_json(pre_tokenizer=METASPACE | {"prepend_scheme": scheme})
+    one, other = kept_by_gguf(tmp_path, text, size)
+    for text in ("the cat", "cat the  the", "Cat é 42"):
+        assert_same(one.encode(text), other.encode(text))
+        assert (one.encode(text)[0] in one.encode(" ")) == (prefix and text != "the cat")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": METASPACE},
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
+        {"model": {"merges": [["▁", "t"], ["h", "e"]]}},  # llama.cpp would make "▁the"
+    ],
+)
+def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
+    with pytest.raises(ValueError, match=r"pass tokenizer=None$"):
+        kept_by_gguf(tmp_path, *pieces_json(**change))
+
+
+@pytest.mark.parametrize("change", [{"normalizer": {"type": "Lowercase"}}, {"whole words": True}])
+def test_byte_level_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
+    parts = json.loads(tokenizer_json())
+    parts["model"]["ignore_merges"] = change.pop("whole words", False)
+    with pytest.raises(ValueError, match="cuts text in a way that GGUF has no name for"):
+        kept_by_gguf(tmp_path, json.dumps(parts | change), 40)
+
+
+def test_gguf_has_names_for_three_ends(tmp_path):
+    with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
+        write(tmp_path, "gguf", stop_ids=[1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "eos", "stops"),
+    [
+        ([5, 6], None, 5, (5, 6)),
+        ([5, 6], {}, 5, (5, 6)),
+        (6, {"eos_token_id": [5, 6]}, 6, (6, 5)),
+        ([5], {"eos_token_id": [8, 9]}, 8, (8, 9)),
+        (5, {"eos_token_id": 9}, 9, (9,)),
+        (None, {"eos_token_id": [9, 9]}, 9, (9,)),
+        (None, None, None, ()),
+    ],
+)
+def test_a_text_ends_where_transformers_generate_ends_it(tmp_path, config, generation, eos, stops):
+    """generation_config.json before config.json, one id or a list."""
+    path, _ = write(tmp_path, "hf")
+    raw = json.loads((path / "config.json").read_text()) | {"eos_token_id": config}
+    (path / "config.json").write_text(json.dumps(raw))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    found = weights.open_checkpoint(path)
+    assert found.special_ids.get("eos") == eos and found.stop_ids == stops
+
+
+def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_path):
+    """tokenizer_config.json before the post-processor; GGUF's key before its kind's default."""
+    parts = json.loads(tokenizer_json())
+    special = {"<eos>": {"id": "<eos>", "ids": [0], "tokens": ["<eos>"]}}
+    begin, text = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A"}}
+    text["Sequence"]["type_id"] = 0
+    cut = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text]}
+    template = json.dumps(parts | {"post_processor": cut | {"special_tokens": special}})
+    path, _ = write(tmp_path, "hf", special_ids={"bos": 0})
+    cases = (
+        (tokenizer_json(), {}, False),
+        (tokenizer_json(), {"add_bos_token": True}, True),
+        (template, {}, True),
+        (template, {"add_bos_token": False}, False),
+    )
+    for case, (written, said, expected) in enumerate(cases):
+        path = path.rename(tmp_path / str(case))  # opened tokenizers are kept by path
+        (path / "tokenizer.json").write_text(written)
+        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        assert weights.open_checkpoint(path).adds_bos is expected
+    (path / "tokenizer_config.json").write_text('{"add_bos_token": 1}')
+    with pytest.raises(ValueError, match="add_bos_token must be true or false, got 1"):
+        weights.open_checkpoint(path)
+    key = "tokenizer.ggml."
+    for kind, pre, said, expected in (
+        ("llama", None, None, True),
+        ("gpt2", "smollm", None, False),
+        ("gpt2", "llama-bpe", None, True),
+        ("gpt2", "smollm", True, True),
+        ("llama", None, False, False),
+    ):
+        metadata = {key + "model": kind, key + "pre": pre, key + "add_bos_token": said}
+        assert gguf_vocabulary.adds_bos(metadata, "here") is expected
+    with pytest.raises(ValueError, match=r"^here: .*add_bos_token must be true or false, got 1$"):
+        gguf_vocabulary.adds_bos({key + "add_bos_token": 1}, "here")
+
+
+def test_a_beginning_token_is_put_first_beside_another_post_processor(tmp_path):
+    """Not by tokenizer_config.json alone, whose word transformers 5 passes over."""
+    cut = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    cut |= {"use_regex": True}
+    for at, before in enumerate((cut, {"type": "Sequence", "processors": [cut, cut]})):
+        text = json.dumps(json.loads(tokenizer_json()) | {"post_processor": before})
+        tokenizer = tokenizers.HuggingFaceTokenizer("made up", text, tokenizers.Ends(0, 0, True))
+        path, _ = write(tmp_path / str(at), "hf", tokenizer=tokenizer)
+        (path / "tokenizer_config.json").unlink()
+        assert weights.open_checkpoint(path).adds_bos
