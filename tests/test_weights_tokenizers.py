@@ -140,17 +140,19 @@ def test_gguf_keeps_the_first_blank_that_transformers_5_writes_as_metaspace(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": METASPACE},
-        {"normalizer": {"type": "NFKC"}},
-        {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
-        {"model": {"merges": [["▁", "t"], ["h", "e"]]}},  # llama.cpp would make "▁the"
+        ({"normalizer": {"type": "Lowercase"}}, "cuts text in a way that GGUF has no name for"),
+        ({"normalizer": {"type": "NFKC"}}, "cuts text in a way"),
+        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "cuts text in a way"),
+        ({"model": {"merges": [["▁", "t"], ["h", "e"]]}}, "never merges '▁t' and 'he', as llama"),
     ],
 )
-def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
-    with pytest.raises(ValueError, match=r"pass tokenizer=None$"):
-        kept_by_gguf(tmp_path, *pieces_json(**change))
+def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change, message):
+    plain = {"pre_tokenizer": METASPACE | {"prepend_scheme": "first"}}
+    kept_by_gguf(tmp_path / "plain", *pieces_json(**plain))
+    with pytest.raises(ValueError, match=message + ".*: pass tokenizer=None$"):
+        kept_by_gguf(tmp_path / "changed", *pieces_json(**plain | change))
 
 
 @pytest.mark.parametrize("change", [{"normalizer": {"type": "Lowercase"}}, {"whole words": True}])
