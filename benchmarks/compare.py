@@ -31,6 +31,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import process, ratios
+from longrope_jax.errors import unknown_name
 
 TOLERANCE = 1e-3
 _GIB = 2**30
@@ -50,11 +51,10 @@ def main(argv: list[str] | None = None) -> dict:
     args = _parser().parse_args(argv)
     from benchmarks.work import SIZES, WORKS
     from experiments import report
-    from longrope_jax.rotary import unknown
 
     for name in args.only or ():
         if name not in WORKS:
-            raise ValueError(unknown("work", name, WORKS))
+            raise ValueError(unknown_name("work", name, WORKS))
     command = shlex.join(["python", "-m", "benchmarks.compare", *(argv or sys.argv[1:])])
     path = Path(args.out) / "compare.json"
     saved = json.loads(path.read_text()) if path.exists() else {}

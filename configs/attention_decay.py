@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _PAPER = {
     # Methods as rotary.parse reads them: name:option=value,option=value.
@@ -35,5 +35,5 @@ _PRESETS = {
 
 def get_config(preset: str = "paper") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of attention_decay", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of attention_decay", preset, _PRESETS))
     return ConfigDict(_PAPER | _PRESETS[preset])

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 
 def _k(*counts: int) -> tuple[int, ...]:
@@ -29,5 +29,5 @@ _PRESETS = {
 
 def get_config(preset: str = "cpu") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of base_bound", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of base_bound", preset, _PRESETS))
     return ConfigDict(_CPU | _PRESETS[preset])

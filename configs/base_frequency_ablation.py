@@ -8,7 +8,7 @@ adjusted one and {swept} the base of pretraining times the row's `times`.
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 # The rows of Llama 2 Long's Table 5; any registered method can be another row.
 _METHODS = {
@@ -117,7 +117,7 @@ def _phase(steps: int, batch: int, rate: float, warmup: int, **changes) -> dict:
     """One phase of training: steps of `batch` windows of its length."""
     phase = {"steps": steps, "batch": batch, "learning_rate": rate, "warmup_steps": warmup}
     defaults = {"accumulation": 1, "weight_decay": 0.1, "log_every": 10, "checkpoint_every": 100}
-    # Passages shorter than the window are packed into it; 0: a passage fills its window.
+    # TokenizedDocument shorter than the window are packed into it; 0: a passage fills its window.
     return phase | defaults | {"shortest_passage": 0} | changes
 
 
@@ -207,5 +207,5 @@ _PRESETS = {
 
 def get_config(preset: str = "cpu") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of base_frequency_ablation", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of base_frequency_ablation", preset, _PRESETS))
     return ConfigDict(_COMMON | _PRESETS[preset] | {"preset": preset})

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.scaling import CELLS, LONG, OTHER_WAYS, cells_of, config_of
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _PRESETS = {
     "table": {"cells": (*cells_of(*CELLS), *LONG, *OTHER_WAYS)},
@@ -22,5 +22,5 @@ _PRESETS = {
 
 def get_config(preset: str = "table") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of compile_tpu", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of compile_tpu", preset, _PRESETS))
     return config_of(**_PRESETS[preset])

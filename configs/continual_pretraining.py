@@ -7,14 +7,14 @@ length. Stages run in the order of their names.
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 # Llama 2's batch: 4M tokens, read as 2^22 (2309.16039 section 2.1; Table 10 fits to 4 digits).
 _BATCH_TOKENS = 2**22
 
 COMMON = {
     # What longrope_jax.weights.load takes, a folder of our own checkpoints (then `shape`,
-    # `base_method` and `tokenizer` are needed), or "made-up" for a tiny random model.
+    # `base_method` and `tokenizer` are needed), or "random" for a tiny random model.
     "model": "",
     "shape": {
         "preset": "",
@@ -100,7 +100,7 @@ _TINY = stage("pi:factor=2,base={base}", 64, 8, 6, 1e-2, warmup_steps=1, checkpo
 
 PRESETS = {
     "tiny": {
-        "model": "made-up",
+        "model": "random",
         "corpus": "plays",
         "held_out": 2,
         "bos": "<bos>",
@@ -202,5 +202,5 @@ PRESETS = {
 
 def get_config(preset: str = "smollm2_cpu") -> ConfigDict:
     if preset not in PRESETS:
-        raise ValueError(unknown("preset of continual_pretraining", preset, PRESETS))
+        raise ValueError(unknown_name("preset of continual_pretraining", preset, PRESETS))
     return ConfigDict(COMMON | PRESETS[preset] | {"preset": preset})

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _PAPER = {
     "head_dim": 128,
@@ -24,5 +24,5 @@ _PRESETS = {
 
 def get_config(preset: str = "paper") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of granularity", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of granularity", preset, _PRESETS))
     return ConfigDict(_PAPER | _PRESETS[preset])

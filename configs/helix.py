@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _PAPER = {
     "panels": ("8a", "8b", "8c"),
@@ -17,5 +17,5 @@ _PRESETS = {"paper": {}}
 
 def get_config(preset: str = "paper") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of helix", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of helix", preset, _PRESETS))
     return ConfigDict(_PAPER | _PRESETS[preset])

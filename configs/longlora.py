@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.continual_pretraining import COMMON, PRESETS, stage
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 from longrope_jax.training.lora import TRAINABLE
 
 _COMMON = COMMON | {
@@ -41,5 +41,5 @@ _PRESETS = {
 
 def get_config(preset: str = "smollm2") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of longlora", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of longlora", preset, _PRESETS))
     return ConfigDict(_COMMON | _PRESETS[preset] | {"preset": preset})

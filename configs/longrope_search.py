@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs import base_frequency_ablation
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _COMMON = {
     "factors": (2, 4),  # target length over trained length
@@ -50,7 +50,7 @@ _PRESETS = {
 
 def get_config(preset: str = "cpu") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of longrope_search", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of longrope_search", preset, _PRESETS))
     config = ConfigDict(_COMMON | _PRESETS[preset] | {"preset": preset})
     name, changes = _PRESETS[preset]["study"]
     with config.ignore_type():

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _PAPER = {
     "head_dim": 128,
@@ -34,5 +34,5 @@ _PRESETS = {"paper": {}, "tiny": {"head_dim": 16, "trained": 64, "factor": 4}}
 
 def get_config(preset: str = "paper") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of method_atlas", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of method_atlas", preset, _PRESETS))
     return ConfigDict(_PAPER | _PRESETS[preset])

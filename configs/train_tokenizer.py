@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _LLAMA = {
     "corpus": "",  # your text: --config.corpus=DIR
@@ -20,5 +20,5 @@ _PRESETS = {
 
 def get_config(preset: str = "llama") -> ConfigDict:
     if preset not in _PRESETS:
-        raise ValueError(unknown("preset of train_tokenizer", preset, _PRESETS))
+        raise ValueError(unknown_name("preset of train_tokenizer", preset, _PRESETS))
     return ConfigDict(_LLAMA | _PRESETS[preset])

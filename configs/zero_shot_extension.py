@@ -8,7 +8,7 @@ checkpoint's base.
 from ml_collections import ConfigDict
 
 from configs.continual_pretraining import COMMON
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _SCALED = "factor={factor},original_length={trained}"
 
@@ -96,7 +96,7 @@ def _loss(length: int, methods: tuple, documents: int) -> dict:
 PRESETS = {
     # A random model: the numbers mean nothing, the code is the same.
     "tiny": {
-        "model": "made-up",
+        "model": "random",
         "trained_length": 128,
         "bos": "<bos>",
         "documents": ("plays:hamlet", "plays:king-lear"),
@@ -159,5 +159,5 @@ PRESETS = {
 
 def get_config(preset: str = "quick") -> ConfigDict:
     if preset not in PRESETS:
-        raise ValueError(unknown("preset of zero_shot_extension", preset, PRESETS))
+        raise ValueError(unknown_name("preset of zero_shot_extension", preset, PRESETS))
     return ConfigDict(_COMMON | PRESETS[preset] | {"preset": preset})

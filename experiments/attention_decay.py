@@ -34,6 +34,7 @@ from experiments import cli, report, trained_heads
 from experiments.figures import Axes, Figure
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
+from longrope_jax.errors import unknown_name
 
 # Figure 4's formula in float64 at a few distances, head dimension 128, 5 decimals. The curves drawn
 # in the paper (vector paths) agree with it within 2e-4 RMS.
@@ -111,7 +112,7 @@ def _heads(config: ConfigDict) -> trained_heads.Heads | None:
         config.methods = tuple(text.format(**heads.values) for text in config.methods)
     except KeyError as error:
         name = str(error).strip("'")
-        raise ValueError(rotary.unknown("number of a study", name, heads.values)) from error
+        raise ValueError(unknown_name("number of a study", name, heads.values)) from error
     return heads
 
 

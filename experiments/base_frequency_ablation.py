@@ -23,7 +23,7 @@ from experiments.ablation import compare, evaluate, page, plan, train
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
 from longrope_jax import sharding
-from longrope_jax.data.windows import taught_share
+from longrope_jax.data.packing import answer_share
 from longrope_jax.training.checkpoints import latest_step
 
 
@@ -92,7 +92,7 @@ def _taught(study: Study, pending: list[plan.Run]) -> dict | None:
     path = study.workdir / "scores" / f"taught-{first.slug.rpartition('-')[2]}.json"
     if pending:
         shares = {
-            phase: taught_share(study.training_windows(phase, taught=True))
+            phase: answer_share(study.training_windows(phase, taught=True))
             for phase in ("pretraining", "continuation")
         }
         report.save_json(path, shares)

@@ -29,7 +29,7 @@ from experiments.tpu import cells as cells_lib
 from experiments.tpu import chips, page
 from experiments.tpu import tables as tables_lib
 from experiments.tpu.cells import Cell
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 WORKDIR = "runs/compile_tpu"
 
@@ -76,7 +76,7 @@ def select(texts: tuple[str, ...], topology: str) -> list[Cell]:
     cells = [cells_lib.parse(text) for text in texts]
     known = list(dict.fromkeys(cell.topology for cell in cells))
     if topology and topology not in known:
-        raise ValueError(unknown("slice of this config", topology, known))
+        raise ValueError(unknown_name("slice of this config", topology, known))
     return [cell for cell in cells if topology in ("", cell.topology)]
 
 

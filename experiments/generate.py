@@ -212,8 +212,8 @@ def _load_run(folder: Path, dtype: str) -> Model:
     _tell(f"checkpoint: {note}")
     if not known:
         return Model(config, params, None, None, None, {}, (), False, (note,))
-    ends = getattr(known.tokenizer, "ends", tokenizers.Ends())
-    said = known.method, known.tokenizer, None, ends.ids(), ends.stops, bool(ends.adds_bos)
+    special = getattr(known.tokenizer, "special_tokens", tokenizers.SpecialTokens())
+    said = known.method, known.tokenizer, None, special.ids(), special.stops, bool(special.adds_bos)
     return Model(config, params, *said, (note,))
 
 

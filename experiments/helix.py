@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, report
 from longrope_jax.analysis import helix
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 _DEFINITIONS = (
     "A position t is drawn at (cos t, sin t, sin(a t)), with a the speed of a slow pair over that "
@@ -69,7 +69,7 @@ def _panels(names: tuple[str, ...]) -> list[helix.Panel]:
     known = {p.name: p for p in helix.PANELS}
     for name in names:
         if name not in known:
-            raise ValueError(unknown("panel of Figure 8", name, known))
+            raise ValueError(unknown_name("panel of Figure 8", name, known))
     if not names:
         raise ValueError(f"panels is empty: name some of {', '.join(known)}")
     return [known[name] for name in names]

@@ -18,6 +18,7 @@ from experiments import cli, report
 from experiments.figures import Axes
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
+from longrope_jax.errors import unknown_name
 
 _COLUMNS = 6
 _BLOCKS = 96  # into which the distances of a decay curve are gathered
@@ -100,7 +101,7 @@ def _write(result: dict, drawn: list[Entry], workdir: Path) -> None:
 def entry(name: str, config: ConfigDict) -> Entry:
     """A method with the config's values for what it lacks, evaluated at the extended length."""
     if name not in rotary.names():
-        raise ValueError(rotary.unknown("rotary method", name, rotary.names()))
+        raise ValueError(unknown_name("rotary method", name, rotary.names()))
     extended = round(config.trained * config.factor)
     try:
         spec = _build(name, config)
@@ -223,7 +224,8 @@ def draw_wavelengths(drawn: list[Entry], config: ConfigDict, path: Path) -> None
     fig.supylabel("wavelength / trained length")
     fig.suptitle(
         "Blue: a full turn fits into the trained length (line). Orange: it does not. Triangles: "
-        f"at rest.\nDotted: extended length. Grey: RoPE, base 10,000, {config.trained:,} tokens."
+        "of zero frequency.\n"
+        f"Dotted: extended length. Grey: RoPE, base 10,000, {config.trained:,} tokens."
     )
     report.save_figure(fig, path)
 

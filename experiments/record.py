@@ -31,7 +31,7 @@ def save(folder: Path, record: Record) -> None:
     elif file != "bytes":
         file = str(Path(file).absolute())
     said = {"model": record.model, "rotary": rotary.notation(record.method), "tokenizer": file}
-    said["ends"] = getattr(tokenizer, "ends", tokenizers.Ends())
+    said["special_tokens"] = getattr(tokenizer, "special_tokens", tokenizers.SpecialTokens())
     files.save_json(folder / NAME, said)
 
 
@@ -46,10 +46,10 @@ def load(folder: Path) -> Record | None:
     said = read_json(folder / NAME)
     try:
         model, method = LlamaConfig(**said["model"]), rotary.parse(said["rotary"])
-        name, ends = said["tokenizer"], tokenizers.Ends(**said["ends"])
+        name, special = said["tokenizer"], tokenizers.SpecialTokens(**said["special_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / NAME} is damaged or of another version: {error}") from error
     tokenizer = tokenizers.load(name if name == "bytes" else folder / name)
     if not isinstance(tokenizer, tokenizers.ByteTokenizer):
-        tokenizer = dataclasses.replace(tokenizer, ends=ends)
+        tokenizer = dataclasses.replace(tokenizer, special_tokens=special)
     return Record(model, method, tokenizer)

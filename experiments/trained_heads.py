@@ -13,6 +13,7 @@ from experiments.ablation import plan, train
 from experiments.ablation.study import Study
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
+from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.attention_statistics import query_key_moments
 from longrope_jax.training import checkpoints, step
 
@@ -76,7 +77,7 @@ def load(folder: str | Path, *, windows: int) -> Heads:
     config = ConfigDict(json.loads(results.read_text())["config"])
     known = _methods(config)
     if folder.name not in known:
-        raise ValueError(rotary.unknown(f"run of {results}", folder.name, known))
+        raise ValueError(unknown_name(f"run of {results}", folder.name, known))
     method, length = known[folder.name]
     study = Study(config, folder.parent.parent)
     optimizer = train.optimizer_config(config.continuation, 1.0)

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from longrope_jax import llama, rotary, sharding
+from longrope_jax.errors import unknown_name
 from longrope_jax.sampling import Sampling, choose, row_keys
 
 ROTARY_LENGTHS = ("final", "current")
 GREEDY = Sampling()
 _STEPS = 16  # decoded between two looks of the host: stops and streaming wait so long
-# Seconds, of decoding with `llama.unstacked`: SmolLM2-135M on 2 cores.
+# Seconds, of decoding with `llama.unstack_layers`: SmolLM2-135M on 2 cores.
 _SAVED_PER_BYTE, _COMPILED_PER_LAYER = 3e-11, 0.2
 _BUCKET = 256  # sizes of caches are multiples of it, so that few programs are compiled
 
@@ -81,7 +82,8 @@ def generate(
         cache_dtype: default the model's; "bfloat16" halves a float32 cache.
         prefill_chunk: tokens of a prompt per pass, a power of two.
 
-    On a CPU long texts are decoded from a second copy of the layers' weights (`llama.unstacked`).
+    On a CPU long texts are decoded from a second copy of the layers' weights, see
+    `llama.unstack_layers`.
 
     Raises:
         ValueError: an empty prompt, a token outside the vocabulary, a stop sequence that
@@ -137,7 +139,7 @@ def _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk) -> N
     if new_tokens < 1:
         raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
     if rotary_length not in ROTARY_LENGTHS:
-        raise ValueError(rotary.unknown("rotary_length", str(rotary_length), ROTARY_LENGTHS))
+        raise ValueError(unknown_name("rotary_length", str(rotary_length), ROTARY_LENGTHS))
     if refresh_every < 1:
         raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
     if refresh_every > 1 and rotary_length == "final":
@@ -188,7 +190,7 @@ class _Schedule:
         rotaries = [rotary.from_frequencies(f, seq_len=longest) for f in rows]
         if all(_same(rows[0], row) for row in rows[1:]):
             return rotaries[0]
-        return rotary.stack(rotaries)
+        return rotary.stack_rotaries(rotaries)
 
 
 def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
@@ -240,7 +242,7 @@ class _Run:
         if self._decode_params is None:
             self._decode_params = self._params
             if _unstacking_pays(self._config, self._params, self._new_tokens):
-                self._decode_params = llama.unstacked(self._config, self._params)
+                self._decode_params = llama.unstack_layers(self._config, self._params)
 
         def go(steps):
             self._tokens, self._cache = _decode(

@@ -22,7 +22,7 @@ RESIDUAL = ("batch", "residual_sequence", "residual")
 Names = tuple[str, ...]
 
 
-def columns(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tuple:
+def column_parallel(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tuple:
     """Products [B, T, ...] of x [B, T, D] with several weights [D, ...].
 
     Args:
@@ -42,7 +42,9 @@ def columns(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tu
     return sharding.per_device(local, (names, *weight_names), out)(x, *arrays)
 
 
-def rows(x: jax.Array, weight: jax.Array, weight_names: Names, *, names: Names) -> jax.Array:
+def row_parallel(
+    x: jax.Array, weight: jax.Array, weight_names: Names, *, names: Names
+) -> jax.Array:
     """Product [B, T, D] of x [B, T, ...] with a weight [..., D], "embed" its last axis.
 
     The result lies as `names` says, RESIDUAL or TOKENS.

@@ -17,7 +17,8 @@ from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.attention import BACKENDS, CONTEXTS, attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
-from longrope_jax.sharding import constrain, shards
+from longrope_jax.errors import unknown_name
+from longrope_jax.sharding import axis_size, constrain
 
 # What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
 # policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
@@ -68,7 +69,7 @@ class LlamaConfig:
         named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
         for what, known in named.items():
             if getattr(self, what) not in known:
-                raise ValueError(rotary_lib.unknown(what, getattr(self, what), known))
+                raise ValueError(unknown_name(what, getattr(self, what), known))
 
 
 def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.0) -> int:
@@ -110,7 +111,7 @@ def init_cache(
     """
     dtype = dtype or config.dtype
     if dtype not in DTYPES:
-        raise ValueError(rotary_lib.unknown("cache dtype", str(dtype), DTYPES))
+        raise ValueError(unknown_name("cache dtype", str(dtype), DTYPES))
     held = "uint16" if dtype == "bfloat16" else dtype
     shape, H = (config.n_layers, batch, size, config.n_kv_heads), config.head_dim
     copies = _key_copies(rotary and rotary.score_rule)
@@ -202,7 +203,7 @@ class Llama(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def unstacked(config: LlamaConfig, params: dict) -> dict:
+def unstack_layers(config: LlamaConfig, params: dict) -> dict:
     """The same parameters with each layer's own arrays, a second copy of them.
 
     `Llama` takes these too: its program then repeats the block L times. A CPU copies a layer out
@@ -282,14 +283,16 @@ class Attention(nn.Module):
         wv = self.param("wv", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
         out_init = _init(*out, fan_in=c.n_heads * c.head_dim)
         wo = self.param("wo", out_init, *_shape(c, "NHD"))
-        q, k, v = linear.columns(x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names)
+        q, k, v = linear.column_parallel(
+            x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names
+        )
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
         attended = self._attend(q, k, v, segment_start, query_start, layer)
-        return checkpoint_name(linear.rows(attended, wo, out, names=names), "attended"), kv
+        return checkpoint_name(linear.row_parallel(attended, wo, out, names=names), "attended"), kv
 
     def _attend(self, q, k, v, segment_start, query_start, layer):
         c = self.config
@@ -331,9 +334,9 @@ class MLP(nn.Module):
         gate = self.param("gate", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
         up = self.param("up", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
         down = self.param("down", _init(*back, fan_in=c.d_ff), *_shape(c, "FD"))
-        gated, straight = linear.columns(x, (gate, wide), (up, wide), names=names)
+        gated, straight = linear.column_parallel(x, (gate, wide), (up, wide), names=names)
         hidden = nn.silu(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
-        return linear.rows(hidden, down, back, names=names)
+        return linear.row_parallel(hidden, down, back, names=names)
 
 
 class RMSNorm(nn.Module):
@@ -370,7 +373,7 @@ def init_boxed(config: LlamaConfig, key: jax.Array):
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
     config = dataclasses.replace(config, sparse_group=0)  # no group fits so few tokens
     # As few tokens as the mesh can divide; no parameter depends on them.
-    B, T = shards("data", "fsdp"), 2 * shards("sequence", "tensor")
+    B, T = axis_size("data", "fsdp"), 2 * axis_size("sequence", "tensor")
     rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=T)
     return Llama(config).init(key, jnp.zeros((B, T), jnp.int32), rotary=rot)["params"]
 
@@ -436,9 +439,9 @@ def preset(name: str, **changes) -> LlamaConfig:
         ValueError: unknown name (the nearest is named) or field.
     """
     if name not in PRESETS:
-        raise ValueError(rotary_lib.unknown("model preset", name, PRESETS))
+        raise ValueError(unknown_name("model preset", name, PRESETS))
     known = {f.name for f in dataclasses.fields(LlamaConfig)}
     for field in changes:
         if field not in known:
-            raise ValueError(rotary_lib.unknown("LlamaConfig field", field, known))
+            raise ValueError(unknown_name("LlamaConfig field", field, known))
     return dataclasses.replace(PRESETS[name], **changes)

@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -68,7 +68,7 @@ def partition_spec(*names: str | None) -> P:
     """
     for name in names:
         if name is not None and name not in RULES:
-            raise ValueError(unknown("logical axis", name, RULES))
+            raise ValueError(unknown_name("logical axis", name, RULES))
     return P(*(None if name is None else RULES[name] for name in names))
 
 
@@ -117,7 +117,7 @@ def platform() -> str:
     return "gpu" if name == "cuda" else name
 
 
-def shards(*axes: str) -> int:
+def axis_size(*axes: str) -> int:
     """Into how many parts these mesh axes together divide an array; 1 without a mesh."""
     return math.prod(context_shape().get(axis, 1) for axis in axes)
 
@@ -168,7 +168,7 @@ def check_divides(shape: tuple[int, ...], spec: P, mesh_shape: dict[str, int]) -
         parts = 1
         for axis in axes:
             if axis not in mesh_shape:
-                raise ValueError(f"{unknown('mesh axis', axis, mesh_shape)}; see make_mesh")
+                raise ValueError(f"{unknown_name('mesh axis', axis, mesh_shape)}; see make_mesh")
             parts *= mesh_shape[axis]
         if size % parts:
             raise ValueError(f"axis of size {size} in {shape} does not divide by {parts} ({axes})")

@@ -23,7 +23,7 @@ from pathlib import Path
 from checkpoints import CONFIG, numbers, tokenizer_json, write_meta
 
 from longrope_jax import llama, rotary, weights
-from longrope_jax.data.tokenizers import Ends, HuggingFaceTokenizer
+from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SpecialTokens
 from longrope_jax.weights import huggingface
 
 SECONDS, BYTES = 20, 300 << 20  # of one load; the machine may be busy
@@ -35,8 +35,8 @@ WORDS += [b'"../../etc/passwd"', b'"a\\u0000b"', b"NaN", b'"F32"', b'"I8"', b"[0
 def corpus(folder: Path, *, meta: bool) -> list[Path]:
     """One small checkpoint of each kind."""
     params = numbers(CONFIG)
-    ends = Ends(chat_template="{{ messages }}")
-    tokenizer = HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    special = SpecialTokens(chat_template="{{ messages }}")
+    tokenizer = HuggingFaceTokenizer("random", tokenizer_json(), special)
     save = {"tokenizer": tokenizer, "special_ids": {"eos": 0}}
     weights.save(folder / "hf", CONFIG, params, rotary.YaRN(4.0, 64), **save)
     kept, huggingface.SHARD_BYTES = huggingface.SHARD_BYTES, 9000

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from longrope_jax import llama, rotary, sharding
-from longrope_jax.data import passages, tokenizers, windows
+from longrope_jax.data import documents, packing, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.training import loop, optimizer
 from longrope_jax.training.step import init_state, make_train_step
@@ -17,20 +17,22 @@ STEPS, HOOK = 60, 41
 LENGTH, SECONDS_PER_STEP = 48, 0.03
 
 
-def documents(tokenizer):
-    """Two long made-up documents and a short one, so that some windows are packed."""
+def two_documents(tokenizer):
+    """Two long random documents and a short one, so that some windows are packed."""
     rng = np.random.default_rng(3)
     for name, size in (("a", 60), ("b", 40), ("c", 3)):
         words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(3 * size)]
         text = " ".join(f"{a.title()} {b} {c}." for a, b, c in np.reshape(words, (size, 3)))
-        yield passages.passages(Document(name, text), tokenizer, min_tokens=4, max_tokens=40)
+        yield documents.tokenize_document(
+            Document(name, text), tokenizer, min_tokens=4, max_tokens=40
+        )
 
 
 def main(directory):
     tokenizer = tokenizers.ByteTokenizer()
-    teaching = windows.Teaching(first_sentence=0.5)
-    maker = windows.training_windows(
-        tuple(documents(tokenizer)), tokenizer, length=LENGTH, teaching=teaching
+    task_mixture = packing.TaskMixture(first_sentence=0.5)
+    maker = packing.training_windows(
+        tuple(two_documents(tokenizer)), tokenizer, length=LENGTH, task_mixture=task_mixture
     )
     config = llama.LlamaConfig(
         vocab_size=260, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32
@@ -51,7 +53,7 @@ def main(directory):
     state = loop.fit(
         init_state(config, adamw, mesh, seed=1),
         make_train_step(config, adamw, mesh),
-        windows.iterator(maker, batch=4, seed=2),
+        packing.iterator(maker, batch=4, seed=2),
         rotary=rotary.make(rotary.RoPE(), head_dim=8, seq_len=LENGTH),
         loop=loop.LoopConfig(STEPS, accumulation=2, log_every=3, checkpoint_every=4),
         mesh=mesh,

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A folder of made-up documents, each with sentences of its own."""
+    """A folder of random documents, each with sentences of its own."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     words = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath"]
@@ -122,7 +122,7 @@ def test_methods_of_one_seed_share_pretraining_and_data_order(tiny, tmp_path):
     study = Study(tiny, tmp_path)
     maker = study.training_windows("continuation", taught=True)
     batches = [
-        next(train.windows.iterator(maker, batch=2, seed=train.data_seed(run)))["tokens"]
+        next(train.packing.iterator(maker, batch=2, seed=train.data_seed(run)))["tokens"]
         for run in (first, second)
     ]
     np.testing.assert_array_equal(*batches)
@@ -333,7 +333,7 @@ def test_a_study_continues_from_a_checkpoint_of_other_software(tiny, tmp_path, f
 
 def test_the_tokenizer_of_a_given_checkpoint_is_taken_where_none_is_named(tiny, tmp_path):
     config = tiny.copy_and_resolve_references()
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, "gguf", tokenizer=tokenizer)
     config.init_checkpoint, config.tokenizer = str(path), ""
     assert Study(config, tmp_path).tokenizer.specials == ("<eos>",)

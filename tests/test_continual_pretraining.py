@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A folder of made-up documents, each with sentences of its own."""
+    """A folder of random documents, each with sentences of its own."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     words = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath"]
@@ -307,11 +307,13 @@ def test_another_trained_length_than_the_checkpoints_is_refused(
 
 def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_puts_first(tiny):
     """One rule for continual pretraining and zero-shot extension."""
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     base = bases.Base(None, None, None, tokenizer)
 
     def begins(bos, adds):
-        ends = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, None, adds))
+        ends = dataclasses.replace(
+            tokenizer, special_tokens=tokenizers.SpecialTokens(0, None, adds)
+        )
         tiny.bos = bos
         return bases.beginning(tiny, dataclasses.replace(base, tokenizer=ends))
 

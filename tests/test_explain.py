@@ -98,7 +98,7 @@ def other_values(value):
 def test_a_key_is_used_exactly_if_another_value_of_it_tells(name):
     """Another method or an error for "used", the same method whatever else is written for it."""
     config = CONFIGS[name] | OTHERS
-    spec, keys = quiet(config), rotary.account(config)
+    spec, keys = quiet(config), rotary.audit(config)
     assert len(keys) == len({key.name for key in keys})
     flat = {
         f"{block}.{k}" for block in ("rope_scaling", "rope_parameters")
@@ -118,7 +118,7 @@ def test_a_key_is_used_exactly_if_another_value_of_it_tells(name):
 
 
 def fates(config, **options):
-    return {key.name: key.fate for key in rotary.account(config, **options)}
+    return {key.name: key.fate for key in rotary.audit(config, **options)}
 
 
 def test_fates_are_these():
@@ -138,7 +138,7 @@ def test_keys_of_other_layer_types_are_told_apart():
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
-    keys = rotary.account({"rope_parameters": layers}, layer_type="full_attention")
+    keys = rotary.audit({"rope_parameters": layers}, layer_type="full_attention")
     assert [(k.name, k.fate) for k in keys] == [
         ("rope_parameters.full_attention.rope_type", "used"),
         ("rope_parameters.full_attention.partial_rotary_factor", "used"),
@@ -261,7 +261,7 @@ def test_the_account_says_which_sizes_are_used_for_head_dim():
     both = {"hidden_size": 512, "num_attention_heads": 8}
 
     def said(config):
-        return {key.name: key.rule for key in rotary.account(config)}
+        return {key.name: key.rule for key in rotary.audit(config)}
 
     rule = "by the method; but used for head_dim = hidden_size / num_attention_heads"
     assert said(both) == dict.fromkeys(both, rule)
@@ -455,7 +455,7 @@ def test_any_json_is_read_or_refused_in_one_line(block, outer, key):
     except ValueError as error:
         assert "\n" not in str(error)
         return
-    assert len(rotary.account(config)) >= len(outer)
+    assert len(rotary.audit(config)) >= len(outer)
     try:
         assert quiet({"rope_parameters": rotary.to_hf(spec, head_dim=8)}) == spec
     except ValueError as error:

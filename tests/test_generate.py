@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope_jax import generate, llama, rotary, sharding
-from longrope_jax.data import passages, tasks, tokenizers
+from longrope_jax.data import documents, tasks, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.evaluation import retrieval
 from longrope_jax.generate import Sampling
@@ -455,9 +455,11 @@ def test_rouge_l_of_answers():
     pytest.importorskip("rouge_score")
     tokenizer = tokenizers.ByteTokenizer()
     text = "".join(f"The {n} of {n[::-1]} was {n * 2}. " for n in ("abba", "cdef", "ghij", "klmn"))
-    documents = [passages.passages(Document("a", text), tokenizer, min_tokens=4, max_tokens=40)]
+    held_out = [
+        documents.tokenize_document(Document("a", text), tokenizer, min_tokens=4, max_tokens=40)
+    ]
     samples = tasks.first_sentence_samples(
-        tasks.FirstSentence(), documents, tokenizer, length=70, count=4, seed=0, bos="<bos>"
+        tasks.FirstSentence(), held_out, tokenizer, length=70, count=4, seed=0, bos="<bos>"
     )
     perfect = [reference[:-1] for reference in samples.references()]  # cut before the end token
     scores = retrieval.rouge_l_of_answers(perfect, samples, tokenizer.decode)

@@ -36,7 +36,7 @@ TEXT = "In the beginning"
 @pytest.fixture(scope="module")
 def run_folder(random_params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+    with checkpoints.RunCheckpoints(folder / "checkpoints") as saved:
         saved.save(3, {"params": random_params(CONFIG)})
     return folder
 
@@ -103,17 +103,20 @@ def test_a_record_that_cannot_be_read_is_one_line(recorded):
 
 def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
     tokenizer = tokenizers.HuggingFaceTokenizer("a.gguf", tokenizer_json())
-    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, True))
+    tokenizer = dataclasses.replace(tokenizer, special_tokens=tokenizers.SpecialTokens(0, 0, True))
     record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
     found = record.load(tmp_path)
-    assert found[:2] == (CONFIG, rotary.RoPE()) and found.tokenizer.ends == tokenizer.ends
+    assert (
+        found[:2] == (CONFIG, rotary.RoPE())
+        and found.tokenizer.special_tokens == tokenizer.special_tokens
+    )
     assert found.tokenizer.encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
 
 
 def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
     """Of a checkpoint as of a run's record."""
-    ends = tokenizers.Ends(0, 3, False, (5, 7))
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    ends = tokenizers.SpecialTokens(0, 3, False, (5, 7))
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
     path, _ = write(tmp_path / "a folder", "hf", tokenizer=tokenizer)
     found = {}
     done = generate.Generation([np.zeros(0, np.int32)], 0, 0, 0.0, 0.0)
@@ -121,7 +124,7 @@ def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
     run(path, prompt="the cat")
     assert found["stop"] == [(3,), (5,), (7,)]
     record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
-    assert record.load(tmp_path).tokenizer.ends == ends
+    assert record.load(tmp_path).tokenizer.special_tokens == ends
 
 
 def test_stopped_by_hand_it_prints_no_traceback(monkeypatch):
@@ -187,8 +190,8 @@ def test_an_empty_folder_and_an_empty_prompt_are_refused(tmp_path, run_folder, c
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_prompt_begins_as_the_checkpoint_says_unless_asked_otherwise(tmp_path, form, adds):
     """Kept from the tokenizer through the file; --bos and --nobos overrule it."""
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
-    tokenizer = dataclasses.replace(tokenizer, ends=tokenizers.Ends(0, 0, adds))
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
+    tokenizer = dataclasses.replace(tokenizer, special_tokens=tokenizers.SpecialTokens(0, 0, adds))
     path, _ = write(tmp_path, form, tokenizer=tokenizer)
     loaded = script.load(str(path), "float32")
     assert loaded.adds_bos is adds and loaded.special_ids == {"bos": 0, "eos": 0}

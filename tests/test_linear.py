@@ -40,7 +40,7 @@ def same_with_gradients(ours, plain, arrays, mesh):
 @pytest.mark.parametrize(("names", "shape"), [(HEADS, (D, N, H)), (MLP, (D, F))], ids=["qkv", "up"])
 def test_columns_and_their_gradients_equal_an_einsum(names, shape, mesh):
     def ours(x, w):
-        return linear.columns(x, (w, names), names=linear.RESIDUAL)[0]
+        return linear.column_parallel(x, (w, names), names=linear.RESIDUAL)[0]
 
     def plain(x, w):
         return jnp.einsum("btd,dnh->btnh", x, w) if w.ndim == 3 else x @ w
@@ -52,7 +52,7 @@ def test_columns_and_their_gradients_equal_an_einsum(names, shape, mesh):
 @pytest.mark.parametrize(("names", "shape"), [(HEADS, (N, H)), (MLP, (F,))], ids=["out", "down"])
 def test_rows_and_their_gradients_equal_an_einsum(names, shape, mesh):
     def ours(x, w):
-        return linear.rows(x, w, BACK[names], names=linear.RESIDUAL)
+        return linear.row_parallel(x, w, BACK[names], names=linear.RESIDUAL)
 
     def plain(x, w):
         return jnp.einsum("btnh,nhd->btd", x, w) if w.ndim == 3 else x @ w

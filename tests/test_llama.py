@@ -189,7 +189,7 @@ def test_methods_and_bases_compile_once_and_stack(params):
     assert len(traces) == 1 and traced._cache_size() == 1
     assert all(np.abs(a - alone[0]).max() > 1e-3 for a in alone[1:])
 
-    stacked = rotary.stack([make(spec, n) for n, spec in enumerate(specs, 30)])
+    stacked = rotary.stack_rotaries([make(spec, n) for n, spec in enumerate(specs, 30)])
     together = jax.vmap(partial(run, TINY, params, TOKENS))(stacked)
     close(together, np.stack(alone))
 

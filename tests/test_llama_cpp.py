@@ -65,8 +65,8 @@ def ask(jobs):
 
 
 def tokenizer(**ends):
-    own = tokenizers.Ends(**{"bos": 0, "eos": 0, "adds_bos": False} | ends)
-    return tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), own)
+    own = tokenizers.SpecialTokens(**{"bos": 0, "eos": 0, "adds_bos": False} | ends)
+    return tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), own)
 
 
 def save(path, config=CONFIG, spec=SPECS[0], params=None, **options):

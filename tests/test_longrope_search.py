@@ -15,7 +15,7 @@ from longrope_jax.search import fitness
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The tiny preset on a folder of made-up documents, each with sentences of its own."""
+    """The tiny preset on a folder of random documents, each with sentences of its own."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     words = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath"]

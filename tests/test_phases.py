@@ -303,12 +303,12 @@ def test_only_one_structure_can_be_stacked():
     specs = rotary.RoPE(), rotary.ReRoPE(8), rotary.ReRoPE(9), rotary.FoPE(64, 2)
     rots = [rotary.make(spec, head_dim=16, seq_len=64) for spec in specs]
     for i in range(4):
-        rotary.stack([rots[i], rots[i]])
+        rotary.stack_rotaries([rots[i], rots[i]])
         for j in range(i):
             with pytest.raises(ValueError, match="only rotaries of one structure"):
-                rotary.stack([rots[i], rots[j]])
+                rotary.stack_rotaries([rots[i], rots[j]])
     with pytest.raises(ValueError, match="only rotaries of one structure"):
-        rotary.stack([])
+        rotary.stack_rotaries([])
 
 
 def test_phases_are_float32_and_follow_the_positions_shape():

@@ -330,7 +330,7 @@ def test_stacked_remappings_equal_one_by_one():
     rots = [make(rotary.ReRoPE(5, rotary.RoPE(base))) for base in (20.0, 30.0)]
     args = inputs(1, 27, K=1, G=2)
     together = jax.vmap(lambda rot: attention(rot, *args, None, "blockwise", False)[0])(
-        rotary.stack(rots)
+        rotary.stack_rotaries(rots)
     )
     for rot, out in zip(rots, together, strict=True):
         close(out, attention(rot, *args, None, "reference", False)[0])

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from longrope_jax.data import passages, tasks, tokenizers
+from longrope_jax.data import documents, tasks, tokenizers
 from longrope_jax.data.corpora import Document
 
 TOKENIZER = tokenizers.ByteTokenizer()
@@ -20,7 +20,7 @@ def document(name, sentences, seed):
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(list("abcdefghij"), rng.integers(3, 9))) for _ in range(sentences)]
     text = " ".join(f"{w.title()} {v} {v * 2}." for w, v in zip(words, words[::-1], strict=True))
-    return passages.passages(Document(name, text), TOKENIZER, min_tokens=4, max_tokens=40)
+    return documents.tokenize_document(Document(name, text), TOKENIZER, min_tokens=4, max_tokens=40)
 
 
 DOCUMENTS = tuple(document(name, 60, seed) for seed, name in enumerate("abc"))

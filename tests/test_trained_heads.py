@@ -28,7 +28,7 @@ def run_folder(tmp_path_factory):
     optimizer = train.optimizer_config(config.continuation, 1.0)
     state = step.init_state(study.model, optimizer, study.mesh, seed=0)
     folder = workdir / "runs" / plan.runs(config)[0].pretrained
-    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+    with checkpoints.RunCheckpoints(folder / "checkpoints") as saved:
         saved.save(1, state)
     return folder
 

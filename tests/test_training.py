@@ -247,7 +247,7 @@ def saved(tmp_path_factory):
     state, _ = run(mesh, 1, n=2)
     train_step = steps.make_train_step(CONFIG, ADAMW, mesh)
     expected = jax.tree.map(np.array, state)
-    with checkpoints.Checkpoints(directory) as manager:
+    with checkpoints.RunCheckpoints(directory) as manager:
         manager.save(2, state, {"at": [1, "x"]})
         for seed in range(3):  # while it writes, the buffers are donated
             state, _ = train_step(state, ROPE, batch(1, mesh, seed))
@@ -262,7 +262,7 @@ def abstract(mesh, **changes):
 def test_a_state_is_restored_onto_another_mesh(sizes, saved):
     directory, expected = saved
     mesh = sharding.make_mesh(**sizes) if sizes else one_device()
-    with checkpoints.Checkpoints(directory) as manager:
+    with checkpoints.RunCheckpoints(directory) as manager:
         state, data = manager.restore(abstract(mesh))
     close(state, expected, 0)
     assert data == {"at": [1, "x"]}
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(what, changes, saved, collect
 def restore(what, directory, wanted):
     if what == "params":
         return checkpoints.restore_params(directory, wanted.params)
-    with checkpoints.Checkpoints(directory) as manager:
+    with checkpoints.RunCheckpoints(directory) as manager:
         return manager.restore(wanted)
 
 
@@ -315,7 +315,7 @@ def test_no_checkpoint_is_one_line(tmp_path):
         with pytest.raises(ValueError, match=f"no checkpoint in .*{name}"):
             checkpoints.restore_params(tmp_path / name, abstract(one_device()).params)
     with (
-        checkpoints.Checkpoints(tmp_path) as manager,
+        checkpoints.RunCheckpoints(tmp_path) as manager,
         pytest.raises(ValueError, match="no checkpoint in"),
     ):
         manager.restore(abstract(one_device()))
@@ -326,7 +326,7 @@ def test_no_checkpoint_is_one_line(tmp_path):
 def test_a_damaged_checkpoint_is_one_line(what, collected, tmp_path):
     """Every file in turn cut in half; only the newest checkpoint is kept: no falling back."""
     state = steps.init_state(CONFIG, ADAMW, one_device(), params=fresh())
-    with checkpoints.Checkpoints(tmp_path) as manager:
+    with checkpoints.RunCheckpoints(tmp_path) as manager:
         manager.save(2, state)
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     refused = 0

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back bit by bit, and the packages' own readers agree."""
+"""RunCheckpoints: what is written comes back bit by bit, and the packages' own readers agree."""
 
 import dataclasses
 import json

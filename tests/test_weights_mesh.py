@@ -36,7 +36,7 @@ def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 4}])
 def test_the_text_tells_the_layout_on_a_mesh_too(tmp_path, axes):
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
     alone, devices = weights.load(path), jax.devices()[: math.prod(axes.values())]
     on_mesh = weights.load(path, mesh=sharding.make_mesh(**axes, devices=devices))
@@ -50,7 +50,7 @@ def test_the_text_tells_the_layout_on_a_mesh_too(tmp_path, axes):
 @pytest.mark.slow
 def test_two_processes_load_their_own_shards_and_say_the_same(tmp_path):
     """Each half of the heads lies on one process; the probes of the layout need both."""
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
     with socket.socket() as s:
         s.bind(("localhost", 0))

@@ -463,7 +463,7 @@ def test_a_sentencepiece_model_without_a_first_blank_keeps_none(transformers, tm
 def test_transformers_finds_our_chat_template(tmp_path, transformers, smollm2):
     """That of the real model, out of its GGUF file."""
     one = smollm2
-    chat = one.tokenizer.ends.chat_template
+    chat = one.tokenizer.special_tokens.chat_template
     assert "<|im_start|>" in chat
     config = dataclasses.replace(CONFIG, vocab_size=one.config.vocab_size)
     spec, params = rotary.RoPE(), numbers(config)

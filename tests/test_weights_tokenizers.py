@@ -16,7 +16,7 @@ FORMS = weights.FORMATS
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_tokenizer_comes_back(tmp_path, form):
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, form, tokenizer=tokenizer, special_ids={"eos": 0})
     loaded = weights.load(path)
     text = "the cat sat on the mat 42"
@@ -28,17 +28,17 @@ def test_the_tokenizer_comes_back(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
     """From file to file with nothing but what `load` gave; what is said outright wins."""
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json())
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
     one = weights.load(first)
     assert one.special_ids == {"bos": 0, "eos": 3} and not one.adds_bos
-    begun = dataclasses.replace(one.tokenizer.ends, adds_bos=True)
-    begun = dataclasses.replace(one.tokenizer, ends=begun)
+    begun = dataclasses.replace(one.tokenizer.special_tokens, adds_bos=True)
+    begun = dataclasses.replace(one.tokenizer, special_tokens=begun)
     for other in FORMS:
         path, _ = write(tmp_path / other, other, tokenizer=begun)
         two = weights.open_checkpoint(path)
         assert two.special_ids == one.special_ids and two.adds_bos
-        assert two.tokenizer.ends == begun.ends
+        assert two.tokenizer.special_tokens == begun.special_tokens
     path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
     three = weights.open_checkpoint(path)
     assert three.special_ids == {"eos": 5} and not three.adds_bos
@@ -47,15 +47,15 @@ def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
     """Llama 3 Instruct has three; what is said outright wins over the tokenizer's."""
-    ends = tokenizers.Ends(0, 3, False, [5, 7])
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    ends = tokenizers.SpecialTokens(0, 3, False, [5, 7])
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
     first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
     one = weights.load(first)
     assert one.special_ids == {"bos": 0, "eos": 3} and one.stop_ids == (3, 5, 7)
     for other in FORMS:
         path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
         two = weights.open_checkpoint(path)
-        assert two.stop_ids == one.stop_ids and two.tokenizer.ends == ends
+        assert two.stop_ids == one.stop_ids and two.tokenizer.special_tokens == ends
     for at, (said, expected) in enumerate(
         [
             ({"special_ids": {"eos": 9}}, (9,)),
@@ -73,14 +73,14 @@ def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
 def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
     """Read from each place that software writes it to; what is no text is refused."""
     chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
-    ends = tokenizers.Ends(0, 3, False, chat_template=chat)
-    tokenizer = tokenizers.HuggingFaceTokenizer("made up", tokenizer_json(), ends)
+    ends = tokenizers.SpecialTokens(0, 3, False, chat_template=chat)
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
     for first in FORMS:
         path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
         one = weights.load(path)
         for other in FORMS:
             path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
-            assert weights.open_checkpoint(path).tokenizer.ends == ends
+            assert weights.open_checkpoint(path).tokenizer.special_tokens == ends
     path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer)
     (path / "chat_template.jinja").unlink()
     for said, expected in (
@@ -90,7 +90,7 @@ def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
         ([{"name": "tool_use", "template": "x"}], None),
     ):
         (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
-        assert weights.open_checkpoint(path).tokenizer.ends.chat_template == expected
+        assert weights.open_checkpoint(path).tokenizer.special_tokens.chat_template == expected
     for said in (7, [{"name": "default", "template": ["x"]}]):
         (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
         with pytest.raises(ValueError, match="chat_template must be a text, got"):
@@ -119,7 +119,7 @@ def pieces_json(**changes):
 def kept_by_gguf(folder, text, size):
     """The tokenizer, and what becomes of it in a GGUF file."""
     config = dataclasses.replace(CONFIG, vocab_size=size)
-    one = tokenizers.HuggingFaceTokenizer("made up", text)
+    one = tokenizers.HuggingFaceTokenizer("random", text)
     folder.mkdir(exist_ok=True)
     weights.save(folder / "m.gguf", config, numbers(config), rotary.RoPE(), one, format="gguf")
     return one, weights.open_checkpoint(folder / "m.gguf").tokenizer
@@ -234,7 +234,9 @@ def test_a_beginning_token_is_put_first_beside_another_post_processor(tmp_path):
     cut |= {"use_regex": True}
     for at, before in enumerate((cut, {"type": "Sequence", "processors": [cut, cut]})):
         text = json.dumps(json.loads(tokenizer_json()) | {"post_processor": before})
-        tokenizer = tokenizers.HuggingFaceTokenizer("made up", text, tokenizers.Ends(0, 0, True))
+        tokenizer = tokenizers.HuggingFaceTokenizer(
+            "random", text, tokenizers.SpecialTokens(0, 0, True)
+        )
         path, _ = write(tmp_path / str(at), "hf", tokenizer=tokenizer)
         (path / "tokenizer_config.json").unlink()
         assert weights.open_checkpoint(path).adds_bos

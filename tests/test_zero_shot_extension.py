@@ -20,7 +20,7 @@ SMOLLM2 = llama.preset("smollm2_135m")
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A folder of two made-up documents."""
+    """A folder of two random documents."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     words = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath"]

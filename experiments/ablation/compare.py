@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments.ablation import plan
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
+from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation import power_law
 from longrope_jax.evaluation.statistics import (
     Interval,
@@ -160,11 +161,11 @@ def check(scores: Scores, text: str) -> Check:
     """
     quantity, a, b, claim, margin = _parse(text)
     if quantity not in QUANTITIES:
-        raise ValueError(rotary.unknown("quantity", quantity, QUANTITIES))
+        raise ValueError(unknown_name("quantity", quantity, QUANTITIES))
     for row in (a, b):
         special = row is b and (_is_number(row) or (row == "chance" and "ROUGE" in quantity))
         if not special and row not in scores.config.rows:
-            raise ValueError(rotary.unknown("row", row, scores.config.rows))
+            raise ValueError(unknown_name("row", row, scores.config.rows))
     if margin < 0:
         raise ValueError(f"the bound of the check {text!r} must not be negative")
     rows = [row for row in (a, b) if row in scores.config.rows]

@@ -286,7 +286,7 @@ def departures(config: ConfigDict, taught: dict | None) -> str:
                 f"{share['answer_loss_weight']:.1%} of the weight"
                 for phase, share in taught.items()
             )
-            + ". The paper's 7B model needed no teaching."
+            + ". The paper's 7B model needed no task_mixture."
         )
     lines.append(
         "A document is a passage that begins at a sentence of a held-out text; a test passage's "

@@ -8,9 +8,10 @@ import re
 from ml_collections import ConfigDict
 
 from longrope_jax import rotary
+from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig, preset
 from longrope_jax.training.flops import train_flops_per_token
-from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.foreign import ForeignCheckpoint
 
 BLOCKS = 64  # in which loss by position is kept, of twice the continued length
 
@@ -76,7 +77,7 @@ def method(config: ConfigDict, row: ConfigDict) -> rotary.Method:
     try:
         return rotary.parse(row.method.format(**values))
     except KeyError as error:
-        raise ValueError(rotary.unknown("placeholder", str(error).strip("'"), values)) from error
+        raise ValueError(unknown_name("placeholder", str(error).strip("'"), values)) from error
 
 
 def runs(config: ConfigDict) -> list[Run]:
@@ -132,7 +133,7 @@ def model_config(config: ConfigDict, vocab_size: int) -> LlamaConfig:
     return model
 
 
-def fitted_config(config: ConfigDict, model: LlamaConfig, given: Checkpoint) -> LlamaConfig:
+def fitted_config(config: ConfigDict, model: LlamaConfig, given: ForeignCheckpoint) -> LlamaConfig:
     """The model as a foreign checkpoint has it, to be computed as the study's.
 
     Raises:

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from experiments.ablation import plan
 from longrope_jax import llama, sharding, weights
-from longrope_jax.data import corpora, passages, tasks, tokenizers, windows
-from longrope_jax.data.passages import Passages
+from longrope_jax.data import corpora, documents, packing, tasks, tokenizers
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.training import checkpoints
-from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.foreign import ForeignCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Study:
         return plan.fitted_config(self.config, model, self.given) if self.given else model
 
     @functools.cached_property
-    def given(self) -> Checkpoint | None:
+    def given(self) -> ForeignCheckpoint | None:
         """What `weights` reads at init_checkpoint; None for none or a run of our own."""
         path = self.config.init_checkpoint
         if not path or checkpoints.is_folder_of_steps(path):
@@ -56,24 +56,27 @@ class Study:
         return sharding.make_mesh(**self.config.mesh)
 
     @functools.cached_property
-    def _documents(self) -> tuple[tuple[Passages, ...], tuple[Passages, ...]]:
+    def _documents(self) -> tuple[tuple[TokenizedDocument, ...], tuple[TokenizedDocument, ...]]:
         held_out = self.config.held_out
         split = corpora.split(corpora.load(self.config.corpus), held_out)
         low, high = self.config.retrieval.sentence_tokens
         train, test = (
-            [passages.passages(d, self.tokenizer, min_tokens=low, max_tokens=high) for d in part]
+            [
+                documents.tokenize_document(d, self.tokenizer, min_tokens=low, max_tokens=high)
+                for d in part
+            ]
             for part in split
         )
         text = "\n".join(d.text for d in split[0])
-        return tuple(train), tuple(passages.unseen(p, text, self.tokenizer) for p in test)
+        return tuple(train), tuple(documents.unseen(p, text, self.tokenizer) for p in test)
 
     @property
-    def training(self) -> tuple[Passages, ...]:
+    def training(self) -> tuple[TokenizedDocument, ...]:
         """Documents to train on."""
         return self._documents[0]
 
     @property
-    def held_out(self) -> tuple[Passages, ...]:
+    def held_out(self) -> tuple[TokenizedDocument, ...]:
         """Documents never trained on, with only those sentences that training never sees."""
         return self._documents[1]
 
@@ -89,17 +92,19 @@ class Study:
         r = self.config.retrieval
         return tasks.Passkey(fact=r.passkey_fact, prompt=r.passkey_prompt)
 
-    def training_windows(self, phase: str, *, taught: bool) -> windows.WindowMaker:
+    def training_windows(self, phase: str, *, taught: bool) -> packing.WindowMaker:
         """Windows of "pretraining" or "continuation", with or without taught retrieval."""
         full = plan.continued_length(self.config)
         r = self.config.retrieval
-        teaching = windows.Teaching(r.taught_first_sentence, r.taught_passkey, r.answer_weight)
-        return windows.training_windows(
+        task_mixture = packing.TaskMixture(
+            r.taught_first_sentence, r.taught_passkey, r.answer_weight
+        )
+        return packing.training_windows(
             self.training,
             self.tokenizer,
             length=self.config.length if phase == "pretraining" else full,
             shortest=self.config[phase].shortest_passage or None,
-            teaching=teaching if taught else None,
+            task_mixture=task_mixture if taught else None,
             first_sentence=self.first_sentence,
             passkey=self.passkey,
             bos=self.config.bos,
@@ -108,7 +113,7 @@ class Study:
     @functools.cached_property
     def validation(self) -> tuple[np.ndarray, np.ndarray]:
         """Clean windows of twice the continued length: tokens [n, 2 * 8L + 1], documents [n]."""
-        return passages.windows(
+        return documents.validation_windows(
             self.held_out,
             length=2 * plan.continued_length(self.config),
             per_document=self.config.evaluation.windows_per_document,

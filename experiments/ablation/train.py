@@ -9,7 +9,7 @@ from experiments.ablation import plan
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
 from longrope_jax import rotary, weights
-from longrope_jax.data import windows
+from longrope_jax.data import packing
 from longrope_jax.training import checkpoints, loop, step
 from longrope_jax.training.optimizer import OptimizerConfig
 
@@ -103,7 +103,7 @@ def _fit(
     return loop.fit(
         state,
         train_step,
-        windows.iterator(maker, batch=settings.batch, seed=seed, mesh=study.mesh),
+        packing.iterator(maker, batch=settings.batch, seed=seed, mesh=study.mesh),
         rotary=rotary.make(method, head_dim=study.model.head_dim, seq_len=maker.length),
         loop=loop.LoopConfig(
             steps=settings.steps,

@@ -1,4 +1,4 @@
-"""The model that training continues from: a checkpoint of any format, our own, or a made-up one."""
+"""The model that training continues from: a checkpoint of any format, our own, or a random one."""
 
 import dataclasses
 from pathlib import Path
@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from longrope_jax import llama, rotary, weights
 from longrope_jax.data import tokenizers
+from longrope_jax.errors import unknown_name
 from longrope_jax.training import checkpoints, step
 
-MADE_UP = "made-up"
+RANDOM = "random"
 _MADE_UP_MODEL = llama.LlamaConfig(
     vocab_size=260, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32
 )
@@ -33,7 +34,7 @@ class Base:
 
 
 def load(config: ConfigDict, mesh: Mesh) -> Base:
-    """What `config.model` names: "made-up", a folder of our own checkpoints, or what weights reads.
+    """What `config.model` names: "random", a folder of our own checkpoints, or what weights reads.
 
     Our own checkpoints hold parameters alone, so `config.shape` (or its preset), `tokenizer` and
     `base_method` must say the rest.
@@ -43,7 +44,7 @@ def load(config: ConfigDict, mesh: Mesh) -> Base:
     """
     if not config.model:
         raise ValueError("this preset needs your checkpoint: --config.model=PATH")
-    if config.model == MADE_UP:
+    if config.model == RANDOM:
         base = _made_up(config)
     elif config.shape.preset or config.shape.d_model:
         base = _own(config, mesh)
@@ -71,7 +72,7 @@ def method(text: str, base: Base, trained_length: int) -> rotary.Method:
     try:
         return rotary.parse(text.format(**values))
     except KeyError as error:
-        raise ValueError(rotary.unknown("placeholder", str(error).strip("'"), values)) from error
+        raise ValueError(unknown_name("placeholder", str(error).strip("'"), values)) from error
 
 
 def beginning(config: ConfigDict, base: Base) -> str:
@@ -84,9 +85,9 @@ def beginning(config: ConfigDict, base: Base) -> str:
     if config.bos:
         tokenizer.special(config.bos)
         return config.bos
-    ends = getattr(tokenizer, "ends", tokenizers.Ends())
-    named = [name for name in tokenizer.specials if tokenizer.special(name) == ends.bos]
-    if not (ends.adds_bos and named):
+    special = getattr(tokenizer, "special_tokens", tokenizers.SpecialTokens())
+    named = [name for name in tokenizer.specials if tokenizer.special(name) == special.bos]
+    if not (special.adds_bos and named):
         raise ValueError(
             f"{config.model} begins no text with a token of its own: name one, e.g. "
             f"--config.bos={next(iter(tokenizer.specials), 'TOKEN')!r}"

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from experiments import files
 from experiments.continual import base as bases
 from longrope_jax import rotary, sharding
-from longrope_jax.data import corpora, passages, windows
-from longrope_jax.data.passages import Passages
+from longrope_jax.data import corpora, documents, packing
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.evaluation.by_position import nll_by_position, position_blocks
 
 # Settings that do not change what is trained or measured.
@@ -51,7 +51,7 @@ class Project:
         return bases.method(text, self.base, self.config.trained_length)
 
     @functools.cached_property
-    def _documents(self) -> tuple[tuple[Passages, ...], tuple[Passages, ...]]:
+    def _documents(self) -> tuple[tuple[TokenizedDocument, ...], tuple[TokenizedDocument, ...]]:
         if not self.config.corpus:
             raise ValueError("this preset needs your own text: --config.corpus=DIR")
         low, high = self.config.sentence_tokens
@@ -63,7 +63,10 @@ class Project:
                 f"{self.base.model.vocab_size}"
             )
         train, test = (
-            [passages.passages(d, tokenizer, min_tokens=low, max_tokens=high) for d in part]
+            [
+                documents.tokenize_document(d, tokenizer, min_tokens=low, max_tokens=high)
+                for d in part
+            ]
             for part in split
         )
         return tuple(train), tuple(test)
@@ -83,16 +86,16 @@ class Project:
         documents = self._documents[1]
         if len(documents) < 2:
             raise ValueError("an interval needs at least 2 held-out documents: --config.held_out=2")
-        return passages.windows(
+        return documents.validation_windows(
             documents,
             length=self.length,
             per_document=self.config.evaluation.windows_per_document,
             bos=self.base.tokenizer.special(self.bos),
         )
 
-    def training_windows(self, length: int, shortest: int) -> windows.WindowMaker:
+    def training_windows(self, length: int, shortest: int) -> packing.WindowMaker:
         """Windows of plain text, packed if `shortest` is not 0."""
-        return windows.training_windows(
+        return packing.training_windows(
             self._documents[0],
             self.base.tokenizer,
             length=length,

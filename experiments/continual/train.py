@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments import record
 from experiments.continual.project import Project
 from longrope_jax import llama, rotary
-from longrope_jax.data import windows
+from longrope_jax.data import packing
 from longrope_jax.training import loop, step
 from longrope_jax.training import lora as lora_lib
 from longrope_jax.training.flops import train_flops_per_token
@@ -46,7 +46,7 @@ def run(
     state = loop.fit(
         step.init_state(model, optimizer, mesh, params=params, lora=lora, seed=seed),
         train_step,
-        windows.iterator(maker, batch=stage.batch, seed=seed),
+        packing.iterator(maker, batch=stage.batch, seed=seed),
         rotary=rotary.make(method, head_dim=model.head_dim, seq_len=stage.length),
         loop=_loop_config(stage),
         mesh=mesh,

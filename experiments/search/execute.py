@@ -12,8 +12,8 @@ from experiments.ablation import train
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
 from experiments.search import plan
-from longrope_jax.data import passages, tasks
-from longrope_jax.data.passages import Passages
+from longrope_jax.data import tasks
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.search import evolution, gradient
 from longrope_jax.search.evolution import History
 from longrope_jax.search.fitness import Objective
@@ -46,12 +46,12 @@ class Workbench:
         return Study(self.config.study, self.workdir)
 
     @property
-    def search_documents(self) -> tuple[Passages, ...]:
+    def search_documents(self) -> tuple[TokenizedDocument, ...]:
         """Held-out documents that fitness is measured on."""
         return self.study.held_out[: self.config.search_documents]
 
     @property
-    def test_documents(self) -> tuple[Passages, ...]:
+    def test_documents(self) -> tuple[TokenizedDocument, ...]:
         """Held-out documents that neither training nor any search has seen."""
         return self.study.held_out[self.config.search_documents :]
 
@@ -68,7 +68,7 @@ class Workbench:
         per = self.config.test_windows_per_document
         if not test:
             per = -(-self.config.windows // len(documents))
-        tokens, names = passages.windows(
+        tokens, names = documents.validation_windows(
             documents,
             length=length,
             per_document=per,

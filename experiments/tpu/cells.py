@@ -5,7 +5,7 @@ import math
 import re
 
 from longrope_jax import llama
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 from longrope_jax.sharding import AXES
 
 PROGRAMS = ("train", "prefill", "decode")
@@ -93,7 +93,7 @@ def parse(text: str) -> Cell:
         raise ValueError(f"cell {text!r}: expected 'program model length topology axis=n ...'")
     (program, model, length, topology), rest = words[:4], words[4:]
     if program not in PROGRAMS:
-        raise ValueError(unknown("program", program, PROGRAMS))
+        raise ValueError(unknown_name("program", program, PROGRAMS))
     if not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
         raise ValueError(f"cell {text!r}: a slice is chip:AxB or chip:AxBxC, not {topology!r}")
     given = dict(_option(text, word) for word in rest)
@@ -109,7 +109,7 @@ def _option(text: str, word: str) -> tuple[str, int | str]:
     name, _, value = word.partition("=")
     known = (*AXES, "remat", "context", "rows")
     if name not in known:
-        raise ValueError(unknown("option of a cell", name, known))
+        raise ValueError(unknown_name("option of a cell", name, known))
     if name in ("remat", "context"):
         return name, value
     if not value.isdigit():

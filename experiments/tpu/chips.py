@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def chip(topology: str) -> Chip:
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        raise ValueError(unknown("TPU", name, CHIPS))
+        raise ValueError(unknown_name("TPU", name, CHIPS))
     return CHIPS[name]
 
 

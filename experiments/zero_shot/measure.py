@@ -14,8 +14,9 @@ from experiments.continual import base as bases
 from experiments.zero_shot import plan as planning
 from experiments.zero_shot.plan import Cell, Plan
 from longrope_jax import rotary, sharding
-from longrope_jax.data import corpora, passages, tasks
-from longrope_jax.data.passages import Passages
+from longrope_jax.data import corpora, documents, tasks
+from longrope_jax.data.documents import TokenizedDocument
+from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.by_position import nll_by_position, position_blocks
 from longrope_jax.evaluation.perplexity import score_tokens
 
@@ -45,7 +46,7 @@ class Study:
             return {name: saved[name] for name in saved.files}
 
     @functools.cached_property
-    def documents(self) -> list[Passages]:
+    def documents(self) -> list[TokenizedDocument]:
         """The config's documents, tokenized.
 
         Raises:
@@ -53,7 +54,9 @@ class Study:
         """
         low, high = self.config.sentence_tokens
         return [
-            passages.passages(_document(text), self.base.tokenizer, min_tokens=low, max_tokens=high)
+            documents.tokenize_document(
+                _document(text), self.base.tokenizer, min_tokens=low, max_tokens=high
+            )
             for text in self.config.documents
         ]
 
@@ -73,7 +76,7 @@ class Study:
 
     def window(self, cell: Cell) -> np.ndarray:
         """BOS and the document's first `length` tokens from its first sentence on, [1, T + 1]."""
-        tokens, _ = passages.windows(
+        tokens, _ = documents.validation_windows(
             [self.documents[cell.document]],
             length=cell.length,
             per_document=1,
@@ -130,5 +133,5 @@ def _document(text: str) -> corpora.Document:
         raise ValueError(f"a document is CORPUS:DOCUMENT, e.g. plays:hamlet, got {text!r}")
     known = {d.name: d for d in corpora.load(corpus)}
     if name not in known:
-        raise ValueError(rotary.unknown(f"document of {corpus}", name, known))
+        raise ValueError(unknown_name(f"document of {corpus}", name, known))
     return known[name]

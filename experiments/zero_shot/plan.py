@@ -8,6 +8,7 @@ import re
 from ml_collections import ConfigDict
 
 from longrope_jax import rotary
+from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.training.flops import train_flops_per_token
 
@@ -75,7 +76,7 @@ class Plan:
             return rotary.parse(self.methods[method].format(**values), fill)
         except KeyError as error:
             name = str(error).strip("'")
-            raise ValueError(rotary.unknown("placeholder", name, values)) from error
+            raise ValueError(unknown_name("placeholder", name, values)) from error
 
     def same_as(self, method: str, length: int) -> str:
         """The first method, in the config's order of the measured, with the same frequencies."""

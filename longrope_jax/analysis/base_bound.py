@@ -117,8 +117,8 @@ def intervals(
 ) -> list[Interval]:
     """Every interval of bases above `above` that meets the requirement, in order, certified.
 
-    The last one is infinite, see `sufficient_base`. Ends are exact to 1e-8 of the base, and an
-    interval or a hole narrower than that may go unseen.
+    The last one is infinite, see `sufficient_base`. Ends are exact to 1e-8 of the base; an interval
+    or a hole narrower than that may go unseen.
 
     Args:
         length: tokens.

@@ -9,7 +9,8 @@ import dataclasses
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from longrope_jax.rotary import LAYOUTS, Frequencies, Method, ScoreRule, unknown
+from longrope_jax.errors import unknown_name
+from longrope_jax.rotary import LAYOUTS, Frequencies, Method, ScoreRule
 
 
 def score(
@@ -273,7 +274,7 @@ def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> F
 def _pair_moments(moments: np.ndarray, count: int, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Complex means [..., count] of q conj(k) per rotated pair, and the sum over other features."""
     if layout not in LAYOUTS:
-        raise ValueError(unknown("rotary layout", layout, LAYOUTS))
+        raise ValueError(unknown_name("rotary layout", layout, LAYOUTS))
     pairs = np.arange(2 * count).reshape((2, count) if layout == "half" else (count, 2))
     a, b = pairs if layout == "half" else pairs.T
     real = moments[..., a, a] + moments[..., b, b]

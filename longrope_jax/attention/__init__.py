@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from longrope_jax import sharding
 from longrope_jax.attention import blockwise, context, cudnn, reference, splash
 from longrope_jax.attention.blockwise import from_cache, to_cache
-from longrope_jax.rotary import ScoreRule, unknown
+from longrope_jax.errors import unknown_name
+from longrope_jax.rotary import ScoreRule
 
 _BACKENDS = {
     "blockwise": blockwise.attention,
@@ -68,15 +69,15 @@ def attend(
             beyond the last key, or work that the back end cannot do.
     """
     if backend not in BACKENDS:
-        raise ValueError(unknown("attention backend", backend, BACKENDS))
+        raise ValueError(unknown_name("attention backend", backend, BACKENDS))
     if context_parallel not in CONTEXTS:
-        raise ValueError(unknown("context parallelism", context_parallel, CONTEXTS))
+        raise ValueError(unknown_name("context parallelism", context_parallel, CONTEXTS))
     _check(q, k, v, segment_start, query_start, score_rule)
     whole = layer is None and q.shape[1] == k.shape[1] and isinstance(query_start, numbers.Integral)
     work = {
         "packed": segment_start is not None,
         "whole": whole,
-        "parts": sharding.shards("sequence"),
+        "parts": sharding.axis_size("sequence"),
     }
     if layer is not None and backend not in ("auto", "blockwise"):
         k, v, layer = from_cache(k[layer], q.dtype), from_cache(v[layer], q.dtype), None
@@ -122,7 +123,7 @@ def _attention(backend: str, context_parallel: str, q, work, rule):
 
 def check_cache() -> None:
     """Raises ValueError where the mesh has a sequence axis: a cache is not divided over one."""
-    if sharding.shards("sequence") > 1:
+    if sharding.axis_size("sequence") > 1:
         raise ValueError(
             "no decoding with a cache over a sequence axis: use a mesh with sequence=1 and more "
             "tensor, fsdp or data"

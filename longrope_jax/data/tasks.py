@@ -1,6 +1,6 @@
 """FIRST-SENTENCE-RETRIEVAL and passkey: how they are asked, taught and sampled.
 
-Both are asked of any real text. A question is a prompt, the answer follows it. Teaching puts
+Both are asked of any real text. A question is a prompt, the answer follows it. A task mixture puts
 question and answer at a random place of a training window; a test sample puts them at its end.
 """
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longrope_jax.data.passages import Passages
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tokenizers import Tokenizer
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 CONTROLS = ("none", "removed", "other")
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo one are the evenest spread of depths
@@ -91,7 +91,7 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 def first_sentence_samples(
     task: FirstSentence,
-    documents: Sequence[Passages],
+    documents: Sequence[TokenizedDocument],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -110,7 +110,7 @@ def first_sentence_samples(
         ValueError: unknown control, or a length that does not hold question and answer.
     """
     if control not in CONTROLS:
-        raise ValueError(unknown("control", control, CONTROLS))
+        raise ValueError(unknown_name("control", control, CONTROLS))
     rng = np.random.default_rng(seed)
     prompt, end = encode(tokenizer, task.prompt), encode(tokenizer, task.end)
     longest = max(len(s) for d in documents for s in d.sentences)
@@ -131,7 +131,7 @@ def first_sentence_samples(
 
 def passkey_samples(
     task: Passkey,
-    documents: Sequence[Passages],
+    documents: Sequence[TokenizedDocument],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -146,7 +146,7 @@ def passkey_samples(
     another key.
     """
     if control not in CONTROLS:
-        raise ValueError(unknown("control", control, CONTROLS))
+        raise ValueError(unknown_name("control", control, CONTROLS))
     rng = np.random.default_rng(seed)
     prompt, rows = tokenizer.encode(task.prompt), []
     drawn = [_draw_keys(task, documents[i % len(documents)], rng, length) for i in range(count)]
@@ -165,7 +165,7 @@ def passkey_samples(
     return _assemble(rows, prompt, longest, length, stated)
 
 
-def _draw_keys(task: Passkey, document: Passages, rng: np.random.Generator, length: int):
+def _draw_keys(task: Passkey, document: TokenizedDocument, rng: np.random.Generator, length: int):
     """Where the text starts, the key, and another key."""
     start, _ = _draw(document, rng, room=length)
     key, other = task.draw(rng), task.draw(rng)
@@ -174,7 +174,7 @@ def _draw_keys(task: Passkey, document: Passages, rng: np.random.Generator, leng
     return start, key, other
 
 
-def _draw(document: Passages, rng: np.random.Generator, *, room: int):
+def _draw(document: TokenizedDocument, rng: np.random.Generator, *, room: int):
     """A random sentence with at least `room` tokens of text from its start on."""
     fits = np.searchsorted(document.starts, len(document.tokens) - room, side="right")
     if not fits:
@@ -183,7 +183,7 @@ def _draw(document: Passages, rng: np.random.Generator, *, room: int):
     return int(document.starts[i]), document.sentences[i]
 
 
-def _another(documents: Sequence[Passages], rng: np.random.Generator, sentence):
+def _another(documents: Sequence[TokenizedDocument], rng: np.random.Generator, sentence):
     """A random sentence, drawn again while it is the same as `sentence`."""
     for _ in range(100):
         _, other = _draw(documents[rng.integers(len(documents))], rng, room=0)

@@ -21,7 +21,7 @@ BYTES = 256
 
 
 @dataclass(frozen=True)
-class Ends:
+class SpecialTokens:
     """Ids that begin and end a text, and whether the first begins a prompt; None: not said.
 
     What a checkpoint says of its tokenizer; `encode` puts neither. `more_eos`: further ids that end
@@ -107,14 +107,14 @@ class HuggingFaceTokenizer:
     text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
 
     `json`: the file's text where it lies in no file of its own (a GGUF's vocabulary); `path` is
-    then only a name for messages. `ends`: as its checkpoint says them.
+    then only a name for messages. `special_tokens`: as its checkpoint says them.
 
     Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
     """
 
     path: str
     json: str = field(default="", repr=False)
-    ends: Ends = Ends()
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))
@@ -171,13 +171,13 @@ class SentencePieceTokenizer:
     """A sentencepiece `.model` (LLaMA, Llama 2), read by the package `sentencepiece` itself.
 
     `decode(encode(x)) == x` only as far as the file's normalizer goes (LLaMA's: all text).
-    `ends`: as its checkpoint says them.
+    `special_tokens`: as its checkpoint says them.
 
     Raises ValueError: no such file, one that isn't a model, or the package missing.
     """
 
     path: str
-    ends: Ends = Ends()
+    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))

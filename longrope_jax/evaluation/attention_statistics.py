@@ -46,7 +46,7 @@ def query_key_moments(
     total = 0.0
     for start in range(0, len(tokens), batch_size):
         rows = np.arange(start, start + batch_size)
-        weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be made up
+        weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be random
         batch = jnp.asarray(tokens[rows % len(tokens)])
         found = _batch_moments(config, params, rotary, batch, jnp.asarray(weight, jnp.float32))
         total = total + np.asarray(found, np.float64)

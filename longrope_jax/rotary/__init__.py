@@ -7,9 +7,20 @@ q, k = rotary.rotate(q, ph.query), rotary.rotate(k, ph.key)
 """
 
 from longrope_jax.rotary import positions
-from longrope_jax.rotary.account import account
+from longrope_jax.rotary.arrays import (
+    HeadPhase,
+    Phase,
+    Phases,
+    Rotary,
+    from_frequencies,
+    is_structural,
+    make,
+    phases,
+    stack_rotaries,
+)
 from longrope_jax.rotary.compare import diff
-from longrope_jax.rotary.explain import explain
+from longrope_jax.rotary.config_keys import audit
+from longrope_jax.rotary.explanation import explain
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
     Frequencies,
@@ -51,17 +62,6 @@ from longrope_jax.rotary.methods import (
     YaRN,
     alibi_slopes,
 )
-from longrope_jax.rotary.phases import (
-    HeadPhase,
-    Phase,
-    Phases,
-    Rotary,
-    from_frequencies,
-    is_structural,
-    make,
-    phases,
-    stack,
-)
 from longrope_jax.rotary.registry import (
     Method,
     build,
@@ -71,7 +71,6 @@ from longrope_jax.rotary.registry import (
     notation,
     parse,
     register,
-    unknown,
 )
 from longrope_jax.rotary.rotation import LAYOUTS, half_from_interleaved, rotate
 from longrope_jax.rotary.score_rule import ScoreRule
@@ -115,8 +114,8 @@ __all__ = [
     "SelfExtend",
     "XPos",
     "YaRN",
-    "account",
     "alibi_slopes",
+    "audit",
     "build",
     "check_base",
     "check_factor",
@@ -138,7 +137,6 @@ __all__ = [
     "rescale",
     "rope_inv_freq",
     "rotate",
-    "stack",
+    "stack_rotaries",
     "to_hf",
-    "unknown",
 ]

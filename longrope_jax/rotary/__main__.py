@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from longrope_jax import rotary
 from longrope_jax.rotary import compare, documentation, picture
-from longrope_jax.rotary.account import account, account_lines, told_head_dim
-from longrope_jax.rotary.explain import explain, option
+from longrope_jax.rotary.config_keys import audit, audit_lines, declared_head_dim
+from longrope_jax.rotary.explanation import explain, option
 
 _HEAD_DIM, _SEQ_LEN = 128, 4096  # where nothing tells them
 
@@ -113,13 +113,13 @@ def _read(text: str, layer_type: str | None) -> _Given:
         warnings.simplefilter("always")
         spec = rotary.from_hf(config, layer_type=layer_type)
     lines = [f"warning: {w.message}" for w in caught]
-    keys = account(config, layer_type=layer_type)
+    keys = audit(config, layer_type=layer_type)
     longest = config.get("max_position_embeddings")
     return _Given(
         text,
         spec,
-        ["keys of the config:", *account_lines(keys), *lines, ""],
-        told_head_dim(config),
+        ["keys of the config:", *audit_lines(keys), *lines, ""],
+        declared_head_dim(config),
         longest if isinstance(longest, int) and longest > 0 else None,
     )
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from longrope_jax.rotary.explain import shown, wavelengths
+from longrope_jax.rotary.explanation import shown, wavelengths
 from longrope_jax.rotary.frequencies import Frequencies, check_tokens
 from longrope_jax.rotary.registry import Method, name_of
 
@@ -18,7 +18,7 @@ def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
     Options that differ; amplitude, decay, start tokens and log-n scaling where they do; the pair
     that differs most; and per pair radians per token, wavelength in tokens, the relative difference
     of frequency (B - A) / A and by how many turns the two are apart after `seq_len` tokens. A pair
-    that only one of them has counts as at rest in the other.
+    that only one of them has counts as of zero frequency in the other.
 
     Raises:
         ValueError: as `explain`.

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import is_finite
 from longrope_jax.rotary.methods import (
     DynamicNTK,
@@ -14,7 +15,7 @@ from longrope_jax.rotary.methods import (
     RoPE,
     YaRN,
 )
-from longrope_jax.rotary.registry import Method, name_of, names_of, unknown
+from longrope_jax.rotary.registry import Method, name_of, names_of
 
 # Each class tells its keys (required, optional) in HF_KEYS and reads them in `from_hf`.
 _BY_TYPE = {
@@ -54,7 +55,7 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     key about rotary position, which is not read. As in transformers 5, an explicit factor wins over
     max_position_embeddings / original_max_position_embeddings, which stands in for a missing one
     (yarn, longrope); "dynamic" takes its trained length from max_position_embeddings.
-    `rotary.account` lists what became of every key.
+    `rotary.audit` lists what became of every key.
 
     Args:
         config: as `json.load` gives it; not changed.
@@ -68,13 +69,15 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     rope_type, parameters = read_parameters(config, layer_type)
     for key in unread(config):
         known = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
-        _warn(unknown("rotary key of the config", key, known) + ": it was not read", stacklevel=3)
+        _warn(
+            unknown_name("rotary key of the config", key, known) + ": it was not read", stacklevel=3
+        )
     method = _BY_TYPE[rope_type]
     required, optional = method.HF_KEYS
     _lengths(rope_type, parameters, config, required | optional)
     known = required | optional | _COMMON
     for key in sorted(parameters.keys() - known):
-        raise ValueError(unknown(f"key of rope_type {rope_type}", key, known))
+        raise ValueError(unknown_name(f"key of rope_type {rope_type}", key, known))
     for key in sorted(required - parameters.keys()):
         raise ValueError(f"rope_type {rope_type!r} needs {key!r}")
     fraction = parameters.get("partial_rotary_factor", 1.0)
@@ -93,7 +96,7 @@ def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str
     rope_type = parameters.pop("rope_type")
     rope_type = _OLD_TYPES.get(rope_type, rope_type)
     if rope_type not in _BY_TYPE:
-        raise ValueError(unknown("rope_type", rope_type, _BY_TYPE))
+        raise ValueError(unknown_name("rope_type", rope_type, _BY_TYPE))
     return rope_type, parameters
 
 
@@ -145,7 +148,7 @@ def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, 
     if layer_type is None:
         raise ValueError(f"rope_parameters differ by layer: pass layer_type, one of {layers}")
     if layer_type not in layers:
-        raise ValueError(unknown("layer_type", layer_type, layers))
+        raise ValueError(unknown_name("layer_type", layer_type, layers))
     return dict(parameters[layer_type])
 
 

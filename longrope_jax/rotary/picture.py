@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from longrope_jax.rotary import compare
-from longrope_jax.rotary.explain import option, slowdown, wavelengths
+from longrope_jax.rotary.explanation import option, slowdown, wavelengths
 from longrope_jax.rotary.frequencies import rope_inv_freq
 from longrope_jax.rotary.registry import Method, name_of
 
@@ -82,7 +82,7 @@ def _wavelengths(panel, curves, trained: float | None, seq_len: int) -> None:
     for inv_freq, label, colour, marker in curves:
         turning = inv_freq > 0
         rest = np.count_nonzero(~turning)
-        label += f" ({rest} pairs at rest)" if rest else ""
+        label += f" ({rest} pairs of zero frequency)" if rest else ""
         tokens = np.where(turning, wavelengths(inv_freq), np.nan)
         panel.plot(tokens, marker=marker, markersize=4, linewidth=1, color=colour, label=label)
     if trained:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import MAX_POSITION
-from longrope_jax.rotary.registry import read_options, unknown
+from longrope_jax.rotary.registry import read_options
 
 Transform = Callable[[jax.Array, int, int], jax.Array]  # key, batch, length -> positions [B, T]
 
@@ -34,13 +35,13 @@ def parse(text: str) -> Transform:
     """
     name, options = read_options(text)
     if name not in _TRANSFORMS:
-        raise ValueError(unknown("position transform", name, _TRANSFORMS))
+        raise ValueError(unknown_name("position transform", name, _TRANSFORMS))
     transform = _TRANSFORMS[name]
     known = inspect.signature(transform).parameters
     known = {k: p for k, p in known.items() if p.kind is p.KEYWORD_ONLY}
     for option, value in options.items():
         if option not in known:
-            raise ValueError(unknown(f"option of {name}", option, known))
+            raise ValueError(unknown_name(f"option of {name}", option, known))
         _check_count(option, value, 1)
     missing = [k for k, p in known.items() if p.default is p.empty and k not in options]
     if missing:

@@ -2,10 +2,10 @@
 
 import ast
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import Frequencies
 
 
@@ -62,7 +62,7 @@ def method_class(name: str) -> type:
         ValueError: unknown name.
     """
     if name not in _ENTRIES:
-        raise ValueError(unknown("rotary method", name, names()))
+        raise ValueError(unknown_name("rotary method", name, names()))
     return _ENTRIES[name].cls
 
 
@@ -96,7 +96,7 @@ def build(name: str, **options: Any) -> Method:
     entry = _ENTRIES[name]
     for option in options:
         if option not in fields:
-            raise ValueError(unknown(f"option of {name}", option, fields))
+            raise ValueError(unknown_name(f"option of {name}", option, fields))
     merged = entry.defaults | options
     required = [n for n, f in fields.items() if n not in merged and not _has_default(f)]
     if required:
@@ -107,7 +107,7 @@ def build(name: str, **options: Any) -> Method:
 def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raises ValueError, with the nearest known value, unless `value` is one of `known`."""
     if value not in known:
-        raise ValueError(unknown(option, str(value), known))
+        raise ValueError(unknown_name(option, str(value), known))
 
 
 def check_method(option: str, value: Any) -> None:
@@ -202,11 +202,3 @@ def _literal(text: str, fill: Mapping[str, Any] | None = None) -> Any:
     except (ValueError, SyntaxError):
         nested = text.startswith("(") and text.endswith(")")
         return parse(text[1:-1], fill) if nested else text
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for an unknown name, with the nearest known one and the whole list."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"

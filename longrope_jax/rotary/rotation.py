@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from longrope_jax.rotary.phases import HeadPhase, Phase
-from longrope_jax.rotary.registry import unknown
+from longrope_jax.errors import unknown_name
+from longrope_jax.rotary.arrays import HeadPhase, Phase
 
 LAYOUTS = ("half", "interleaved")
 
@@ -42,7 +42,7 @@ def rotate(x: jax.Array, phase: Phase | HeadPhase | tuple, *, layout: str = "hal
         turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
         turned = turned.reshape(*turned.shape[:-2], 2 * pairs)
     else:
-        raise ValueError(unknown("rotary layout", layout, LAYOUTS))
+        raise ValueError(unknown_name("rotary layout", layout, LAYOUTS))
     return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * pairs :]], axis=-1)
 
 

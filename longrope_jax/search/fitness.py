@@ -102,7 +102,7 @@ class Objective:
         found = []
         for start in range(0, len(individuals), self.group):
             part = [self.target.rotary(i) for i in individuals[start : start + self.group]]
-            stacked = rotary.stack(part + part[-1:] * (self.group - len(part)))
+            stacked = rotary.stack_rotaries(part + part[-1:] * (self.group - len(part)))
             with jax.set_mesh(self.mesh):
                 nll = population_nll(
                     self.config, self.params, stacked, *self._batch, at_once=self.at_once

@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 
-class Checkpoints:
+class RunCheckpoints:
     """The checkpoints of one run; a save that was cut off by a kill is never seen again."""
 
     def __init__(self, directory: str | Path, *, keep: int = 1):
@@ -64,7 +64,7 @@ def latest_step(directory: str | Path) -> int | None:
     """Step of the newest whole checkpoint in a run's folder; None without one."""
     if not Path(directory).is_dir():
         return None
-    with Checkpoints(directory) as checkpoints:
+    with RunCheckpoints(directory) as checkpoints:
         return checkpoints.latest()
 
 

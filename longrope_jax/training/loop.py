@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from longrope_jax import sharding
 from longrope_jax.rotary import Rotary
 from longrope_jax.rotary import positions as position_transforms
-from longrope_jax.training.checkpoints import Checkpoints
+from longrope_jax.training.checkpoints import RunCheckpoints
 from longrope_jax.training.metrics import MetricsLog
 from longrope_jax.training.step import TrainState
 
@@ -82,7 +82,7 @@ def fit(
             written, so a hook that was cut off runs again.
     """
     directory, hooks = Path(directory), hooks or {}
-    with Checkpoints(directory / "checkpoints") as checkpoints:
+    with RunCheckpoints(directory / "checkpoints") as checkpoints:
         step = checkpoints.latest() or 0
         if step:
             state, data_state = checkpoints.restore(jax.tree.map(_abstract, state))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 # Axes behind the layers' that A contracts; the rest are those of B.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "gate": 1, "up": 1, "down": 1}
@@ -53,7 +53,7 @@ class LoRA:
             raise ValueError(f"targets must be a tuple of {TARGETS}, got {self.targets!r}")
         for name in self.targets:
             if name not in _INPUT_AXES:
-                raise ValueError(unknown("LoRA target", name, TARGETS))
+                raise ValueError(unknown_name("LoRA target", name, TARGETS))
         if not (self.rank >= 1 and self.alpha > 0):
             raise ValueError(f"rank and alpha must be positive, got {self.rank} and {self.alpha}")
 
@@ -75,7 +75,7 @@ def trainable(name: str, *, rank: int = 8, alpha: float = 16.0) -> LoRA | None:
         ValueError: another name, with the nearest one.
     """
     if name not in TRAINABLE:
-        raise ValueError(unknown("trainable subset", name, TRAINABLE))
+        raise ValueError(unknown_name("trainable subset", name, TRAINABLE))
     return None if name == "full" else LoRA(rank, alpha, **_UNFROZEN[name])
 
 

@@ -41,7 +41,7 @@ def token_scores(
         chunk: positions whose logits [B, chunk, V] are held at one time, on each device.
     """
     T = targets.shape[1]
-    padding = -T % sharding.shards("sequence", "tensor")
+    padding = -T % sharding.axis_size("sequence", "tensor")
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
     nll, correct = _scores(chunk, llama.output_table(config, params), hidden, targets)

@@ -16,8 +16,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from longrope_jax import llama
-from longrope_jax.data.tokenizers import Ends, Tokenizer
-from longrope_jax.rotary import LAYOUTS, Method, unknown
+from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
+from longrope_jax.errors import unknown_name
+from longrope_jax.rotary import LAYOUTS, Method
 from longrope_jax.weights import (
     gguf_export,
     gguf_file,
@@ -27,7 +28,7 @@ from longrope_jax.weights import (
     pretrained,
     stream,
 )
-from longrope_jax.weights.checkpoint import Checkpoint
+from longrope_jax.weights.foreign import ForeignCheckpoint
 
 __all__ = ["FORMATS", "Loaded", "check_save", "load", "open_checkpoint", "save"]
 
@@ -63,7 +64,7 @@ class Loaded:
     notes: tuple[str, ...]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
     """Headers, config and tokenizer of a checkpoint; no tensor is read.
 
     Raises:
@@ -83,12 +84,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
     if found.tokenizer is not None:
         both = [found.special_ids.get(role) for role in ("bos", "eos")]
-        ends = Ends(*both, found.adds_bos, found.stop_ids[1:], found.chat_template)
-        found.tokenizer = dataclasses.replace(found.tokenizer, ends=ends)
+        special = SpecialTokens(*both, found.adds_bos, found.stop_ids[1:], found.chat_template)
+        found.tokenizer = dataclasses.replace(found.tokenizer, special_tokens=special)
     return found
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> ForeignCheckpoint:
     if path.is_file():
         return gguf_file.read(path)
     if (path / huggingface.CONFIG).exists():
@@ -134,7 +135,7 @@ def load(
     config = dataclasses.replace(found.config, dtype=dtype, param_dtype=param_dtype)
     if rotary_layout != "auto":
         if rotary_layout not in LAYOUTS:
-            raise ValueError(unknown("rotary_layout", str(rotary_layout), ("auto", *LAYOUTS)))
+            raise ValueError(unknown_name("rotary_layout", str(rotary_layout), ("auto", *LAYOUTS)))
         found.notes.append(f"layout {rotary_layout}, as asked for")
         config = dataclasses.replace(config, rotary_layout=rotary_layout)
     stream.check(config, found.source, found.form, ignored=found.ignored)
@@ -155,7 +156,7 @@ def load(
     )
 
 
-def _layout_verdict(found: Checkpoint, config, params) -> tuple[str, bool]:
+def _layout_verdict(found: ForeignCheckpoint, config, params) -> tuple[str, bool]:
     """The probe's word, and where it doubts the format, the tokenizer's text decides."""
     verdict, doubt = layout.probe(config, params)
     if not doubt or found.tokenizer is None:
@@ -198,14 +199,16 @@ def save(
             parameters that do not fit the config.
     """
     if format not in _WRITERS:
-        raise ValueError(unknown("format", str(format), FORMATS))
+        raise ValueError(unknown_name("format", str(format), FORMATS))
     dtype = config.param_dtype if dtype is None else dtype
     if dtype not in gguf_export.DTYPES:
-        raise ValueError(unknown("dtype", str(dtype), gguf_export.DTYPES))
+        raise ValueError(unknown_name("dtype", str(dtype), gguf_export.DTYPES))
     path = Path(path).expanduser()
-    ends = _ends(getattr(tokenizer, "ends", Ends()), special_ids, stop_ids)
+    special = _special_tokens(
+        getattr(tokenizer, "special_tokens", SpecialTokens()), special_ids, stop_ids
+    )
     try:
-        _WRITERS[format].save(path, config, params, spec, tokenizer, dtype, context_length, ends)
+        _WRITERS[format].save(path, config, params, spec, tokenizer, dtype, context_length, special)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -215,12 +218,14 @@ def check_save(
 ) -> None:
     """Before hours of training: raises ValueError where `save` would refuse the same later."""
     if format not in _WRITERS:
-        raise ValueError(unknown("format", str(format), FORMATS))
-    ends = getattr(tokenizer, "ends", Ends())
-    _WRITERS[format].plan(config, spec, tokenizer, "float32", None, ends)
+        raise ValueError(unknown_name("format", str(format), FORMATS))
+    special = getattr(tokenizer, "special_tokens", SpecialTokens())
+    _WRITERS[format].plan(config, spec, tokenizer, "float32", None, special)
 
 
-def _ends(own: Ends, special_ids: dict[str, int] | None, stop_ids: Sequence[int] | None) -> Ends:
+def _special_tokens(
+    own: SpecialTokens, special_ids: dict[str, int] | None, stop_ids: Sequence[int] | None
+) -> SpecialTokens:
     ids = own.ids() if special_ids is None else special_ids
     bos, eos = ids.get("bos"), ids.get("eos")
     if stop_ids is None:
@@ -228,4 +233,4 @@ def _ends(own: Ends, special_ids: dict[str, int] | None, stop_ids: Sequence[int]
     if eos is None and len(stop_ids):
         eos = stop_ids[0]
     more_eos = [at for at in stop_ids if at != eos]
-    return Ends(bos, eos, own.adds_bos, more_eos, own.chat_template)
+    return SpecialTokens(bos, eos, own.adds_bos, more_eos, own.chat_template)

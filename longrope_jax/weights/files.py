@@ -10,7 +10,7 @@ import numpy as np
 TEXT_BYTES = 32 << 20
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """The tensors of a checkpoint: matrices are [out, in], read in slices of their first axis."""
 
     where: str
@@ -113,7 +113,7 @@ def number(values: dict, key: str, where: str, default: Any = ...) -> float:
     return float(value)
 
 
-def check_shape(source: Source, name: str, shape: tuple[int, ...]) -> None:
+def check_shape(source: TensorSource, name: str, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless the checkpoint has the tensor, of this shape."""
     if name not in source.shapes:
         raise ValueError(f"{source.where} has no tensor {name!r}")

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
-from longrope_jax.weights.checkpoint import extended_length
+from longrope_jax.weights.foreign import extended_length
 from longrope_jax.weights.gguf_file import require_package
 
 # Our name: ggml's type, its number as a file type, numpy's dtype.
@@ -18,11 +18,11 @@ DTYPES = {
 }
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, ends) -> None:
+def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
     """Writes the file. Raises ValueError: what GGUF or this writer can't say, or it exists."""
     if path.exists():
         raise ValueError(f"{path} exists already: choose another name")
-    metadata, factors = plan(config, spec, tokenizer, dtype, context_length, ends)
+    metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
     kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, end
         raise
 
 
-def plan(config, spec, tokenizer, dtype, context_length, ends) -> tuple[dict, dict]:
+def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict, dict]:
     """Metadata, and factors of frequencies. Raises ValueError: what of this GGUF can't say."""
     require_package("GGUF")
     metadata, factors = gguf_rotary.write(spec, config.head_dim)
@@ -41,7 +41,7 @@ def plan(config, spec, tokenizer, dtype, context_length, ends) -> tuple[dict, di
         context_length = extended_length(spec)
     metadata |= _metadata(config, context_length) | {"general.file_type": DTYPES[dtype][1]}
     metadata |= gguf_vocabulary.write(tokenizer, config.vocab_size)
-    return metadata | gguf_vocabulary.write_ends(ends), factors
+    return metadata | gguf_vocabulary.write_special_tokens(special), factors
 
 
 def _write(path: Path, metadata, factors, tensors, kinds, config, params) -> None:

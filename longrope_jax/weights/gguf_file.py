@@ -12,8 +12,8 @@ import numpy as np
 from longrope_jax.data.tokenizers import HuggingFaceTokenizer
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names
-from longrope_jax.weights.checkpoint import Checkpoint
 from longrope_jax.weights.files import number, read_at, whole
+from longrope_jax.weights.foreign import ForeignCheckpoint
 from longrope_jax.weights.gguf_header import Header, block_size, read_header
 
 _PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: np.dtype(ml_dtypes.bfloat16)}
@@ -64,7 +64,7 @@ def require_package(what: str | Path) -> None:
         raise ValueError(f"{what} needs the package gguf: pip install 'longrope_jax[weights]'")
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> ForeignCheckpoint:
     """What is in the file, header checked, no tensor read yet.
 
     Raises ValueError: damaged, or another architecture.
@@ -81,7 +81,7 @@ def read(path: Path) -> Checkpoint:
     context = whole(metadata, "llama.context_length", where)
     spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
     special_ids, stop_ids = _special_ids(metadata, where, config.vocab_size)
-    return Checkpoint(
+    return ForeignCheckpoint(
         form="gguf",
         config=config,
         rotary=spec,

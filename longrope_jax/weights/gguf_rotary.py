@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from longrope_jax import rotary
-from longrope_jax.weights.files import Source, check_shape, number, whole
+from longrope_jax.errors import unknown_name
+from longrope_jax.weights.files import TensorSource, check_shape, number, whole
 
 FREQS = "rope_freqs.weight"
 TYPES = ("none", "linear", "yarn")  # longrope belongs to other architectures than llama
@@ -14,7 +15,9 @@ _KEY = "llama.rope."
 _PASSED_OVER = ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 
 
-def read(metadata: dict, source: Source, head_dim: int, context_length: int, notes: list[str]):
+def read(
+    metadata: dict, source: TensorSource, head_dim: int, context_length: int, notes: list[str]
+):
     """The rotary method of a file. Raises ValueError: an unknown type, or contradictions."""
     where = source.where
     base = number(metadata, _KEY + "freq_base", where, 10_000.0)
@@ -24,7 +27,7 @@ def read(metadata: dict, source: Source, head_dim: int, context_length: int, not
     # llama.cpp: without a type, a factor means linear.
     kind = metadata.get(_KEY + "scaling.type", "linear")
     if kind not in TYPES:
-        raise ValueError(f"{where}: " + rotary.unknown("rope.scaling.type", str(kind), TYPES))
+        raise ValueError(f"{where}: " + unknown_name("rope.scaling.type", str(kind), TYPES))
     old = number(metadata, _KEY + "scale_linear", where, 1.0)
     factor = number(metadata, _KEY + "scaling.factor", where, old)
     notes += [
@@ -74,7 +77,7 @@ def _attention_factor(metadata: dict, where: str) -> float:
     return one * other
 
 
-def _factors(source: Source, dim: int) -> list[float] | None:
+def _factors(source: TensorSource, dim: int) -> list[float] | None:
     """Numbers by which frequencies are divided, one per pair, or None where there are none."""
     if FREQS not in source.shapes:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope_jax.data.tokenizers import Ends, HuggingFaceTokenizer, SentencePieceTokenizer
+from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, SpecialTokens
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: llama.cpp stops at each
@@ -258,20 +258,20 @@ def _check_merges(tokenizer, model: dict, merges: list[list[str]], types: list[i
             )
 
 
-def write_ends(ends: Ends) -> dict[str, Any]:
+def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
     """Metadata of the tokens that begin and end a text, and the chat template.
 
     Raises ValueError: more ends than GGUF has names for.
     """
-    if len(ends.stops) > len(ENDS):
-        raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {ends.stops}")
-    ids = ends.ids() | dict(zip(ENDS, ends.stops, strict=False))
-    chat = {} if ends.chat_template is None else {CHAT_TEMPLATE: ends.chat_template}
+    if len(special.stops) > len(ENDS):
+        raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {special.stops}")
+    ids = special.ids() | dict(zip(ENDS, special.stops, strict=False))
+    chat = {} if special.chat_template is None else {CHAT_TEMPLATE: special.chat_template}
     return {f"{_KEY}{role}_token_id": at for role, at in ids.items()} | chat
 
 
 def _said(tokenizer) -> dict[str, bool]:
-    said = tokenizer.ends.adds_bos
+    said = tokenizer.special_tokens.adds_bos
     return {} if said is None else {"add_bos_token": said}
 
 

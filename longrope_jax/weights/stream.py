@@ -15,12 +15,12 @@ import numpy as np
 from longrope_jax import llama, sharding
 from longrope_jax.rotary import half_from_interleaved
 from longrope_jax.weights import names
-from longrope_jax.weights.files import Source, check_shape
+from longrope_jax.weights.files import TensorSource, check_shape
 
 SLICE_VALUES = 1 << 20  # values of a slice: 4 MiB in float32
 
 
-def check(config: llama.LlamaConfig, source: Source, form: str, *, ignored=()) -> None:
+def check(config: llama.LlamaConfig, source: TensorSource, form: str, *, ignored=()) -> None:
     """Raises ValueError unless the checkpoint has exactly the config's tensors, of its shapes.
 
     `ignored`: endings of names that may be there, too.
@@ -37,7 +37,7 @@ def check(config: llama.LlamaConfig, source: Source, form: str, *, ignored=()) -
             )
 
 
-def place(config: llama.LlamaConfig, source: Source, form: str, mesh=None) -> dict:
+def place(config: llama.LlamaConfig, source: TensorSource, form: str, mesh=None) -> dict:
     """The parameters, in config.param_dtype, on the mesh (None: on the default device).
 
     Raises ValueError: NaN or infinity in a tensor, or a value beyond config.param_dtype.

@@ -14,7 +14,7 @@ class NoPE:
     """NoPE: theta_j = 0 for every pair, so no query or key turns.
 
     A baseline; positions reach the model through the causal mask alone. It has H/2 pairs like RoPE,
-    all at rest, so that it runs in the same program.
+    all of zero frequency, so that it runs in the same program.
 
     Source: Kazemnejad et al. (2305.19466).
     Cache: keys, which never turn.

@@ -33,7 +33,7 @@ class Resonance:
         check_method("inner", self.inner)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """As the inner method's, with whole wavelengths; pairs at rest stay at rest."""
+        """As the inner method's, with whole wavelengths; a zero frequency stays zero."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         rounded = {n: _whole(getattr(f, n)) for n in ("inv_freq", "start_inv_freq")}
         return dataclasses.replace(f, **rounded)

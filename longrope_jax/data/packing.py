@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from longrope_jax.data.passages import Passages
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tasks import FirstSentence, Passkey, encode
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.sharding import batch_share
@@ -19,7 +19,7 @@ _EPOCHS = 2**32
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TaskMixture:
     """How training windows teach the two tasks, the same for every method.
 
     Attributes:
@@ -49,10 +49,10 @@ class WindowMaker:
     `shortest` below T, after a log-uniformly random number of tokens between `shortest` and T.
     """
 
-    documents: tuple[Passages, ...]
+    documents: tuple[TokenizedDocument, ...]
     tokenizer: Tokenizer
     length: int
-    teaching: Teaching
+    task_mixture: TaskMixture
     first_sentence: FirstSentence
     passkey: Passkey
     bos: str
@@ -103,10 +103,10 @@ class WindowMaker:
 
     def _insertions(self, size: int, sentence, room: int, rng: np.random.Generator):
         """(place in the text, tokens, weight) of what is taught, in order of place."""
-        teaching = self.teaching
+        task_mixture = self.task_mixture
         drawn = [
-            (self._ask_first_sentence(sentence), teaching.first_sentence),
-            (self._ask_passkey(rng), teaching.passkey),
+            (self._ask_first_sentence(sentence), task_mixture.first_sentence),
+            (self._ask_passkey(rng), task_mixture.passkey),
         ]
         room -= 1  # BOS
         first = len(sentence)  # nothing is put into the sentence itself
@@ -129,21 +129,21 @@ class WindowMaker:
         prompt = encode(self.tokenizer, self.first_sentence.prompt)
         end = encode(self.tokenizer, self.first_sentence.end)
         answer = np.concatenate([sentence, end])
-        return [[(prompt, 0.0), (answer, self.teaching.answer_weight)]]
+        return [[(prompt, 0.0), (answer, self.task_mixture.answer_weight)]]
 
     def _ask_passkey(self, rng: np.random.Generator):
         """Two groups: the fact, and somewhere behind it prompt and answer."""
         key = self.passkey.draw(rng)
         fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
         prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
-        return [[(fact, 0.0)], [(prompt, 0.0), (answer, self.teaching.answer_weight)]]
+        return [[(fact, 0.0)], [(prompt, 0.0), (answer, self.task_mixture.answer_weight)]]
 
 
-def taught_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:
+def answer_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:
     """Measured over random windows: answers' share of the tokens and of the loss weight."""
-    weight = maker.teaching.answer_weight
+    weight = maker.task_mixture.answer_weight
     # Weight 2 tells answers from text (1) and prompts (0), whatever the real weight is.
-    marked = replace(maker, teaching=replace(maker.teaching, answer_weight=2.0))
+    marked = replace(maker, task_mixture=replace(maker.task_mixture, answer_weight=2.0))
     rng = np.random.default_rng(seed)
     marks = [marked(int(rng.integers(len(maker))), rng)["weights"] for _ in range(windows)]
     answer, text = np.concatenate(marks) == 2, np.concatenate(marks) == 1
@@ -177,17 +177,17 @@ def iterator(
 
 
 def training_windows(
-    documents: Sequence[Passages],
+    documents: Sequence[TokenizedDocument],
     tokenizer: Tokenizer,
     *,
     length: int,
-    teaching: Teaching | None = None,
+    task_mixture: TaskMixture | None = None,
     first_sentence: FirstSentence | None = None,
     passkey: Passkey | None = None,
     bos: str = "<bos>",
     shortest: int | None = None,
 ) -> WindowMaker:
-    """Windows of `length` + 1 tokens from these documents; plain text without `teaching`.
+    """Windows of `length` + 1 tokens from these documents; plain text without `task_mixture`.
 
     Without `shortest` a passage fills its window or ends with its document.
     """
@@ -195,7 +195,7 @@ def training_windows(
         tuple(documents),
         tokenizer,
         length,
-        teaching or Teaching(),
+        task_mixture or TaskMixture(),
         first_sentence or FirstSentence(),
         passkey or Passkey(),
         bos,

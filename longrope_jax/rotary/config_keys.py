@@ -22,7 +22,7 @@ class Key(NamedTuple):
     rule: str
 
 
-def account(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]:
+def audit(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]:
     """Every key of the config in its order, with what `from_hf` does with it.
 
     "used": another value would give another method, or an error. "overridden": another key won.
@@ -41,7 +41,7 @@ def account(config: dict[str, Any], *, layer_type: str | None = None) -> list[Ke
     return found
 
 
-def told_head_dim(config: dict[str, Any]) -> int | None:
+def declared_head_dim(config: dict[str, Any]) -> int | None:
     """Size of the rotated part of a head that the config tells, None if it tells none.
 
     qk_rope_head_dim (multi-head latent attention), head_dim, or hidden_size / num_attention_heads.
@@ -51,7 +51,7 @@ def told_head_dim(config: dict[str, Any]) -> int | None:
 
 
 def _head_dim_from(config: dict[str, Any]) -> tuple[str, ...]:
-    """The keys that `told_head_dim` comes from."""
+    """The keys that `declared_head_dim` comes from."""
     for name in ("qk_rope_head_dim", "head_dim"):
         if isinstance(config.get(name), int):
             return (name,)
@@ -142,8 +142,8 @@ def _longest(value, rope_type, parameters, config) -> tuple[str, str]:
     return "overridden", f"factor wins over {_LONGEST} / {_ORIGINAL} = {value / original:g}"
 
 
-def account_lines(keys: list[Key]) -> list[str]:
-    """The account as text; keys that are not about positions share the last line."""
+def audit_lines(keys: list[Key]) -> list[str]:
+    """The audit as text; keys that are not about positions share the last line."""
     about = [key for key in keys if key.rule != _NOT_ROTARY]
     width = max((len(key.name) for key in about), default=0)
     rows = [f"  {k.name:<{width}}  {k.fate:<10}  {_short(k.value)}: {k.rule}" for k in about]

@@ -13,7 +13,7 @@ _SENTENCE = re.compile(r"(?<![^\s'\"(])[^\W\d_][^.!?]*[.!?]+(?=\s|$)")
 
 
 @dataclass(frozen=True, eq=False)
-class Passages:
+class TokenizedDocument:
     """A tokenized document and its sentences.
 
     Attributes:
@@ -44,9 +44,9 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def passages(
+def tokenize_document(
     document: Document, tokenizer: Tokenizer, *, min_tokens: int, max_tokens: int
-) -> Passages:
+) -> TokenizedDocument:
     """Tokenizes a document and keeps the sentences of min_tokens to max_tokens tokens.
 
     The text is tokenized once; a sentence is the tokens that share a character with it.
@@ -62,10 +62,12 @@ def passages(
     if not kept.any():
         raise ValueError(f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens")
     sentences = tuple(tokens[i:j] for i, j in zip(begin[kept], end[kept], strict=True))
-    return Passages(document.name, tokens, begin[kept].astype(np.int32), sentences)
+    return TokenizedDocument(document.name, tokens, begin[kept].astype(np.int32), sentences)
 
 
-def unseen(candidates: Passages, training_text: str, tokenizer: Tokenizer) -> Passages:
+def unseen(
+    candidates: TokenizedDocument, training_text: str, tokenizer: Tokenizer
+) -> TokenizedDocument:
     """The passages whose first sentence occurs nowhere in `training_text`.
 
     Raises:
@@ -76,7 +78,7 @@ def unseen(candidates: Passages, training_text: str, tokenizer: Tokenizer) -> Pa
     ]
     if not keep:
         raise ValueError(f"every sentence of {candidates.name} occurs in the training text")
-    return Passages(
+    return TokenizedDocument(
         candidates.name,
         candidates.tokens,
         candidates.starts[keep],
@@ -84,7 +86,9 @@ def unseen(candidates: Passages, training_text: str, tokenizer: Tokenizer) -> Pa
     )
 
 
-def windows(documents: Sequence[Passages], *, length: int, per_document: int, bos: int):
+def validation_windows(
+    documents: Sequence[TokenizedDocument], *, length: int, per_document: int, bos: int
+):
     """Evenly spaced clean windows for validation: tokens int32 [n, length + 1], document [n].
 
     Each begins with `bos` at a sentence start; windows of one document do not overlap.

@@ -1,4 +1,4 @@
-"""Passages and training windows: every window is parsed back and checked against its document."""
+"""Training windows: every window is parsed back and checked against its document."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longrope_jax.data import passages, tokenizers, windows
+from longrope_jax.data import documents, packing, tokenizers
 from longrope_jax.data.corpora import Document
 
 TOKENIZER = tokenizers.ByteTokenizer()
@@ -21,20 +21,20 @@ ASKED = re.compile(r"What is the pass key\? The pass key is (?P<answer>\d{5})")
 
 
 def document(name, sentences, seed):
-    """Sentences that occur once: three made-up words each."""
+    """Sentences that occur once: three random words each."""
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(list("abcdefghij"), 4)) for _ in range(3 * sentences)]
     text = " ".join(f"{a.title()} {b} {c}." for a, b, c in np.reshape(words, (-1, 3)))
-    return passages.passages(Document(name, text), TOKENIZER, min_tokens=4, max_tokens=40)
+    return documents.tokenize_document(Document(name, text), TOKENIZER, min_tokens=4, max_tokens=40)
 
 
 LONG = (document("a", 60, 1), document("b", 40, 2))
 SHORT = (document("c", 2, 3), document("d", 1, 4))
-EVERYTHING = windows.Teaching(first_sentence=0.5, passkey=0.4, answer_weight=3.0)
+EVERYTHING = packing.TaskMixture(first_sentence=0.5, passkey=0.4, answer_weight=3.0)
 
 
-def maker(documents=LONG, teaching=EVERYTHING, length=256):
-    return windows.training_windows(documents, TOKENIZER, length=length, teaching=teaching)
+def maker(documents=LONG, task_mixture=EVERYTHING, length=256):
+    return packing.training_windows(documents, TOKENIZER, length=length, task_mixture=task_mixture)
 
 
 def as_text(tokens):
@@ -102,12 +102,12 @@ def draw(m, n, seed=0):
 @given(length=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
 @example(length=1, seed=0)
 def test_every_window_parses_back(length, seed):
-    for documents in (LONG, LONG + SHORT, SHORT):
-        m = maker(documents, length=length)
+    for given_documents in (LONG, LONG + SHORT, SHORT):
+        m = maker(given_documents, length=length)
         for window in draw(m, 3, seed):
             assert window["tokens"].shape == (length + 1,)
             assert window["weights"].shape == window["segment_start"].shape == (length,)
-            parse(window, documents)
+            parse(window, given_documents)
 
 
 def test_both_tasks_are_taught_at_many_places():
@@ -130,7 +130,7 @@ def test_short_documents_are_packed():
 
 
 def test_plain_windows_hold_text_alone():
-    for window in draw(maker(teaching=None), 50):
+    for window in draw(maker(task_mixture=None), 50):
         kinds = parse(window, LONG)
         assert not any(kinds.values())
         assert set(window["weights"]) <= {0.0, 1.0}
@@ -138,12 +138,12 @@ def test_plain_windows_hold_text_alone():
 
 @pytest.mark.parametrize("weight", [1.0, 3.5])
 def test_taught_share_is_a_direct_count(weight):
-    teaching = windows.Teaching(first_sentence=0.4, passkey=0.3, answer_weight=weight)
-    m = maker(LONG + SHORT, teaching)
+    task_mixture = packing.TaskMixture(first_sentence=0.4, passkey=0.3, answer_weight=weight)
+    m = maker(LONG + SHORT, task_mixture)
     found = draw(m, 64, seed=5)
     answers = sum(parse(window, LONG + SHORT, weight)["answer_tokens"] for window in found)
     total = sum(window["weights"].sum(dtype=np.float64) for window in found)
-    share = windows.taught_share(m, seed=5, windows=64)
+    share = packing.answer_share(m, seed=5, windows=64)
     np.testing.assert_allclose(share["answer_tokens"], answers / (64 * 256))
     np.testing.assert_allclose(share["answer_loss_weight"], weight * answers / total)
     assert answers > 300
@@ -152,7 +152,7 @@ def test_taught_share_is_a_direct_count(weight):
 @pytest.mark.parametrize("shares", [(-0.1, 0), (0, -0.1), (1.1, 0), (0, 1.1)])
 def test_shares_outside_0_to_1_are_refused(shares):
     with pytest.raises(ValueError, match=r"0\.\.1"):
-        windows.Teaching(*shares)
+        packing.TaskMixture(*shares)
 
 
 # The iterator
@@ -168,32 +168,32 @@ def same(a, b):
 
 def test_the_seed_decides_the_batches():
     first, again, other = (
-        batches(windows.iterator(maker(), batch=4, seed=seed), 3) for seed in (1, 1, 2)
+        batches(packing.iterator(maker(), batch=4, seed=seed), 3) for seed in (1, 1, 2)
     )
     assert first[0]["tokens"].shape == (4, 257) and first[0]["weights"].shape == (4, 256)
     assert same(first, again) and not same(first, other)
 
 
 def test_a_restored_iterator_goes_on_identically():
-    iterator = windows.iterator(maker(), batch=8, seed=1)
+    iterator = packing.iterator(maker(), batch=8, seed=1)
     batches(iterator, 5)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = batches(iterator, 20)  # beyond the end of an epoch
-    fresh = windows.iterator(maker(), batch=8, seed=1)
+    fresh = packing.iterator(maker(), batch=8, seed=1)
     fresh.set_state(state)
     assert same(batches(fresh, 20), expected)
 
 
 def test_an_epoch_begins_at_every_sentence_once():
-    m = maker(teaching=None, length=16)
-    iterator = windows.iterator(m, batch=len(m) // 4, seed=3)
+    m = maker(task_mixture=None, length=16)
+    iterator = packing.iterator(m, batch=len(m) // 4, seed=3)
     epochs = [np.concatenate([b["tokens"] for b in batches(iterator, 4)]) for _ in range(2)]
     for epoch in epochs:
         assert len(np.unique(epoch[:, 1:13], axis=0)) == len(m) == 100
     assert not np.array_equal(*epochs)
 
 
-# Passages
+# Documents
 
 
 PLAY = """HAMLET
@@ -218,7 +218,7 @@ Yes... as every one knows, it was 1851."""
 
 
 def sentences(text):
-    return [text[a:b] for a, b in passages.sentence_spans(text)]
+    return [text[a:b] for a, b in documents.sentence_spans(text)]
 
 
 def test_sentences_of_a_play():
@@ -248,7 +248,7 @@ TEXTS = st.text(st.sampled_from("abE é.!?,'\"\n-1"), max_size=120)
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_sentences_lie_in_one_paragraph(text):
-    spans = passages.sentence_spans(text)
+    spans = documents.sentence_spans(text)
     assert spans == sorted(spans)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     for a, b in spans:
@@ -264,13 +264,17 @@ def test_sentences_lie_in_one_paragraph(text):
 @given(TEXTS)
 @example("Ab ab. Éé éé! Ab?")
 def test_starts_agree_with_the_tokens(text):
-    spans = passages.sentence_spans(text)
+    spans = documents.sentence_spans(text)
     wanted = [text[a:b] for a, b in spans if 3 <= len(text[a:b].encode()) <= 12]
     if not wanted:
         with pytest.raises(ValueError, match="doc has no sentence of 3 to 12 tokens"):
-            passages.passages(Document("doc", text), TOKENIZER, min_tokens=3, max_tokens=12)
+            documents.tokenize_document(
+                Document("doc", text), TOKENIZER, min_tokens=3, max_tokens=12
+            )
         return
-    found = passages.passages(Document("doc", text), TOKENIZER, min_tokens=3, max_tokens=12)
+    found = documents.tokenize_document(
+        Document("doc", text), TOKENIZER, min_tokens=3, max_tokens=12
+    )
     assert TOKENIZER.decode(found.tokens) == text
     assert [TOKENIZER.decode(s) for s in found.sentences] == wanted
     for start, sentence in zip(found.starts, found.sentences, strict=True):
@@ -279,12 +283,12 @@ def test_starts_agree_with_the_tokens(text):
 
 def test_unseen_drops_what_training_holds():
     seen = [TOKENIZER.decode(s) for s in LONG[0].sentences[::2]]
-    left = passages.unseen(LONG[0], "x ".join(seen), TOKENIZER)
+    left = documents.unseen(LONG[0], "x ".join(seen), TOKENIZER)
     np.testing.assert_array_equal(left.starts, LONG[0].starts[1::2])
     assert [as_text(s) for s in left.sentences] == [as_text(s) for s in LONG[0].sentences[1::2]]
     np.testing.assert_array_equal(left.tokens, LONG[0].tokens)
     with pytest.raises(ValueError, match="every sentence of a occurs"):
-        passages.unseen(LONG[0], as_text(LONG[0].tokens), TOKENIZER)
+        documents.unseen(LONG[0], as_text(LONG[0].tokens), TOKENIZER)
 
 
 # Validation windows
@@ -292,7 +296,7 @@ def test_unseen_drops_what_training_holds():
 
 @pytest.mark.parametrize("per_document", [1, 3])
 def test_validation_windows_do_not_overlap(per_document):
-    rows, names = passages.windows(LONG, length=128, per_document=per_document, bos=256)
+    rows, names = documents.validation_windows(LONG, length=128, per_document=per_document, bos=256)
     assert rows.shape == (2 * per_document, 129) and rows.dtype == np.int32
     assert names.tolist() == ["a"] * per_document + ["b"] * per_document
     for d in LONG:
@@ -308,4 +312,4 @@ def test_validation_windows_do_not_overlap(per_document):
 @pytest.mark.parametrize(("length", "per_document"), [(10_000, 1), (128, 7), (1, 10_000)])
 def test_a_document_too_short_for_its_windows_is_refused(length, per_document):
     with pytest.raises(ValueError, match=r"^. \(\d+ tokens\) does not hold.*ask for fewer$"):
-        passages.windows(LONG, length=length, per_document=per_document, bos=256)
+        documents.validation_windows(LONG, length=length, per_document=per_document, bos=256)

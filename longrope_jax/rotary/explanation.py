@@ -56,7 +56,7 @@ def option(spec: Method, name: str):
 
 
 def wavelengths(inv_freq: np.ndarray) -> np.ndarray:
-    """Tokens per turn; infinite for pairs at rest."""
+    """Tokens per turn; infinite for pairs of zero frequency."""
     with np.errstate(divide="ignore"):
         return 2 * np.pi / inv_freq
 

@@ -112,7 +112,7 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
     if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
         raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
     if isinstance(seq_len, Sequence | np.ndarray) and not isinstance(seq_len, str):
-        return stack([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
+        return stack_rotaries([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)
     return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
 
@@ -154,7 +154,7 @@ def is_structural(spec: Method, *, head_dim: int) -> bool:
     return f.score_rule is not None or f.mixing is not None or 2 * f.pairs != head_dim
 
 
-def stack(rotaries: Sequence[Rotary]) -> Rotary:
+def stack_rotaries(rotaries: Sequence[Rotary]) -> Rotary:
     """Stacks rotaries of the same structure on a new first axis, ready for `vmap`.
 
     Raises:

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.rotary import Method
-from longrope_jax.weights.files import Source
+from longrope_jax.weights.files import TensorSource
 
 
 @dataclass
-class Checkpoint:
+class ForeignCheckpoint:
     """Config, rotary method, tokenizer and the tensors' source of one checkpoint."""
 
     form: str  # "hf", "gguf" or "meta": whose names the tensors have
     config: LlamaConfig
     rotary: Method
-    source: Source
+    source: TensorSource
     tokenizer: Tokenizer | None
     context_length: int | None  # tokens, as the checkpoint declares it
     special_ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos"
