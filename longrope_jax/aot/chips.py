@@ -1,4 +1,4 @@
-"""What a chip can do at most, from its data sheet."""
+"""What a TPU chip can do at most, from its data sheet."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ class Chip:
     """Peak numbers of one chip.
 
     Attributes:
-        flops: bf16 FLOP/s.
-        hbm: bytes that the compiler lets a program use.
-        hbm_bandwidth: bytes/s.
-        link: bytes/s over one link to a neighbour, in one direction.
-        wraps: an axis of a slice is a ring, not a line, where its size is a multiple of this.
+        flops: FLOP/s of bfloat16 matrix products.
+        hbm: Bytes of memory that the compiler lets a program use.
+        hbm_bandwidth: Bytes/s between memory and chip.
+        link: Bytes/s over one link to a neighbour, in one direction.
+        wraps: An axis of a slice is a ring, not a line, where its size is a multiple of this.
     """
 
     flops: float
@@ -35,10 +35,10 @@ CHIPS = {
 
 
 def chip(topology: str) -> Chip:
-    """Of a slice's name, as v5p:4x4x4.
+    """The chip of a slice such as v5p:4x4x4.
 
     Raises:
-        ValueError: a chip that is not in CHIPS.
+        ValueError: The chip is not in CHIPS.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
@@ -47,9 +47,10 @@ def chip(topology: str) -> Chip:
 
 
 def links(topology: str, coordinates: list[list[int]]) -> int:
-    """Links of one chip that a group of chips can use at the same time, at least 1.
+    """How many links of one chip a group of chips can use at the same time, at least 1.
 
-    Along each axis of the slice that the group covers: two where that axis is a ring, else one.
+    Along each axis of the slice that the group covers there are two where that axis is a ring, and
+    one where it is a line.
     """
     sizes = [int(n) for n in topology.partition(":")[2].split("x")]
     total = 0

@@ -1,7 +1,7 @@
-"""Reads a compiled program's text: instructions, and how often each of them runs.
+"""Reads the text of a compiled program: its instructions, and how often each of them runs.
 
-XLA's own counts take the body of a loop once. Here loops are followed: their number of turns is
-the constant that the condition compares with; where that depends on data, the caller gives a mean.
+XLA's own counts take the body of a loop once. This reader follows loops: the number of turns is the
+constant that the condition compares with; where it depends on data, the caller gives a mean.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Of an instruction's result: type, sizes, and whether it lies in HBM (or on the chip)."""
+    """An array that an instruction makes; `in_hbm` is false where it lies on the chip."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -29,7 +29,7 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The number of bytes."""
         total = _BITS.get(self.dtype) or int(re.sub(r"\D", "", self.dtype.partition("e")[0]))
         for n in self.sizes:
             total *= n
@@ -38,18 +38,18 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """One line of a computation in the program's text."""
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    attributes: str  # all that follows the operands; of constants and parameters these too
+    attributes: str  # what follows the operands; a constant's value or a parameter's number too
     root: bool
 
     @cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result."""
+        """The arrays that the instruction makes."""
         return tuple(
             Array(dtype, tuple(int(n) for n in sizes.split(",") if n), "S(1)" not in layout)
             for dtype, sizes, layout in _SHAPE.findall(self.shape)
@@ -57,20 +57,20 @@ class Instruction:
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations it runs."""
+        """The names of the computations that the instruction runs."""
         found = (many or one for many, one in _CALLED.findall(self.attributes))
         return tuple(name.strip().lstrip("%") for names in found for name in names.split(","))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Instructions by computation; `runs` says how often each computation runs.
+    """The instructions of each computation, and how often each computation runs.
 
     Attributes:
-        computations: instructions by name of the computation.
-        runs: times each runs in one execution of the program, on one device.
-        fused: computations that a fusion is made of: no arrays of theirs lie in memory.
-        depends_on_data: names of the loops whose number of turns was given by the caller.
+        computations: Instructions by the name of their computation.
+        runs: How often each computation runs in one execution of the program on one device.
+        fused: Computations inside a fusion, none of whose arrays lie in memory.
+        depends_on_data: Loops whose number of turns came from the caller.
     """
 
     computations: Mapping[str, tuple[Instruction, ...]]
@@ -79,22 +79,22 @@ class Program:
     depends_on_data: tuple[str, ...]
 
     def instructions(self) -> Iterator[tuple[str, Instruction, float]]:
-        """(computation, instruction, runs) of whatever runs."""
+        """Every instruction that runs, as (computation, instruction, runs)."""
         for name, body in self.computations.items():
             if self.runs[name]:
                 yield from ((name, instruction, self.runs[name]) for instruction in body)
 
 
 def parse(text: str, turns: Sequence[float] = ()) -> Program:
-    """Reads `compiled.as_text()`.
+    """Reads the text of a compiled program, which `compiled.as_text()` gives.
 
     Args:
-        text: of the program.
-        turns: mean number of turns of loops whose bounds depend on data: of the outermost first,
-            then of those that run inside it.
+        text: The program.
+        turns: The mean number of turns of loops whose bounds depend on data: first the outermost
+            loop, then those that run inside it.
 
     Raises:
-        ValueError: no entry computation, or more loops within each other than `turns`.
+        ValueError: There is no entry computation, or loops are nested deeper than `turns`.
     """
     computations, entry = _read(text)
     runs = dict.fromkeys(computations, 0.0)
@@ -124,7 +124,7 @@ def parse(text: str, turns: Sequence[float] = ()) -> Program:
 
 def _given(turns: Sequence[float], depth: int, loop: Instruction) -> float:
     if depth >= len(turns):
-        raise ValueError(f"loop {loop.name}: its number of turns depends on data, none was given")
+        raise ValueError(f"loop {loop.name}: its number of turns depends on data and is not given")
     return turns[depth]
 
 
@@ -157,10 +157,10 @@ def _instruction(root, name, shape, opcode, rest) -> Instruction:
 def trip_count(
     loop: Instruction, computations: Mapping[str, tuple[Instruction, ...]]
 ) -> int | None:
-    """Turns of a while loop; None if they depend on data.
+    """The number of turns of a while loop, or None if it depends on data.
 
-    As the compiler notes them, or the constant that the condition compares with: JAX's loops count
-    up from 0 by 1.
+    It is what the compiler notes, or else the constant that the condition compares with, since
+    JAX's loops count up from 0 by 1.
     """
     noted = re.search(r'known_trip_count\\?":\s*\{\\?"n\\?":\s*\\?"(\d+)', loop.attributes)
     if noted:
@@ -181,24 +181,3 @@ def _with_called(name: str, computations) -> Iterator[Instruction]:
         for called in instruction.called:
             if called in computations:
                 yield from _with_called(called, computations)
-
-
-def shapes(text: str) -> set[tuple[int, ...]]:
-    """Sizes of every array in `text`, on one device."""
-    return {tuple(int(n) for n in sizes.split(",") if n) for _, sizes, _ in _SHAPE.findall(text)}
-
-
-def forbidden(text: str, lengths: set[int], vocab: int) -> list[tuple[int, ...]]:
-    """Arrays with two axes of a sequence's length, or of one and the vocabulary.
-
-    Args:
-        text: of the program.
-        lengths: T, and a device's share of it; none that the model has as another size too.
-        vocab: V.
-    """
-
-    def bad(sizes: tuple[int, ...]) -> bool:
-        along = [n for n in sizes if n in lengths]
-        return len(along) > 1 or bool(along and vocab in sizes)
-
-    return sorted(filter(bad, shapes(text)))

@@ -1,16 +1,16 @@
-"""A program's arithmetic and memory traffic, with loops followed."""
+"""The arithmetic and the memory traffic of a compiled program, with loops followed."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 
-from experiments.tpu.hlo import Instruction, Program
+from longrope_jax.aot.hlo import Instruction, Program
 
-# Matrix products per pair of a query and a key in the kernels of splash attention: scores and
-# their sum over values; for the gradients the scores again.
+# Matrix products per pair of a query and a key in the kernels of splash attention. The forward
+# kernel has two (scores, and their sum over values); the backward ones compute the scores again.
 SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
-# These move nothing by themselves: names for what is there, or work that is counted elsewhere.
+# These move nothing themselves: they name what is there, or their work is counted elsewhere.
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "iota", "partition-id", "replica-id", "after-all", "async-start", "async-done",
@@ -23,11 +23,11 @@ _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is writte
 
 
 def matmul_flops(program: Program, *, once: bool = False) -> float:
-    """FLOPs of the matrix products that XLA compiles, on one device; kernels are not in it.
+    """The FLOPs of the matrix products that XLA compiles, on one device and without kernels.
 
     Args:
-        program: from `hlo.parse`.
-        once: take every loop's body once, as XLA's own count does.
+        program: The program, from `hlo.parse`.
+        once: Count the body of every loop once, as XLA's own count does.
     """
     total = 0.0
     for name, instruction, runs in program.instructions():
@@ -48,7 +48,7 @@ def _flops(instruction: Instruction, body: Sequence[Instruction]) -> float:
 
 
 def _convolution(attributes: str, left, right, result) -> float:
-    """TPUs write every matrix product as a convolution: count the pairs that meet."""
+    """The FLOPs of a convolution, which is how TPU programs write every matrix product."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
     axis = lambda which, sizes, letter: sizes[labels[which].index(letter)]  # noqa: E731
     total = 2.0 * axis(2, result, "b") * axis(2, result, "f") * axis(1, right, "i")
@@ -62,7 +62,7 @@ def _convolution(attributes: str, left, right, result) -> float:
 
 
 def _meetings(size_in: int, size_out: int, window: Mapping[str, str]) -> int:
-    """Pairs of an output's place and a tap of the window that see an element and no padding."""
+    """How many pairs of an output and a tap of the window meet an element rather than padding."""
     taps, stride = int(window.get("size", 1)), int(window.get("stride", 1))
     low = int(window.get("pad", "0_0").split("_")[0])
     spread, holes = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
@@ -72,7 +72,7 @@ def _meetings(size_in: int, size_out: int, window: Mapping[str, str]) -> int:
 
 
 def kernel_calls(program: Program) -> dict[str, float]:
-    """Executions of each splash kernel, by its name in SPLASH_PRODUCTS; a batch counts by row."""
+    """How often each kernel of SPLASH_PRODUCTS runs; a batch counts once per row."""
     found = dict.fromkeys(SPLASH_PRODUCTS, 0.0)
     for _, instruction, runs in program.instructions():
         if instruction.opcode != "custom-call":
@@ -85,17 +85,17 @@ def kernel_calls(program: Program) -> dict[str, float]:
 
 
 def splash_flops(calls: Mapping[str, float], pairs: float, heads: int, head_dim: int) -> float:
-    """FLOPs of the kernels: `pairs` of a query and a key per call, on `heads` heads of a device."""
+    """The FLOPs of splash's kernels, each call over `pairs` of a query and a key on `heads` heads."""
     products = sum(calls[kernel] * n for kernel, n in SPLASH_PRODUCTS.items())
     return products * 2.0 * pairs * heads * head_dim
 
 
 def hbm_bytes(program: Program, *, once: bool = False) -> float:
-    """Bytes read from and written to HBM on one device, at least.
+    """The least number of bytes that one device reads from and writes to HBM.
 
-    Every array that an instruction reads or writes is taken once per execution, of a slice only
-    the part; what lies on the chip costs nothing. Kernels that read an array in several passes
-    read more.
+    Every array that an instruction reads or writes counts once per execution, a slice only by its
+    part, and what lies on the chip not at all. Kernels that read an array in several passes read
+    more.
     """
     total, sizes = 0.0, {}
     for name, instruction, runs in program.instructions():
@@ -145,7 +145,7 @@ def _fusion_traffic(instruction: Instruction, operands, program: Program) -> flo
 
 
 def _read(name: str, computation: str, program: Program) -> float:
-    """Bytes read of an array of a fused computation: all (infinity), or slices of it."""
+    """The bytes that a fused computation reads of an array; infinity stands for all of them."""
     total = 0.0
     for user in program.computations[computation]:
         if name not in user.operands:

@@ -1,16 +1,23 @@
-"""The tables of compile_tpu, and what has to be known to read each of them."""
+"""The tables of docs/scaling.md, and what has to be known to read each of them."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from experiments.tpu import account, chips
-from experiments.tpu.cells import Cell
-from longrope_jax import llama
+import jax
 
-GIB = 2**30
+from longrope_jax import llama
+from longrope_jax.aot import chips
+from longrope_jax.aot.memory import GIB, hbm_gib, needed, peak_gib, spare_percent
+from longrope_jax.aot.roofline import kv_cache_bytes, roofline
+from longrope_jax.aot.workload import Workload, mesh_text
+
 SPARE = 5.0  # % of HBM that a program must leave to count as fitting
+STEPS = 100_000  # of a whole training (2309.16039 section 2.1)
+# Per chip. Google publishes no power of these chips: LLaMA's of an A100.
+WATTS = 400.0
+PUE, TONNES_PER_MWH = 1.1, 0.385  # LLaMA (2302.13971 section 6)
 _KV_LENGTHS = (4096, 16_384, 32_768, 131_072)
 
 
@@ -24,10 +31,12 @@ class Table:
     note: str = ""
 
 
-def tables(cells: Sequence[Cell], results: Sequence[Mapping], config) -> list[Table]:
+Pairs = Sequence[tuple[Workload, Mapping[str, Any]]]
+
+
+def tables(pairs: Pairs) -> list[Table]:
     """All tables, the verdicts first."""
-    pairs = list(zip(cells, results, strict=True))
-    fitting = [(cell, result) for cell, result in pairs if "refused" not in result]
+    fitting = [(work, result) for work, result in pairs if "refused" not in result]
     found = [
         _smallest(pairs),
         _training(pairs),
@@ -37,54 +46,38 @@ def tables(cells: Sequence[Cell], results: Sequence[Mapping], config) -> list[Ta
         _time(fitting),
         _collectives(fitting),
         _kv_cache(),
-        _energy(fitting, config),
+        _energy(fitting),
         _compiler(pairs),
     ]
     return [table for table in found if table.rows]
 
 
-def spare(cell: Cell, result: Mapping) -> float:
-    """Per cent of HBM that the program leaves."""
-    return 100 * (1 - result["memory"]["peak"] / chips.chip(cell.topology).hbm)
-
-
-def needed(refusal: str) -> float:
-    """GiB that the compiler asked for when it refused; NaN if it does not say."""
-    match = re.search(r"\((\d+\.\d+)G\)|Used (\d+\.\d+)G of", refusal)
-    return float(match[1] or match[2]) if match else float("nan")
-
-
-def name_of(cell: Cell) -> str:
-    """The cell in a few words."""
-    size = cell.model.removeprefix("llama2_long_").replace("b", "B")
-    how = "" if cell.program != "train" or cell.remat == "full" else f" remat={cell.remat}"
-    return f"{size} {cell.program} {cell.length:,} {cell.topology} {mesh_text(cell)}{how}"
-
-
-def mesh_text(cell: Cell) -> str:
-    """Mesh axes and their sizes."""
-    return " ".join(f"{axis}={size}" for axis, size in cell.mesh) or "one chip"
+def name_of(work: Workload) -> str:
+    """The workload in a few words."""
+    size = work.model.removeprefix("llama2_long_").replace("b", "B")
+    how = "" if work.program != "train" or work.remat == "full" else f" remat={work.remat}"
+    return f"{size} {work.program} {work.length:,} {work.topology} {mesh_text(work.mesh)}{how}"
 
 
 def _smallest(pairs) -> Table:
     """By model, length and kind of chip: the slice with the fewest chips that fits."""
     groups: dict[tuple, list] = {}
-    for cell, result in pairs:
-        if cell.program == "train":
-            key = cell.model, cell.length, cell.topology.partition(":")[0]
-            groups.setdefault(key, []).append((cell, result))
+    for work, result in pairs:
+        if work.program == "train":
+            key = work.model, work.length, work.topology.partition(":")[0]
+            groups.setdefault(key, []).append((work, result))
     rows = []
     for (model, length, kind), tried in groups.items():
-        fits = [p for p in tried if "refused" not in p[1] and spare(*p) >= SPARE]
-        best = min(fits, key=lambda p: (p[0].chips, -spare(*p)), default=None)
+        fits = [p for p in tried if "refused" not in p[1] and spare_percent(*p) >= SPARE]
+        best = min(fits, key=lambda p: (p[0].chips, -spare_percent(*p)), default=None)
         others = [
             p for p in tried if best is None or (p[0].chips <= best[0].chips and p is not best)
         ]
         shown = ["none tried", "-", None, None]
         if best:
-            cell = best[0]
-            half = _state(cell) / (cell.chips / 2) / chips.chip(cell.topology).hbm
-            shown = [cell.topology, mesh_text(cell), spare(*best), 100 * half]
+            work = best[0]
+            half = _state(work) / (work.chips / 2) / chips.chip(work.topology).hbm
+            shown = [work.topology, mesh_text(work.mesh), spare_percent(*best), 100 * half]
         rows.append([model, length, kind, *shown, "; ".join(map(_verdict, others)) or "-"])
     header = ["model", "tokens", "chip", "smallest slice", "mesh", "spare %"]
     header += ["state on half the chips, % of HBM", "also tried, no larger"]
@@ -97,36 +90,37 @@ def _smallest(pairs) -> Table:
     return Table("Smallest slice that trains", header, rows, note)
 
 
-def _state(cell: Cell) -> float:
-    return 16.0 * account.parameters(cell.config())
+def _state(work: Workload) -> float:
+    make = partial(llama.init_params, work.config())
+    return 16.0 * sum(x.size for x in jax.tree.leaves(jax.eval_shape(make, jax.random.key(0))))
 
 
 def _verdict(pair) -> str:
-    cell, result = pair
-    head = f"{cell.topology} {mesh_text(cell)}"
+    work, result = pair
+    head = f"{work.topology} {mesh_text(work.mesh)}"
     if "refused" in result:
         return f"{head}: refused, needs {needed(result['refused']):.1f} GiB"
-    return f"{head}: {spare(*pair):.4g} % spare"
+    return f"{head}: {spare_percent(*pair):.4g} % spare"
 
 
 def _training(pairs) -> Table:
     rows = []
-    for cell, result in pairs:
-        if cell.program != "train":
+    for work, result in pairs:
+        if work.program != "train":
             continue
         tokens = result["tokens"]
-        how = [cell.remat, cell.context if cell.axis("sequence") > 1 else "-"]
-        head = [cell.model, cell.length, cell.topology, mesh_text(cell), *how]
-        head.append(cell.accumulated(tokens))
+        how = [work.remat, work.context if work.axis("sequence") > 1 else "-"]
+        head = [work.model, work.length, work.topology, mesh_text(work.mesh), *how]
+        head.append(work.accumulated(tokens))
         if "refused" in result:
             rows.append([*head, needed(result["refused"]), "refused", *[None] * 6])
             continue
-        times = account.roofline(cell, result["measured"])
+        times = roofline(work, result["measured"])
         rows.append(
             [
                 *head,
-                result["memory"]["peak"] / GIB,
-                spare(cell, result),
+                peak_gib(result),
+                spare_percent(work, result),
                 times["computed_per_model_flop"],
                 times["bound"],
                 times["as_compiled"],
@@ -149,13 +143,20 @@ def _training(pairs) -> Table:
 
 def _serving(fitting) -> Table:
     rows = []
-    for cell, result in fitting:
-        if cell.program == "train":
+    for work, result in fitting:
+        if work.program == "train":
             continue
-        times = account.roofline(cell, result["measured"])
-        tokens = cell.batch * (cell.length if cell.program == "prefill" else 1)
-        head = [cell.model, cell.program, cell.length, cell.topology, mesh_text(cell), cell.batch]
-        memory = [result["memory"]["peak"] / GIB, spare(cell, result)]
+        times = roofline(work, result["measured"])
+        tokens = work.batch * (work.length if work.program == "prefill" else 1)
+        head = [
+            work.model,
+            work.program,
+            work.length,
+            work.topology,
+            mesh_text(work.mesh),
+            work.batch,
+        ]
+        memory = [peak_gib(result), spare_percent(work, result)]
         rate = [times["as_compiled"], tokens / times["as_compiled"], times["mfu_as_compiled"]]
         rows.append([*head, *memory, *rate, times["limit"]])
     header = ["model", "program", "tokens", "slice", "mesh", "sequences", "peak GiB", "spare %"]
@@ -173,10 +174,10 @@ def _serving(fitting) -> Table:
 def _memory(fitting) -> Table:
     parts = ("argument", "temp", "output", "alias", "generated_code", "peak")
     rows = []
-    for cell, result in fitting:
+    for work, result in fitting:
         sizes = [result["memory"][part] / GIB for part in parts]
-        rows.append([name_of(cell), *sizes, chips.chip(cell.topology).hbm / GIB])
-    header = ["cell", "arguments", "temporaries", "output", "aliased", "code", "peak", "HBM"]
+        rows.append([name_of(work), *sizes, hbm_gib(work)])
+    header = ["program", "arguments", "temporaries", "output", "aliased", "code", "peak", "HBM"]
     note = (
         "GiB on each device, as the compiler reports them. Outputs lie where the arguments were "
         "(aliased: the state and the cache are donated). The peak is what must fit: temporaries "
@@ -188,11 +189,11 @@ def _memory(fitting) -> Table:
 
 def _flops(fitting) -> Table:
     rows = []
-    for cell, result in fitting:
+    for work, result in fitting:
         m = result["measured"]
         rows.append(
             [
-                name_of(cell),
+                name_of(work),
                 result["xla"]["flops"],
                 m["matmul_flops_once"],
                 m["matmul_flops"],
@@ -201,7 +202,7 @@ def _flops(fitting) -> Table:
                 (m["matmul_flops"] + m["kernel_flops"]) / m["model_flops"],
             ]
         )
-    header = ["cell", "compiler's count", "same, from the text", "products, loops followed"]
+    header = ["program", "compiler's count", "same, from the text", "products, loops followed"]
     note = (
         "Per device and run. The compiler's count takes the body of each loop once and knows "
         "nothing of kernels. The second column counts the matrix products in the program's text "
@@ -217,12 +218,12 @@ def _flops(fitting) -> Table:
 
 def _time(fitting) -> Table:
     rows = []
-    for cell, result in fitting:
-        times, m = account.roofline(cell, result["measured"]), result["measured"]
+    for work, result in fitting:
+        times, m = roofline(work, result["measured"]), result["measured"]
         ici = ", ".join(f"{axes} {seconds:.3g}" for axes, seconds in times["ici"].items())
         traffic = [m["hbm_bytes"] / 1e9, m["hbm_bytes_once"] / result["xla"]["bytes"]]
-        rows.append([name_of(cell), times["compute"], times["hbm"], ici or "none", *traffic])
-    header = ["cell", "arithmetic s", "HBM s", "links s, by mesh axes", "GB through HBM"]
+        rows.append([name_of(work), times["compute"], times["hbm"], ici or "none", *traffic])
+    header = ["program", "arithmetic s", "HBM s", "links s, by mesh axes", "GB through HBM"]
     note = (
         "Per device and run, at peak rates. GB through HBM: every array that an instruction reads "
         "or writes, once per execution, of a slice only the part; the last column is that sum "
@@ -234,13 +235,13 @@ def _time(fitting) -> Table:
 
 def _collectives(fitting) -> Table:
     rows = []
-    for cell, result in fitting:
+    for work, result in fitting:
         for c in result["measured"]["collectives"]:
             if c["bytes"] >= 1e6:
                 counts = [round(c["count"]), round(c["asynchronous"])]
                 what = [c["kind"], "+".join(c["axes"]), *counts]
-                rows.append([name_of(cell), *what, c["bytes"] / 1e9, c["seconds"]])
-    header = ["cell", "kind", "mesh axes", "executions", "asynchronous", "GB", "s at least"]
+                rows.append([name_of(work), *what, c["bytes"] / 1e9, c["seconds"]])
+    header = ["program", "kind", "mesh axes", "executions", "asynchronous", "GB", "s at least"]
     note = (
         "Per device and run, above 1 MB. GB: of the whole arrays that are gathered, reduced or "
         "passed on. The kind is the compiler's: where a group is all of a v5p cube, it may write a "
@@ -253,34 +254,44 @@ def _kv_cache() -> Table:
     models = [name for name in llama.PRESETS if name.startswith("llama2_long_")]
     rows = []
     for model in models:
-        sizes = [account.kv_cache_bytes(llama.preset(model), n) / GIB for n in (1024, *_KV_LENGTHS)]
+        sizes = [kv_cache_bytes(llama.preset(model), n) / GIB for n in (1024, *_KV_LENGTHS)]
         rows.append([model, sizes[0] * 2**10, *sizes[1:]])
     header = ["model", "KiB per token", *(f"{n:,} tokens, GiB" for n in _KV_LENGTHS)]
     note = "Keys and values of one sequence in bfloat16."
     return Table("KV cache of one sequence", header, rows, note)
 
 
-def _energy(fitting, config) -> Table:
+def energy_mwh(chip_hours: float, watts: float) -> float:
+    """LLaMA's formula: hours times power times the data centre's overhead, in MWh."""
+    return chip_hours * watts * PUE / 1e6
+
+
+def co2_tonnes(mwh: float) -> float:
+    """LLaMA's formula: tonnes of CO2 equivalent at the mean of the US grid."""
+    return mwh * TONNES_PER_MWH
+
+
+def _energy(fitting) -> Table:
     rows = []
-    for cell, result in fitting:
-        if cell.program != "train":
+    for work, result in fitting:
+        if work.program != "train":
             continue
-        seconds = account.roofline(cell, result["measured"])["as_compiled"] * config.steps
-        hours = seconds / 3600 * cell.chips
-        mwh = account.energy_mwh(hours, config.watts)
-        rows.append([name_of(cell), seconds / 86_400, hours, mwh, account.co2_tonnes(mwh)])
-    header = ["cell", "days", "chip-hours", "MWh", "t CO2e"]
+        seconds = roofline(work, result["measured"])["as_compiled"] * STEPS
+        hours = seconds / 3600 * work.chips
+        mwh = energy_mwh(hours, WATTS)
+        rows.append([name_of(work), seconds / 86_400, hours, mwh, co2_tonnes(mwh)])
+    header = ["program", "days", "chip-hours", "MWh", "t CO2e"]
     note = (
-        f"At least, for {config.steps:,} steps. LLaMA's formula: hours times {config.watts:g} W "
-        f"times a PUE of {account.PUE}, {account.TONNES_PER_MWH} t CO2e per MWh. Google publishes "
-        "no power of these chips; the watts are LLaMA's of an A100 unless --config.watts says more."
+        f"At least, for {STEPS:,} steps. LLaMA's formula: hours times {WATTS:g} W "
+        f"times a PUE of {PUE}, {TONNES_PER_MWH} t CO2e per MWh. Google publishes "
+        "no power of these chips; the watts are LLaMA's of an A100."
     )
     return Table("Energy", header, rows, note)
 
 
 def _compiler(pairs) -> Table:
     rows = [
-        [name_of(cell), r["lower_seconds"], r["compile_seconds"], r["host_bytes"] / GIB]
-        for cell, r in pairs
+        [name_of(work), r["lower_seconds"], r["compile_seconds"], r["host_bytes"] / GIB]
+        for work, r in pairs
     ]
-    return Table("Compiler", ["cell", "tracing s", "compiling s", "host GiB"], rows)
+    return Table("Compiler", ["program", "tracing s", "compiling s", "host GiB"], rows)

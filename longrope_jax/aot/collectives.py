@@ -1,4 +1,4 @@
-"""What a program's devices send each other: kind, mesh axes, size, how often, how overlapped."""
+"""What the devices of a program send each other: what, over which mesh axes, how often."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.tpu.hlo import Instruction, Program
+from longrope_jax.aot.hlo import Instruction, Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
@@ -17,13 +17,13 @@ class Collective:
     """One kind of communication over some mesh axes, summed over its executions.
 
     Attributes:
-        kind: of KINDS; a compiler that makes an all-reduce of a gather has made an all-reduce.
-        axes: the mesh axes along which the devices of a group differ.
-        count: executions per run of the program.
-        asynchronous: how many of them are split into start and done, so that they can overlap.
-        bytes: of the whole array they gather, reduce or pass on, on one device, all executions.
-        asynchronous_bytes: of those that can overlap.
-        sent: bytes that one device sends at least.
+        kind: One of KINDS, as the compiler wrote it: a gather may become an all-reduce.
+        axes: The mesh axes along which the devices of a group differ.
+        count: Executions per run of the program.
+        asynchronous: How many of them are split into a start and a done, so that they can overlap.
+        bytes: The bytes of the whole arrays that are gathered, reduced or passed on.
+        asynchronous_bytes: The bytes of those that can overlap.
+        sent: The bytes that one device sends at least.
     """
 
     kind: str
@@ -36,11 +36,11 @@ class Collective:
 
 
 def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collective]:
-    """What one run communicates, by kind and mesh axes, the largest first.
+    """What one run of a program communicates, by kind and mesh axes, the largest first.
 
     Args:
-        program: from `hlo.parse`.
-        mesh_shape: sizes of the mesh axes in their order; devices are numbered row by row.
+        program: The program, from `hlo.parse`.
+        mesh_shape: The sizes of the mesh axes in their order; devices are numbered row by row.
     """
     found: dict[tuple, np.ndarray] = {}
     for name, instruction, runs in program.instructions():
@@ -67,16 +67,16 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
 
 
 def _begins(body: Sequence[Instruction]) -> bool:
-    """Whether a chain begins here.
+    """Whether an asynchronous collective starts in this computation.
 
-    One asynchronous collective may be written several times: where it starts, within the fusions
-    that it runs beside, and where it is done.
+    The compiler may write one collective several times: where it starts, within the fusions that it
+    runs beside, and where it is done.
     """
     return any('"AsyncCollectiveStart"' in instruction.attributes for instruction in body)
 
 
 def _whole_size(kind: str, instruction: Instruction, group: int) -> float:
-    """Bytes of the array as all devices of the group together have it."""
+    """The bytes of the array that all devices of the group have together."""
     arrays = [array.size for array in instruction.arrays]
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # The result of a start holds its operands, its results and its flags.
@@ -86,14 +86,14 @@ def _whole_size(kind: str, instruction: Instruction, group: int) -> float:
 
 
 def _share(kind: str, group: int) -> float:
-    """Bytes sent by one device per byte of the array, in the best ring algorithm."""
+    """The bytes that one device sends per byte of the array, in the best ring algorithm."""
     once = (group - 1) / group
     passed_on = 1.0 if group > 1 else 0.0
     return {"all-reduce": 2 * once, "collective-permute": passed_on}.get(kind, once)
 
 
 def _axes(groups: list[list[int]], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """Mesh axes along which the devices of one group differ; () where each is alone."""
+    """The mesh axes along which the devices of one group differ; () where each is alone."""
     sizes = tuple(mesh_shape.values())
     varying = np.zeros(len(sizes), bool)
     for group in groups:
@@ -103,11 +103,11 @@ def _axes(groups: list[list[int]], mesh_shape: Mapping[str, int]) -> tuple[str, 
 
 
 def _groups(instruction: Instruction, mesh_shape: Mapping[str, int]) -> list[list[int]]:
-    """Devices that exchange, in any of XLA's notations; of a permutation its pairs."""
+    """The groups of devices that exchange, in any of XLA's notations; a permutation is pairs."""
     text = instruction.attributes
     if match := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
         pairs = _listed(match[1])
-        # Who sends to himself sends nothing; a permutation of such pairs alone is no group.
+        # A device that sends to itself sends nothing.
         return [p for p in pairs if p[0] != p[1]] or [[0]]
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         return _of_mesh(match[1], re.findall(r"'(\w+)'", match[2]))

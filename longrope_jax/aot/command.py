@@ -1,0 +1,175 @@
+"""`longrope fits`: does a model train, prefill and decode at a length on a TPU slice?
+
+    longrope fits llama2_7b --length 32768 --topology v5p:4x4x4
+
+compiles the training step (forward, backward, AdamW), the prefill and the decode step with libtpu
+(pip install 'longrope_jax[aot]'; no TPU is needed) and prints memory, FLOPs, collectives and a
+bound on the time, after a few minutes on one core. Expected of this command: training peaks at 17.7
+of 95.7 GiB per chip, with an MFU of at most 0.66.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from longrope_jax.aot import chips, compilation, memory
+from longrope_jax.aot.roofline import kv_cache_bytes, roofline
+from longrope_jax.aot.workload import PROGRAMS, Workload, default_mesh, mesh_text, shape_of
+
+_NOTE = (
+    "Memory is the compiler's verdict. Times are bounds at peak rates, so a real step is slower; "
+    "collectives that the compiler did not make asynchronous wait. Everything is per device."
+)
+Pairs = Sequence[tuple[Workload, Mapping[str, Any]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to its parser."""
+    parser.add_argument("model", help="a preset such as llama2_7b, or a checkpoint")
+    parser.add_argument("--length", type=int, required=True, help="tokens per sequence")
+    parser.add_argument("--topology", required=True, help="the slice, such as v5p:4x4x4 or v5e:4x8")
+    parser.add_argument(
+        "--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="default: all of them"
+    )
+    parser.add_argument(
+        "--mesh",
+        help="fsdp=16,tensor=4; default: training by fsdp, then sequence; serving by tensor",
+    )
+    parser.add_argument(
+        "--tokens-per-batch", type=int, default=2**22, help="of a training step (default 4194304)"
+    )
+    parser.add_argument("--remat", default="full", help="none, attention, linear or full (default)")
+    parser.add_argument("--context", default="all_gather", help="all_gather (default) or ring")
+    parser.add_argument("--rows", type=int, default=1, help="sequences per shard at one time")
+    parser.add_argument("--out", type=Path, help="folder for the numbers and the programs' text")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Compiles what the arguments name, prints the answer, and returns 0.
+
+    Raises:
+        ValueError: An argument is wrong, libtpu is missing, or the compiler fails.
+    """
+    works = workloads(args)
+    folder = nullcontext(args.out) if args.out else tempfile.TemporaryDirectory()
+    found = []
+    with folder as where:
+        for work in works:
+            print(f"compiling {work} ...", flush=True)
+            result = compilation.compiled(work, args.tokens_per_batch, Path(where))
+            found.append((work, result))
+    print(report(found))
+    return 0
+
+
+def workloads(args: argparse.Namespace) -> list[Workload]:
+    """The workloads that the arguments name, checked before anything is compiled.
+
+    Raises:
+        ValueError: A model, chip, mesh or policy is unknown, or the batch does not divide.
+    """
+    chips.chip(args.topology)
+    config, found = shape_of(args.model), []
+    for program in args.programs:
+        where = args.length, args.topology
+        mesh = default_mesh(program, config, *where, args.tokens_per_batch)
+        mesh = read_mesh(args.mesh) if args.mesh else mesh
+        how = {"remat": args.remat, "context": args.context} if program == "train" else {}
+        work = Workload(program, args.model, *where, mesh, **how, rows=args.rows)
+        if program == "train":
+            work.accumulated(args.tokens_per_batch)
+        found.append(work)
+    return found
+
+
+def read_mesh(text: str) -> tuple[tuple[str, int], ...]:
+    """The mesh that a text such as "fsdp=16,tensor=4" says.
+
+    Raises:
+        ValueError: The text has another form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(size.isdigit() for _, _, size in pairs):
+        raise ValueError(f"mesh must read axis=size,axis=size, got {text!r}")
+    return tuple((axis.strip(), int(size)) for axis, _, size in pairs)
+
+
+def report(found: Pairs) -> str:
+    """The answer as text: a column per program, then its collectives."""
+    work, result = found[0]
+    head = (
+        f"\n{work.model}, {work.length:,} tokens, {work.topology}: {work.chips} chips of "
+        f"{memory.hbm_gib(work):.2f} GiB, libtpu {result['versions']['libtpu']}\n"
+    )
+    columns = [column(work, result) for work, result in found]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
+    parts = [head, _aligned([["", *(work.program for work, _ in found)], *rows])]
+    if sent := collective_rows(found):
+        header = ["program", "collective", "over", "executions", "GB", "s at least"]
+        parts += ["", _aligned([header, *sent])]
+    return "\n".join([*parts, "", _NOTE])
+
+
+def column(work: Workload, result: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of one program, by name of the line."""
+    tokens = result["tokens"] if work.program == "train" else work.batch
+    each = {"train": 1, "prefill": work.length, "decode": 1}[work.program]
+    cache = kv_cache_bytes(work.config(), work.length) / memory.GIB
+    fits = "refused" not in result
+    said = {
+        "mesh": mesh_text(work.mesh),
+        "batch": f"{tokens:,} " + ("tokens" if work.program == "train" else "sequences"),
+        "verdict": "fits" if fits else "does not fit",
+        "peak memory, GiB": f"{memory.peak_gib(result):.3g}",
+    }
+    if work.program != "train":
+        said["KV cache of a sequence, GiB"] = f"{cache:.3g}"
+    if not fits:
+        return said
+    bounds, measured = roofline(work, result["measured"]), result["measured"]
+    flops = (measured["matmul_flops"] + measured["kernel_flops"]) / 1e12
+    return said | {
+        "memory left, %": f"{memory.spare_percent(work, result):.3g}",
+        "TFLOP computed": f"{flops:.4g}",
+        "computed / model's FLOPs": f"{bounds['computed_per_model_flop']:.3g}",
+        "arithmetic, s": f"{bounds['compute']:.3g}",
+        "memory traffic, s": f"{bounds['hbm']:.3g}",
+        "links, s": f"{sum(bounds['ici'].values()):.3g}",
+        "seconds at least": f"{bounds['as_compiled']:.3g}",
+        "tokens/s at most": f"{tokens * each / bounds['as_compiled']:,.4g}",
+        "MFU at most": f"{bounds['mfu_as_compiled']:.3g}",
+        "limited by": bounds["limit"],
+    }
+
+
+def collective_rows(found: Pairs) -> list[list[str]]:
+    """The collectives of every program that fits, above 1 MB, the largest first."""
+    return [
+        [
+            work.program,
+            c["kind"],
+            "+".join(c["axes"]),
+            f"{c['count']:,.0f}",
+            f"{c['bytes'] / 1e9:.3g}",
+            f"{c['seconds']:.3g}",
+        ]
+        for work, result in found
+        for c in result.get("measured", {}).get("collectives", ())
+        if c["bytes"] >= 1e6
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Rows as text in columns, all but the first to the right."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *rest = (
+            cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths))
+        )
+        lines.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(lines)
