@@ -18,16 +18,7 @@ ROOT = Path(__file__).parents[1]
 TOKENS = 2**22  # of a training step over all chips, the paper's (2309.16039 section 2.1)
 
 
-def _workload(
-    program: str,
-    model: str,
-    length: int,
-    topology: str,
-    *,
-    remat="full",
-    context="all_gather",
-    **axes,
-) -> Workload:
+def _workload(program, model, length, topology, *, remat="full", context="all_gather", **axes):
     mesh = tuple(axes.items())
     return Workload(program, f"llama2_long_{model}", length, topology, mesh, remat, context)
 

@@ -361,7 +361,7 @@ def test_the_command_refuses_before_it_compiles(words, message):
 
 
 def test_a_checkpoint_is_asked_for_its_shape(tmp_path):
-    path, config = write(tmp_path, "hf")
+    path, _ = write(tmp_path, "hf")
     work = Workload("decode", str(path), 128, "v5e:2x2", (("data", 4),))
     assert work.config() == dataclasses.replace(
         CONFIG, dtype="bfloat16", param_dtype="bfloat16", rotary_layout=work.config().rotary_layout
@@ -375,9 +375,8 @@ def test_a_mesh_is_found_for_whoever_names_none():
         ("fsdp", 32),
         ("sequence", 2),
     )
-    assert default_mesh("decode", llama.preset("smollm2_135m"), 1024, "v5e:2x2", 0) == (
-        ("data", 4),
-    )
+    odd = llama.preset("smollm2_135m")  # three key heads
+    assert default_mesh("decode", odd, 1024, "v5e:2x2", 0) == (("data", 4),)
 
 
 def test_what_a_refusal_says_is_read():
@@ -441,9 +440,8 @@ def kinds(result):
 @pytest.mark.slow
 def test_nothing_of_length_times_length_or_vocabulary_is_in_a_tpu_program(compiled):
     lengths = {T, T // 2, LONG}  # of a sequence, and a device's share of it
-    assert {n: forbidden(r["text"], lengths, V) for n, r in compiled.items()} == dict.fromkeys(
-        REAL, []
-    )
+    found = {name: forbidden(r["text"], lengths, V) for name, r in compiled.items()}
+    assert found == {name: [] for name in REAL}
 
 
 @pytest.mark.slow

@@ -165,11 +165,7 @@ def collective_rows(found: Pairs) -> list[list[str]]:
 
 def _aligned(rows: list[list[str]]) -> str:
     """Rows as text in columns, all but the first to the right."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first, *rest = (
-            cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
+    first, *widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(first), *map(str.rjust, cells, widths)]) for name, *cells in rows
+    )

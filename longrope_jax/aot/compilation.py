@@ -58,7 +58,7 @@ def compiled(workload: Workload, tokens: int, folder: Path) -> dict[str, Any]:
 
 
 def compile_here(workload: Workload, tokens: int, folder: Path) -> None:
-    """Compiles a workload in this process, which ENVIRONMENT should hold for, and writes `folder`."""
+    """Compiles a workload in this process, whose environment should hold ENVIRONMENT."""
     mesh = programs.mesh_of(workload)
     began = time.perf_counter()
     lowered = programs.lower(workload, mesh, tokens)

@@ -85,7 +85,7 @@ def kernel_calls(program: Program) -> dict[str, float]:
 
 
 def splash_flops(calls: Mapping[str, float], pairs: float, heads: int, head_dim: int) -> float:
-    """The FLOPs of splash's kernels, each call over `pairs` of a query and a key on `heads` heads."""
+    """The FLOPs of splash's kernels; a call multiplies `pairs` of a query and a key per head."""
     products = sum(calls[kernel] * n for kernel, n in SPLASH_PRODUCTS.items())
     return products * 2.0 * pairs * heads * head_dim
 

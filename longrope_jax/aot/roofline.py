@@ -64,7 +64,7 @@ def turns(work: Workload) -> tuple[float, ...]:
 
 
 def pairs(work: Workload) -> float:
-    """The pairs of a query and a key that a call of splash multiplies on a device, in whole blocks."""
+    """The pairs of a query and a key in the whole blocks that a call of splash multiplies."""
     return work.length * (work.length + splash.BLOCK) / 2 / work.axis("sequence")
 
 

@@ -1,4 +1,4 @@
-"""What is compiled: a training, prefill or decode step of one model, at one length, on one slice."""
+"""What is compiled: a training, prefill or decode step of a model at one length on one slice."""
 
 import dataclasses
 import math

@@ -84,7 +84,7 @@ def _one_token(q, k, v, first, last, layer, scale):
     """`cached` for [B, 1, N, H]: one product of all heads, zero where a key is another head's.
 
     On a CPU moving the keys of each head together would take longer than those zeros do. A TPU
-    would copy the cache into another layout: 28 times the traffic of a token (compile_tpu, 7B).
+    would copy the cache into another layout: 28 times the traffic of a token (longrope fits, 7B).
     """
     B, _, N, H = q.shape
     S, K = v.shape[2:4]
