@@ -316,7 +316,7 @@ def test_pictures_are_written(tmp_path, capsys, arguments):
 def test_a_picture_without_matplotlib_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, said = run(capsys, "explain", "rope", "--picture", tmp_path / "a.png")
-    assert code == 2 and "pip install 'longrope_jax[experiments]'" in said
+    assert code == 2 and "pip install 'longrope_jax[plot]'" in said
     assert run(capsys, "explain", "rope")[0] == 0
 
 

@@ -21,7 +21,7 @@ from longrope_jax.aot.workload import PROGRAMS, Workload, default_mesh, mesh_tex
 
 _NOTE = (
     "Memory is the compiler's verdict. Times are bounds at peak rates, so a real step is slower; "
-    "collectives that the compiler did not make asynchronous wait. Everything but tokens/s is per device."
+    "collectives that are not asynchronous wait. All numbers but tokens/s are per device."
 )
 Pairs = Sequence[tuple[Workload, Mapping[str, Any]]]
 

@@ -12,7 +12,7 @@ def rouge_l(prediction: str, reference: str) -> float:
     Computed by Google's `rouge-score`: text is lower-cased, every run of characters outside
     [a-z0-9] separates words, nothing is stemmed. A text without such words scores 0. The paper
     does not say which implementation it used. ValueError without the extra
-    `longrope_jax[experiments]`.
+    `longrope_jax[tasks]`.
     """
     return 100.0 * _scorer().score(reference, prediction)["rougeL"].fmeasure
 
@@ -64,6 +64,6 @@ def _scorer():
         from rouge_score import rouge_scorer
     except ImportError as error:
         raise ValueError(
-            "ROUGE-L needs the package rouge-score: pip install 'longrope_jax[experiments]'"
+            "ROUGE-L needs the package rouge-score: pip install 'longrope_jax[tasks]'"
         ) from error
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)

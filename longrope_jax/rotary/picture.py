@@ -62,9 +62,7 @@ def _figure(title: str):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(
-            "a picture needs matplotlib: pip install 'longrope_jax[experiments]'"
-        ) from error
+        raise ValueError("a picture needs matplotlib: pip install 'longrope_jax[plot]'") from error
     figure = Figure(figsize=(8, 7), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for panel in panels:

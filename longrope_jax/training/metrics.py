@@ -14,7 +14,7 @@ class MetricsLog:
     Opening it for a run that resumes at `step` drops later lines and a line cut off by a kill.
 
     Raises:
-        ValueError: `tensorboard` without the extra `longrope_jax[experiments]`.
+        ValueError: `tensorboard` without the extra `longrope_jax[tensorboard]`.
     """
 
     def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = True):
@@ -59,7 +59,7 @@ def _board(directory: Path, step: int):
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ValueError(
-            "TensorBoard events need tensorboardX: pip install 'longrope_jax[experiments]', or "
+            "TensorBoard events need tensorboardX: pip install 'longrope_jax[tensorboard]', or "
             "pass tensorboard=False"
         ) from error
     return SummaryWriter(str(directory), purge_step=step + 1)
