@@ -91,7 +91,7 @@ def run(request: dict) -> dict:
     "export" writes the checkpoints; "logits" saves a contender's; "bandwidth" measures memory;
     "time" measures one contender at one work; "point" and "profile" belong to those scripts.
     """
-    from benchmarks import bandwidth, profile, work  # not before the threads are set
+    from benchmarks import bandwidth, step_profile, work  # not before the threads are set
 
     sizes = work.SIZES[request["sizes"]]
     folder = Path(request["folder"])
@@ -105,7 +105,7 @@ def run(request: dict) -> dict:
             options = {"length": request["length"], "run": request["run"], **request["options"]}
             return importlib.import_module("benchmarks.ours").point(sizes, **options)
         case "profile":
-            return profile.step_profile(sizes, request["remat"])
+            return step_profile.step_profile(sizes, request["remat"])
         case "logits":
             import numpy as np
 

@@ -117,7 +117,7 @@ def _phase(steps: int, batch: int, rate: float, warmup: int, **changes) -> dict:
     """One phase of training: steps of `batch` windows of its length."""
     phase = {"steps": steps, "batch": batch, "learning_rate": rate, "warmup_steps": warmup}
     defaults = {"accumulation": 1, "weight_decay": 0.1, "log_every": 10, "checkpoint_every": 100}
-    # TokenizedDocument shorter than the window are packed into it; 0: a passage fills its window.
+    # Passages shorter than the window are packed into it; 0: a passage fills its window.
     return phase | defaults | {"shortest_passage": 0} | changes
 
 

@@ -213,8 +213,15 @@ def _load_run(folder: Path, dtype: str) -> Model:
     if not known:
         return Model(config, params, None, None, None, {}, (), False, (note,))
     special = getattr(known.tokenizer, "special_tokens", tokenizers.SpecialTokens())
-    said = known.method, known.tokenizer, None, special.ids(), special.stops, bool(special.adds_bos)
-    return Model(config, params, *said, (note,))
+    found = (
+        known.method,
+        known.tokenizer,
+        None,
+        special.ids(),
+        special.stops,
+        bool(special.adds_bos),
+    )
+    return Model(config, params, *own, (note,))
 
 
 def config_of(shapes: dict, dtype: str = "float32") -> llama.LlamaConfig:

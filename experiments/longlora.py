@@ -230,23 +230,23 @@ def write(project: Project, command: str) -> dict:
     """Writes results.json, longlora.csv, a figure and report.html; returns the results."""
     workdir = project.workdir
     facts = json.loads((workdir / "base.json").read_text())
-    records, said = results(project, facts), findings(project)
+    records, claims = results(project, facts), findings(project)
     result = {
         "command": command,
         "config": project.config,
         "base": facts,
         "rows": records,
-        "findings": said,
+        "findings": claims,
     }
     report.save_json(workdir / "results.json", result)
     header, lines = _table(records)
     report.save_csv(workdir / "longlora.csv", header, lines)
     draw(project, records, workdir / "longlora.png")
     title = f"LongLoRA in miniature, {project.length:,} tokens"
-    sections = _sections(project, facts, said, header, lines)
+    sections = _sections(project, facts, claims, header, lines)
     report.write_html(workdir / "report.html", title, command, sections, facts["versions"])
     report.print_table(title, header, lines)
-    print(*said, sep="\n")
+    print(*claims, sep="\n")
     return result
 
 
@@ -278,7 +278,7 @@ def draw(project: Project, records: list[dict], path: Path) -> None:
     report.save_figure(fig, path)
 
 
-def _sections(project: Project, facts: dict, said, header, lines) -> list[report.Section]:
+def _sections(project: Project, facts: dict, claims, header, lines) -> list[report.Section]:
     config = project.config
     stage = next(iter(config.stages.values()))
     text = (
@@ -295,7 +295,7 @@ def _sections(project: Project, facts: dict, said, header, lines) -> list[report
             "does not train."
         )
     figure = report.Figure(project.workdir / "longlora.png", "Loss above full fine-tuning.")
-    blocks = [report.Text("\n\n".join(said)), report.Table(header, lines), figure]
+    blocks = [report.Text("\n\n".join(claims)), report.Table(header, lines), figure]
     return [report.Section("Result", blocks), report.Section("Setting", [report.Text(text)])]
 
 

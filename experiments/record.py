@@ -30,9 +30,9 @@ def save(folder: Path, record: Record) -> None:
         files.write(folder / file, tokenizer.text().encode())
     elif file != "bytes":
         file = str(Path(file).absolute())
-    said = {"model": record.model, "rotary": rotary.notation(record.method), "tokenizer": file}
-    said["special_tokens"] = getattr(tokenizer, "special_tokens", tokenizers.SpecialTokens())
-    files.save_json(folder / NAME, said)
+    entries = {"model": record.model, "rotary": rotary.notation(record.method), "tokenizer": file}
+    entries["special_tokens"] = getattr(tokenizer, "special_tokens", tokenizers.SpecialTokens())
+    files.save_json(folder / NAME, entries)
 
 
 def load(folder: Path) -> Record | None:
@@ -43,10 +43,10 @@ def load(folder: Path) -> Record | None:
     """
     if not (folder / NAME).is_file():
         return None
-    said = read_json(folder / NAME)
+    entries = read_json(folder / NAME)
     try:
-        model, method = LlamaConfig(**said["model"]), rotary.parse(said["rotary"])
-        name, special = said["tokenizer"], tokenizers.SpecialTokens(**said["special_tokens"])
+        model, method = LlamaConfig(**entries["model"]), rotary.parse(entries["rotary"])
+        name, special = entries["tokenizer"], tokenizers.SpecialTokens(**entries["special_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / NAME} is damaged or of another version: {error}") from error
     tokenizer = tokenizers.load(name if name == "bytes" else folder / name)

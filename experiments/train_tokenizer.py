@@ -70,11 +70,11 @@ def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
     title = f"Tokenizer of {config.vocab_size:,} pieces"
     sections = [
         report.Section("Held-out documents", [report.Table(header, rows)]),
-        report.Section("Round trips", [report.Text(_said(measured))]),
+        report.Section("Round trips", [report.Text(_round_trip(measured))]),
     ]
     report.write_html(workdir / "report.html", title, command, sections, versions)
     report.print_table(title, header, rows)
-    print(_said(measured), f"Written: {workdir / 'tokenizer.model'}", sep="\n")
+    print(_round_trip(measured), f"Written: {workdir / 'tokenizer.model'}", sep="\n")
     return measured
 
 
@@ -123,7 +123,7 @@ def measure(data: bytes, documents: tuple[Document, ...]) -> dict:
     return {"documents": measured, "probes": probes}
 
 
-def _said(measured: dict) -> str:
+def _round_trip(measured: dict) -> str:
     probes, documents = measured["probes"], measured["documents"]
     lost = [repr(text) for text, same in probes.items() if not same]
     whole = sum(d["same"] for d in documents)

@@ -31,8 +31,8 @@ def answers(path, prompts=(), chats=()):
 
 
 def _log_probabilities(answer):
-    said = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    return [each["logprob"] for each in sorted(said, key=lambda each: each["id"])]
+    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return [each["logprob"] for each in sorted(found, key=lambda each: each["id"])]
 
 
 if __name__ == "__main__":

@@ -320,14 +320,14 @@ def test_a_study_continues_from_a_checkpoint_of_other_software(tiny, tmp_path, f
     assert_same(params["embed"], found["embed"])
     assert_same(params["layers"]["mlp"], found["layers"]["mlp"])
     study.check()
-    for change, said in (
+    for change, message in (
         ({"length": 32}, r"has 64, this study 32: see --config\.length"),
         ({"model.n_layers": 2}, r"has 1, this study 2: see --config\.model\.n_layers"),
         ({"base_per_token": 5.0}, r"RoPE\(base=320.0\): see --config\.base_per_token"),
     ):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(change)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             _ = Study(other, tmp_path / "study").model
 
 

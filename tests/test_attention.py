@@ -296,7 +296,7 @@ Q, KV = shape(2, 4, 6, 8), shape(2, 10, 3, 8)
 
 
 @pytest.mark.parametrize(
-    "args, where, said",
+    "args, where, message",
     [
         ((Q, KV, KV), {"backend": "blokwise"}, "did you mean 'blockwise'"),
         ((Q, KV, shape(2, 9, 3, 8)), {}, "do not fit together"),
@@ -316,6 +316,6 @@ Q, KV = shape(2, 4, 6, 8), shape(2, 10, 3, 8)
         ((Q, KV, KV), {"query_start": np.zeros(3, int)}, "query_start has shape"),
     ],
 )
-def test_what_does_not_fit_is_refused(args, where, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_does_not_fit_is_refused(args, where, message):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda *x: attend(*x, **where), *args)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import compare, length, ours, process, profile, ratios, work
+from benchmarks import compare, length, ours, process, profile, ratios, step_profile, work
 from longrope_jax import llama
 
 TINY = work.SIZES["tiny"]
@@ -167,8 +167,8 @@ def test_an_unknown_work_names_the_nearest(tmp_path):
 
 def test_own_time_leaves_out_what_runs_inside():
     events = [(0, 100, "loop"), (10, 30, "dot"), (15, 5, "copy"), (50, 20, "dot"), (100, 7, "add")]
-    assert profile.own_times(events) == {"loop": 50, "dot": 45, "copy": 5, "add": 7}
-    assert sum(profile.own_times(reversed(events)).values()) == 107
+    assert step_profile.own_times(events) == {"loop": 50, "dot": 45, "copy": 5, "add": 7}
+    assert sum(step_profile.own_times(reversed(events)).values()) == 107
 
 
 def test_an_operation_without_a_name_takes_that_of_its_body_or_its_user():
@@ -188,7 +188,7 @@ ENTRY %main (x: f32[2]) -> f32[2] {
   ROOT %fusion.2 = f32[2]{0} fusion(%exp.5), kind=kLoop, calls=%fused
 }
 """
-    names = profile.operation_names(hlo)
+    names = step_profile.operation_names(hlo)
     assert names["add.1"] == "jit(step)/add"
     assert names["fusion.2"] == names["m"] == "jit(step)/layers/mlp/mul"
     assert names["dot.4"] == names["copy.3"] == "jit(step)/exp"
@@ -196,10 +196,10 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 
 def test_a_real_steps_operations_fall_into_every_part():
     run, *_ = ours.train_step(TINY, "none")
-    names = profile.operation_names(run.as_text())
-    parts = profile.by_part(profile.Counter(dict.fromkeys(names, 10**9)), names)
+    names = step_profile.operation_names(run.as_text())
+    parts = step_profile.by_part(step_profile.Counter(dict.fromkeys(names, 10**9)), names)
     assert sum(t["forward"] + t["backward"] for t in parts.values()) == pytest.approx(len(names))
-    for part, _ in profile.PARTS[:-1]:
+    for part, _ in step_profile.PARTS[:-1]:
         assert parts[part]["forward"] > 0, part
     for part in ("attention", "MLP", "norms", "loss", "rotation"):
         assert parts[part]["backward"] > 0, part

@@ -584,7 +584,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 @pytest.mark.parametrize(
-    "config, said, spec",
+    "config, message, spec",
     [
         (
             {"rope_scaling": YARN | {"attn_factor": 0.8782488562869419}},
@@ -625,8 +625,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ),
     ],
 )
-def test_from_hf_warns_which_value_won(config, said, spec):
-    with pytest.warns(UserWarning, match=said) as caught:
+def test_from_hf_warns_which_value_won(config, message, spec):
+    with pytest.warns(UserWarning, match=message) as caught:
         assert rotary.from_hf(config) == spec
     assert len(caught) == 1 and caught[0].filename == __file__
 
@@ -685,7 +685,7 @@ def test_configs_as_checkpoints_ship_them():
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ({"rope_scaling": {"type": "yrn"}}, "unknown rope_type 'yrn'; did you mean 'yarn'"),
         ({"rope_scaling": YARN | {"beta_fst": 32}}, "'beta_fst'; did you mean 'beta_fast'"),
@@ -714,14 +714,14 @@ def test_configs_as_checkpoints_ship_them():
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' needs 'high_freq_"),
     ],
 )
-def test_from_hf_refuses(config, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_from_hf_refuses(config, message):
+    with pytest.raises(ValueError, match=message) as error:
         rotary.from_hf(config)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "spec, said",
+    "spec, message",
     [
         (rotary.DynamicYaRN(64), "no rope_type for dynamic_yarn"),
         (rotary.LogN(rotary.RoPE(), 64), "no rope_type for log_n"),
@@ -735,8 +735,8 @@ def test_from_hf_refuses(config, said):
     ],
     ids=str,
 )
-def test_to_hf_refuses(spec, said):
-    with pytest.raises(ValueError, match=said):
+def test_to_hf_refuses(spec, message):
+    with pytest.raises(ValueError, match=message):
         rotary.to_hf(spec)
 
 
@@ -763,7 +763,7 @@ def test_parse_reads_tuples_and_nested_methods():
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("longrope:long_factor=(1.0,2.0", "brackets do not match"),
         ("longrope:long_factor=1.0,2.0)", "brackets do not match"),
@@ -808,15 +808,15 @@ def test_parse_reads_tuples_and_nested_methods():
         ("hope:original_length=0", "original_length must be at least 2 tokens, got 0"),
     ],
 )
-def test_bad_text_is_refused_in_one_line(text, said):
+def test_bad_text_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as error:
         rotary.parse(text)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "spec, head_dim, said",
+    "spec, head_dim, message",
     [
         (rotary.NTKAware(8), 2, "head_dim of at least 4"),
         (rotary.LongRoPE((1.0, 2.0), 64, 2.0), 8, "long_factor has 2 factors, head_dim 8 has 4"),
@@ -825,6 +825,6 @@ def test_bad_text_is_refused_in_one_line(text, said):
     ],
     ids=str,
 )
-def test_heads_that_do_not_fit_are_refused(spec, head_dim, said):
-    with pytest.raises(ValueError, match=said):
+def test_heads_that_do_not_fit_are_refused(spec, head_dim, message):
+    with pytest.raises(ValueError, match=message):
         at(spec, head_dim)

@@ -155,7 +155,7 @@ def shapes(T, S=None):
 
 
 @pytest.mark.parametrize(
-    "args, how, said",
+    "args, how, message",
     [
         (shapes(24), {}, "24 tokens do not divide into 16 half chunks"),
         (shapes(1, 16), {"query_start": 15}, "no decoding with a cache over a sequence axis"),
@@ -169,9 +169,9 @@ def shapes(T, S=None):
         (shapes(16), {"backend": "splash"}, "needs a multiple of 1024 tokens"),
     ],
 )
-def test_what_context_parallelism_cannot_do_is_refused(args, how, said):
+def test_what_context_parallelism_cannot_do_is_refused(args, how, message):
     mesh = sharding.make_mesh(sequence=8)
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match=said):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda *x: attend(*x, **how), *args)
 
 

@@ -241,7 +241,7 @@ def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exporte
     np.testing.assert_allclose(blocks(tmp_path)["again"], found["after-stage2"], rtol=1e-6)
 
 
-def test_a_foreign_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path):
+def test_an_external_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path):
     model = llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32)
     loaded = types.SimpleNamespace(
         config=model,
@@ -299,8 +299,8 @@ def test_another_trained_length_than_the_checkpoints_is_refused(
     if declared is None:
         assert Project(tiny, tmp_path / "run").base.method == spec
         return
-    said = f"trained length of {declared} tokens, the config says 32: --config.trained_length="
-    with pytest.raises(ValueError, match=f"^checkpoint .*{said}{declared}$"):
+    message = f"trained length of {declared} tokens, the config says 32: --config.trained_length="
+    with pytest.raises(ValueError, match=f"^checkpoint .*{message}{declared}$"):
         continual_pretraining.main(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -311,11 +311,11 @@ def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_put
     base = bases.Base(None, None, None, tokenizer)
 
     def begins(bos, adds):
-        ends = dataclasses.replace(
+        beginning = dataclasses.replace(
             tokenizer, special_tokens=tokenizers.SpecialTokens(0, None, adds)
         )
         tiny.bos = bos
-        return bases.beginning(tiny, dataclasses.replace(base, tokenizer=ends))
+        return bases.beginning(tiny, dataclasses.replace(base, tokenizer=beginning))
 
     assert begins("", True) == begins("<eos>", False) == "<eos>"
     with pytest.raises(ValueError, match=r"begins no text .*--config\.bos='<eos>'"):

@@ -113,24 +113,24 @@ def test_a_key_is_used_exactly_if_another_value_of_it_tells(name):
                 told.append(quiet(set_at(config, key.name, value)) != spec)
             except ValueError:
                 told.append(True)
-        assert any(told) == (key.fate == "used"), key
+        assert any(told) == (key.status == "used"), key
         assert all(told) or not any(told), key
 
 
-def fates(config, **options):
-    return {key.name: key.fate for key in rotary.audit(config, **options)}
+def statuses(config, **options):
+    return {key.name: key.status for key in rotary.audit(config, **options)}
 
 
-def test_fates_are_these():
-    found = fates(CONFIGS["yarn"])
+def test_statuses_are_these():
+    found = statuses(CONFIGS["yarn"])
     assert found["max_position_embeddings"] == "overridden"
-    assert fates(CONFIGS["yarn agreeing"])["max_position_embeddings"] == "ignored"
-    assert fates(CONFIGS["yarn, no factor"])["max_position_embeddings"] == "used"
-    found = fates(CONFIGS["yarn, attention_factor"])
+    assert statuses(CONFIGS["yarn agreeing"])["max_position_embeddings"] == "ignored"
+    assert statuses(CONFIGS["yarn, no factor"])["max_position_embeddings"] == "used"
+    found = statuses(CONFIGS["yarn, attention_factor"])
     assert {found[f"rope_scaling.{k}"] for k in ("mscale", "attn_factor")} == {"overridden"}
-    found = fates(CONFIGS["dynamic"])
+    found = statuses(CONFIGS["dynamic"])
     assert found["rope_scaling.original_max_position_embeddings"] == "overridden"
-    assert fates(CONFIGS["unread"])["no_rope_layers"] == "ignored"
+    assert statuses(CONFIGS["unread"])["no_rope_layers"] == "ignored"
 
 
 def test_keys_of_other_layer_types_are_told_apart():
@@ -139,7 +139,7 @@ def test_keys_of_other_layer_types_are_told_apart():
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
     keys = rotary.audit({"rope_parameters": layers}, layer_type="full_attention")
-    assert [(k.name, k.fate) for k in keys] == [
+    assert [(k.name, k.status) for k in keys] == [
         ("rope_parameters.full_attention.rope_type", "used"),
         ("rope_parameters.full_attention.partial_rotary_factor", "used"),
         ("rope_parameters.sliding_attention", "ignored"),
@@ -147,13 +147,13 @@ def test_keys_of_other_layer_types_are_told_apart():
 
 
 def test_a_rotary_key_that_is_not_read_is_a_warning():
-    for config, said in (
+    for config, message in (
         ({"rope_thta": 5e5}, "'rope_thta'; did you mean 'rope_theta'.*it was not read"),
         ({"no_rope_layers": [1, 0]}, "unknown rotary key of the config 'no_rope_layers'"),
         ({"rope_scalng": {"type": "linear"}}, "did you mean 'rope_scaling'"),
         ({"alibi": True}, "unknown rotary key of the config 'alibi'.*it was not read"),
     ):
-        with pytest.warns(UserWarning, match=said) as caught:
+        with pytest.warns(UserWarning, match=message) as caught:
             assert rotary.from_hf(config) == rotary.RoPE()
         assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
@@ -176,7 +176,7 @@ def test_gpt_neox_spelling_is_read():
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ([], "a config is an object of keys and values, got list"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object of keys and values, got 'lin"),
@@ -190,8 +190,8 @@ def test_gpt_neox_spelling_is_read():
         ({"text_config": {"rope_theta": 1e6}}, "its text_config may: pass that part"),
     ],
 )  # fmt: skip
-def test_values_of_the_wrong_kind_are_refused(config, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_values_of_the_wrong_kind_are_refused(config, message):
+    with pytest.raises(ValueError, match=message) as error:
         rotary.from_hf(config)
     assert "\n" not in str(error.value)
 
@@ -250,25 +250,25 @@ def test_sizes_come_from_the_config_or_the_command_line(tmp_path, capsys):
     path.write_text(json.dumps({"head_dim": 32}))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"head_dim": 64}))
-    code, _, said = run(capsys, "diff", path, other)
-    assert code == 2 and said == (
+    code, _, message = run(capsys, "diff", path, other)
+    assert code == 2 and message == (
         "error: the two have head_dim [32, 64]: choose one with --head-dim\n"
     )
 
 
-def test_the_account_says_which_sizes_are_used_for_head_dim():
+def test_the_audit_says_which_sizes_are_used_for_head_dim():
     """Though the method is the same at every one of them."""
     both = {"hidden_size": 512, "num_attention_heads": 8}
 
-    def said(config):
+    def rules(config):
         return {key.name: key.rule for key in rotary.audit(config)}
 
     rule = "by the method; but used for head_dim = hidden_size / num_attention_heads"
-    assert said(both) == dict.fromkeys(both, rule)
-    found = said(both | {"head_dim": 32})
+    assert rules(both) == dict.fromkeys(both, rule)
+    found = rules(both | {"head_dim": 32})
     assert found["head_dim"] == "by the method; but used for head_dim"
     assert found["hidden_size"] == "by the method, and head_dim comes from head_dim"
-    assert said({"hidden_size": 512})["hidden_size"].endswith("head_dim comes from no key")
+    assert rules({"hidden_size": 512})["hidden_size"].endswith("head_dim comes from no key")
 
 
 def test_diff_finds_the_largest_difference(capsys):
@@ -315,13 +315,13 @@ def test_pictures_are_written(tmp_path, capsys, arguments):
 
 def test_a_picture_without_matplotlib_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, _, said = run(capsys, "explain", "rope", "--picture", tmp_path / "a.png")
-    assert code == 2 and "pip install 'longrope_jax[plot]'" in said
+    code, _, message = run(capsys, "explain", "rope", "--picture", tmp_path / "a.png")
+    assert code == 2 and "pip install 'longrope_jax[plot]'" in message
     assert run(capsys, "explain", "rope")[0] == 0
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (None, "cannot read"),
         (b"{", "is not JSON"),
@@ -333,18 +333,18 @@ def test_a_picture_without_matplotlib_names_the_extra(tmp_path, capsys, monkeypa
         (b'{"rope_theta": 1' + 400 * b"0" + b"}", "rope_theta must be a finite number"),
     ],
 )
-def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, said):
+def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, message):
     path = tmp_path / "config.json"
     if content is not None:
         path.write_bytes(content)
     for arguments in (("explain", path), ("diff", "rope", path)):
         code, lines, error = run(capsys, *arguments)
         assert code == 2 and not lines
-        assert error.startswith("error: ") and said in error and error.count("\n") == 1
+        assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (("explain", "yrn:factor=8"), "unknown rotary method 'yrn'; did you mean 'yarn'?"),
         (("explain", "."), "cannot read .: Is a directory"),
@@ -359,9 +359,9 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, said)
         (("docs", "/nowhere/rotary.md"), "cannot read /nowhere/rotary.md"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, said):
+def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
     code, _, error = run(capsys, *arguments)
-    assert code == 2 and error.startswith(f"error: {said}") and error.count("\n") == 1
+    assert code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
 def test_the_module_runs_and_draws_nothing_unasked():
@@ -394,20 +394,20 @@ def test_the_caching_column_is_what_the_frequencies_do(spec):
     """ "no" where they depend on the length, "switch" where they change once, at L = 512."""
     while hasattr(spec, "inner"):
         spec = spec.inner
-    said = rotary.docstrings.section(type(spec), "Cache")
+    section = rotary.docstrings.section(type(spec), "Cache")
 
     def differ(a, b):
         f, g = (spec.frequencies(head_dim=16, seq_len=n) for n in (a, b))
         return f.amplitude != g.amplitude or np.any(f.inv_freq != g.inv_freq)
 
-    assert said.startswith("no") == differ(2048, 2560)
-    assert ("switch" in said) == (differ(512, 513) and not differ(2048, 2560))
+    assert section.startswith("no") == differ(2048, 2560)
+    assert ("switch" in section) == (differ(512, 513) and not differ(2048, 2560))
 
 
 def test_every_option_of_every_method_is_documented(spec):
     assert documentation.row(type(spec))
-    said = rotary.docstrings.attributes(type(spec))
-    assert set(said) == {field.name for field in dataclasses.fields(spec)}
+    described = rotary.docstrings.attributes(type(spec))
+    assert set(described) == {field.name for field in dataclasses.fields(spec)}
 
 
 def test_a_docstring_that_lacks_something_is_told_what_to_write():

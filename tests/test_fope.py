@@ -120,7 +120,7 @@ def test_heatmap_shows_head_0():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"rest": "zeros"}, "unknown rest 'zeros'"),
         ({"n_kv_heads": 0}, "n_kv_heads must be at least 1"),
@@ -129,6 +129,6 @@ def test_heatmap_shows_head_0():
         ({"original_length": 6}, "take at least 7 tokens"),
     ],
 )
-def test_bad_options_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         f_of(rotary.FoPE(**({"original_length": 512, "n_kv_heads": 2} | options)))

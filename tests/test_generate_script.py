@@ -77,8 +77,8 @@ def recorded(run_folder, tmp_path):
     """The run, with a record of a shape that its numbers do not tell."""
     shutil.copytree(run_folder, tmp_path / "runs" / "a")
     config = dataclasses.replace(CONFIG, rotary_layout="interleaved", norm_eps=1e-3)
-    said = record.Record(config, rotary.PositionInterpolation(factor=2, base=100.0), BYTES)
-    record.save(tmp_path / "runs" / "a", said)
+    known = record.Record(config, rotary.PositionInterpolation(factor=2, base=100.0), BYTES)
+    record.save(tmp_path / "runs" / "a", known)
     return tmp_path / "runs" / "a"
 
 
@@ -115,8 +115,8 @@ def test_a_record_keeps_a_tokenizer_that_lies_in_no_file(tmp_path):
 
 def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
     """Of a checkpoint as of a run's record."""
-    ends = tokenizers.SpecialTokens(0, 3, False, (5, 7))
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
+    special_tokens = tokenizers.SpecialTokens(0, 3, False, (5, 7))
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
     path, _ = write(tmp_path / "a folder", "hf", tokenizer=tokenizer)
     found = {}
     done = generate.Generation([np.zeros(0, np.int32)], 0, 0, 0.0, 0.0)
@@ -124,7 +124,7 @@ def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
     run(path, prompt="the cat")
     assert found["stop"] == [(3,), (5,), (7,)]
     record.save(tmp_path, record.Record(CONFIG, rotary.RoPE(), tokenizer))
-    assert record.load(tmp_path).tokenizer.special_tokens == ends
+    assert record.load(tmp_path).tokenizer.special_tokens == special_tokens
 
 
 def test_stopped_by_hand_it_prints_no_traceback(monkeypatch):

@@ -115,7 +115,7 @@ def shape(T, dtype="bfloat16", H=64, S=None):
 
 
 @pytest.mark.parametrize(
-    "backend, args, how, said",
+    "backend, args, how, message",
     [
         ("cudnn", shape(8, "float32"), {}, "bfloat16 or float16, not float32"),
         ("cudnn", shape(8), {"segment_start": np.zeros((1, 8), int)}, "packed documents"),
@@ -125,8 +125,8 @@ def shape(T, dtype="bfloat16", H=64, S=None):
         ("splash", shape(8), {"query_start": np.zeros(1, int)}, "as many queries as keys"),
     ],
 )
-def test_what_a_kernel_cannot_do_is_refused(backend, args, how, said):
-    with pytest.raises(ValueError, match=f"{said}.*: use backend 'blockwise'"):
+def test_what_a_kernel_cannot_do_is_refused(backend, args, how, message):
+    with pytest.raises(ValueError, match=f"{message}.*: use backend 'blockwise'"):
         jax.eval_shape(lambda *x: attend(*x, backend=backend, **how), *args)
 
 
@@ -159,8 +159,8 @@ def test_auto_takes_the_kernel_of_the_platform_where_it_applies(monkeypatch):
 
 def test_the_devices_of_the_mesh_tell_the_platform():
     assert sharding.platform() == "cpu"
-    for name, said in [("tpu", "tpu"), ("cuda", "gpu"), ("gpu", "gpu")]:
+    for name, platform in [("tpu", "tpu"), ("cuda", "gpu"), ("gpu", "gpu")]:
         device = jax.sharding.AbstractDevice(device_kind="x", num_cores=None, platform=name)
         mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert sharding.platform() == said
+            assert sharding.platform() == platform

@@ -393,7 +393,7 @@ def test_preset_with_changes():
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"n_kv_heads": 3}, "4 heads are no multiple of 3 kv heads"),
         ({"head_dim": 7}, "head_dim must be even, got 7"),
@@ -406,7 +406,7 @@ def test_preset_with_changes():
         ({"param_dtype": "int8"}, "unknown param_dtype"),
     ],
 )
-def test_config_is_validated(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_config_is_validated(changes, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **changes)
     hash(TINY)

@@ -64,8 +64,8 @@ def ask(jobs):
     return [np.array(found) for found in json.loads(done.stdout)]
 
 
-def tokenizer(**ends):
-    own = tokenizers.SpecialTokens(**{"bos": 0, "eos": 0, "adds_bos": False} | ends)
+def tokenizer(**special_tokens):
+    own = tokenizers.SpecialTokens(**{"bos": 0, "eos": 0, "adds_bos": False} | special_tokens)
     return tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), own)
 
 
@@ -142,9 +142,10 @@ def test_llama_cpp_begins_a_sentencepiece_vocabulary_without_ids_of_its_own_as_w
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{at:02X}>" for at in range(256)), "▁", *"aehtf"]
     types = [2, 3, 3, *[6] * 256, *[1] * 6]
     key, plan = "tokenizer.ggml.", gguf_export.plan
-    said = {"model": "llama", "tokens": pieces, "token_type": types, "scores": [0.0] * len(pieces)}
-    said = {key + name: value for name, value in said.items()}
-    monkeypatch.setattr(gguf_export, "plan", lambda *a: (plan(*a)[0] | said, {}))
+    declared = {"model": "llama", "tokens": pieces, "token_type": types}
+    declared["scores"] = [0.0] * len(pieces)
+    declared = {key + name: value for name, value in declared.items()}
+    monkeypatch.setattr(gguf_export, "plan", lambda *a: (plan(*a)[0] | declared, {}))
     config = dataclasses.replace(CONFIG, vocab_size=len(pieces))
     path = save(tmp_path / "m.gguf", config, tokenizer=None)
     found = weights.open_checkpoint(path)

@@ -146,7 +146,7 @@ def test_extrapolation_factor_mixes_towards_pi():
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("longrope2:factor=8", "longrope2 needs original_length"),
         ("longrope2:factor=8,original_length=64,critical=1.5", "critical must be a pair index"),
@@ -161,14 +161,14 @@ def test_extrapolation_factor_mixes_towards_pi():
         ),
     ],
 )
-def test_bad_text_is_refused_in_one_line(text, said):
+def test_bad_text_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as error:
         rotary.parse(text)
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "spec, seq_len, said",
+    "spec, seq_len, message",
     [
         (rotary.LongRoPE2(8, 2**20, (8.0,)), 8, "1 factors, head_dim 128 has 0 pairs"),
         (rotary.LongRoPE2(8, 512, (), critical=64), 8, "0 factors, head_dim 128 has 0 pairs"),
@@ -178,6 +178,6 @@ def test_bad_text_is_refused_in_one_line(text, said):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(spec, seq_len, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_does_not_fit_is_refused(spec, seq_len, message):
+    with pytest.raises(ValueError, match=message):
         at(spec, seq_len=seq_len)

@@ -137,7 +137,7 @@ def test_plain_windows_hold_text_alone():
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.5])
-def test_taught_share_is_a_direct_count(weight):
+def test_answer_share_is_a_direct_count(weight):
     task_mixture = packing.TaskMixture(first_sentence=0.4, passkey=0.3, answer_weight=weight)
     m = maker(LONG + SHORT, task_mixture)
     found = draw(m, 64, seed=5)

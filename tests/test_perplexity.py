@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longrope_jax import llama, rotary
 from longrope_jax.evaluation.perplexity import perplexity, perplexity_from, score_tokens
-from longrope_jax.evaluation.windowing import OnePass, Sliding, windows
+from longrope_jax.evaluation.windowing import OnePass, Sliding, score_windows
 from longrope_jax.sharding import make_mesh
 
 # peer_numbers.json, text_metrics_executed.sliding_window_synthetic: YaRN's and LongRoPE's script
@@ -94,7 +94,7 @@ def test_both_averages_reproduce_the_original_script(case, batch_size):
 @pytest.mark.parametrize(("context_len", "gold"), ROLLING)
 def test_layouts_of_the_evaluation_harness_are_reproduced(context_len, gold):
     tokens = range(-1, 34)
-    layout = windows(35, Sliding(10, 11 - context_len, full_last=True), bos=False)
+    layout = score_windows(35, Sliding(10, 11 - context_len, full_last=True), bos=False)
     found = [(tokens[a], tokens[b - 2], tokens[first], tokens[b - 1]) for a, b, first in layout]
     assert found == gold
 
@@ -105,7 +105,7 @@ def test_every_token_is_scored_exactly_once_with_the_context_promised(
     n, length, data, bos, full_last
 ):
     stride = data.draw(st.integers(1, length))
-    found = windows(n, Sliding(length, stride, full_last), bos=bos)
+    found = score_windows(n, Sliding(length, stride, full_last), bos=bos)
     scored = [i for _, end, first in found for i in range(first, end)]
     assert scored == list(range(0 if bos else 1, n))
     for start, end, first in found:
@@ -139,7 +139,8 @@ def test_sums_hold_each_documents_own_tokens(sizes, length, data, bos, batch_siz
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.integers(2, 150), lengths, st.booleans())
 def test_stride_equal_to_length_is_one_pass(n, length, bos):
-    assert windows(n, Sliding(length, length), bos=bos) == windows(n, OnePass(length), bos=bos)
+    sliding = score_windows(n, Sliding(length, length), bos=bos)
+    assert sliding == score_windows(n, OnePass(length), bos=bos)
 
 
 def test_every_window_of_one_pass_starts_with_its_own_bos():
@@ -180,7 +181,7 @@ def test_sliding_windows_agree_with_scoring_each_window_alone(params):
     windowing = Sliding(16, 6)
     alone = [
         direct_nll(params, np.concatenate([[1], text[start:end]]))[first - start :]
-        for start, end, first in windows(len(text), windowing, bos=True)
+        for start, end, first in score_windows(len(text), windowing, bos=True)
     ]
     result = perplexity(CONFIG, params, SPEC, [text], windowing, bos=1, batch_size=2)
     assert result.windowing == "sliding-16-stride-6"
@@ -264,8 +265,8 @@ def test_memory_of_scoring_does_not_hold_logits_of_the_whole_window():
         (lambda: Sliding(8, 9), r"stride must lie in 1\.\.8 .*got 9"),
         (lambda: Sliding(8, 0), r"stride must lie in 1\.\.8 .*got 0"),
         (lambda: OnePass(0), "at least 1 token, got length 0"),
-        (lambda: windows(0, OnePass(8), bos=True), "the document is empty"),
-        (lambda: windows(1, OnePass(8), bos=False), "1 token and nothing .* BOS"),
+        (lambda: score_windows(0, OnePass(8), bos=True), "the document is empty"),
+        (lambda: score_windows(1, OnePass(8), bos=False), "1 token and nothing .* BOS"),
         (lambda: evaluate([[]], bos=1), "document 0 is empty"),
         (lambda: evaluate([[1, 2], [3]]), "document 1 has 1 token .* BOS"),
         (lambda: evaluate([]), "at least 1 document"),

@@ -318,7 +318,7 @@ def test_phases_are_float32_and_follow_the_positions_shape():
 
 
 @pytest.mark.parametrize(
-    ("spec", "seq_len", "said"),
+    ("spec", "seq_len", "message"),
     [
         ("rope", 8, "must be a method"),
         (rotary.RoPE, 8, "must be a method"),
@@ -327,6 +327,6 @@ def test_phases_are_float32_and_follow_the_positions_shape():
         (rotary.RoPE(), [8, 2**30], "seq_len must be a whole number"),
     ],
 )
-def test_make_tells_what_is_no_method_and_no_length(spec, seq_len, said):
-    with pytest.raises(ValueError, match=said):
+def test_make_tells_what_is_no_method_and_no_length(spec, seq_len, message):
+    with pytest.raises(ValueError, match=message):
         rotary.make(spec, head_dim=8, seq_len=seq_len)

@@ -151,7 +151,7 @@ def test_packed_documents_begin_where_the_window_begins(text):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("rous:max_length=8", "unknown position transform 'rous'; did you mean 'ruoss'?"),
         ("ruoss", "ruoss needs max_length: write ruoss:max_length=..."),
@@ -162,14 +162,14 @@ def test_packed_documents_begin_where_the_window_begins(text):
         ("giraffe:length=8", "unknown option of giraffe 'length'"),
     ],
 )
-def test_bad_text_is_refused_in_one_line(text, said):
+def test_bad_text_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as error:
         positions.parse(text)
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("ruoss:max_length=7", "max_length must lie between the window's 8 tokens and 16777216"),
         ("ruoss:max_length=16777217", "max_length must lie between"),
@@ -178,8 +178,8 @@ def test_bad_text_is_refused_in_one_line(text, said):
         ("pose:target_length=90,chunks=7", "8 tokens are too few for 7 chunks"),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_lengths_that_do_not_fit_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         positions.parse(text)(KEY, 2, 8)
 
 

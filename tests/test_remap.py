@@ -398,7 +398,7 @@ def test_curves_show_the_remapped_scores(spec, truth):
 
 
 @pytest.mark.parametrize(
-    "spec, distances, said",
+    "spec, distances, message",
     [
         (rotary.ALiBi(), [1], "rotary.alibi_slopes"),
         (rotary.FoPE(64, 2), [1], "see decay.heatmap"),
@@ -406,8 +406,8 @@ def test_curves_show_the_remapped_scores(spec, truth):
         (SPECS[0], [70], "beyond the first of seq_len"),
     ],
 )
-def test_curves_that_do_not_exist_are_refused(spec, distances, said):
-    with pytest.raises(ValueError, match=said):
+def test_curves_that_do_not_exist_are_refused(spec, distances, message):
+    with pytest.raises(ValueError, match=message):
         decay.score(spec, distances, head_dim=H, seq_len=64)
 
 
@@ -415,7 +415,7 @@ def test_curves_that_do_not_exist_are_refused(spec, distances, said):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("rerope", "rerope needs window: write rerope:window=..."),
         ("rerope:window=0", "window must be a whole number from 1 to"),
@@ -429,14 +429,14 @@ def test_curves_that_do_not_exist_are_refused(spec, distances, said):
         ("string:original_length=99", "window must be at most shift, got 128 and 33"),
     ],
 )
-def test_bad_text_is_refused_in_one_line(text, said):
+def test_bad_text_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as error:
         rotary.parse(text)
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "inner, said",
+    "inner, message",
     [
         (rotary.XPos(), "take inner=\\(abf\\)"),
         (rotary.ReRoPE(4), "only one method may remap"),
@@ -446,8 +446,8 @@ def test_bad_text_is_refused_in_one_line(text, said):
     ],
     ids=str,
 )
-def test_inner_methods_that_cannot_be_remapped_are_refused(inner, said):
-    with pytest.raises(ValueError, match=said):
+def test_inner_methods_that_cannot_be_remapped_are_refused(inner, message):
+    with pytest.raises(ValueError, match=message):
         make(rotary.ReRoPE(8, inner), 128)
 
 

@@ -39,7 +39,7 @@ def rotated(spec, x, positions, seq_len=4096, layout="half", which="query"):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("rpoe", "unknown rotary method 'rpoe'; did you mean 'rope'?"),
         ("xpos:gama=0.5", "unknown option of xpos 'gama'; did you mean 'gamma'?"),
@@ -57,10 +57,10 @@ def rotated(spec, x, positions, seq_len=4096, layout="half", which="query"):
         ("xpos:scale_base=wide", "scale_base must be finite and positive, got 'wide'"),
     ],
 )
-def test_bad_text_is_refused_in_one_line(text, said):
+def test_bad_text_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as error:
         rotary.parse(text)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
@@ -253,7 +253,7 @@ def test_from_hf_reads_both_spellings(spec, config):
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ({"rope_scaling": {"type": "liner", "factor": 2}}, "did you mean 'linear'"),
         ({"rope_scaling": {"type": "linear"}}, "needs 'factor'"),
@@ -274,8 +274,8 @@ def test_from_hf_reads_both_spellings(spec, config):
         ),
     ],
 )
-def test_from_hf_refuses(config, said):
-    with pytest.raises(ValueError, match=said):
+def test_from_hf_refuses(config, message):
+    with pytest.raises(ValueError, match=message):
         rotary.from_hf(config)
 
 
@@ -341,7 +341,7 @@ def test_rescale_divides_frequencies_and_keeps_the_rest():
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "fields, message",
     [
         ({"inv_freq": [1.0, -0.1]}, "not negative"),
         ({"inv_freq": [1.0, np.nan]}, "finite"),
@@ -350,8 +350,8 @@ def test_rescale_divides_frequencies_and_keeps_the_rest():
         ({"inv_freq": [1.0, 0.1], "log_decay": [0.0]}, "log_decay has shape"),
     ],
 )
-def test_frequencies_are_checked(fields, said):
-    with pytest.raises(ValueError, match=said):
+def test_frequencies_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
         rotary.Frequencies(**fields)
 
 

@@ -251,7 +251,7 @@ def test_tensor_parallelism_scatters_activations_over_pairs(sharded):
 
 
 @pytest.mark.parametrize(
-    "sizes, said",
+    "sizes, message",
     [
         ({"data": 4, "sequence": 3}, "does not divide 8 devices"),
         ({"data": 3}, "does not divide 8 devices"),
@@ -263,8 +263,8 @@ def test_tensor_parallelism_scatters_activations_over_pairs(sharded):
         ({"fsdp": -2}, "fsdp must be positive or -1, got -2"),
     ],
 )
-def test_mesh_that_does_not_fit_is_refused(sizes, said):
-    with pytest.raises(ValueError, match=said):
+def test_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
         sharding.make_mesh(**sizes)
 
 

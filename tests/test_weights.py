@@ -1,4 +1,4 @@
-"""RunCheckpoints: what is written comes back bit by bit, and the packages' own readers agree."""
+"""Checkpoints: what is written comes back bit by bit, and the packages' own readers agree."""
 
 import dataclasses
 import json
@@ -96,8 +96,8 @@ SPECS = [
 ]
 
 
-SAID_BY_GGUF = {"rope", "pi", "ntk", "ntk_by_parts", "ntk_by_parts_3way", "yarn", "llama3"}
-SAID_BY_GGUF |= {"giraffe_power", "giraffe_truncated"}
+DECLARED_BY_GGUF = {"rope", "pi", "ntk", "ntk_by_parts", "ntk_by_parts_3way", "yarn", "llama3"}
+DECLARED_BY_GGUF |= {"giraffe_power", "giraffe_truncated"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -111,7 +111,7 @@ def test_rotary_methods_come_back(tmp_path, form, spec):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said", "note"),
+    ("spec", "declared", "note"),
     [
         (
             rotary.LongRoPE(4.0, 64, factor=1, short_factor=4.0, attention_factor=0.5),
@@ -126,9 +126,10 @@ def test_rotary_methods_come_back(tmp_path, form, spec):
         ),
     ],
 )
-def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, said, note):
-    said = {f"scaling.{key}": value for key, value in said.items()} | {"freq_base": spec.base}
-    monkeypatch.setitem(gguf_rotary._WRITERS, rotary.RoPE, lambda *_: (said, {}))
+def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, declared, note):
+    declared = {f"scaling.{key}": value for key, value in declared.items()}
+    declared["freq_base"] = spec.base
+    monkeypatch.setitem(gguf_rotary._WRITERS, rotary.RoPE, lambda *_: (declared, {}))
     loaded = weights.load(write(tmp_path, "gguf", context_length=64)[0])
     one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, loaded.rotary_spec))
     np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
@@ -152,7 +153,7 @@ def test_gguf_says_all_of_a_method_or_refuses_it(tmp_path, spec):
         weights.save(path, CONFIG, numbers(CONFIG), spec, format="gguf")
     except ValueError as error:
         assert "GGUF can't say" in str(error) and not path.exists()
-        assert rotary.name_of(spec) not in SAID_BY_GGUF
+        assert rotary.name_of(spec) not in DECLARED_BY_GGUF
         return
     got = weights.open_checkpoint(path).rotary
     for length in (1, 500, 600, 100_000):

@@ -47,16 +47,16 @@ def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
     """Llama 3 Instruct has three; what is said outright wins over the tokenizer's."""
-    ends = tokenizers.SpecialTokens(0, 3, False, [5, 7])
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
+    special_tokens = tokenizers.SpecialTokens(0, 3, False, [5, 7])
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
     first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
     one = weights.load(first)
     assert one.special_ids == {"bos": 0, "eos": 3} and one.stop_ids == (3, 5, 7)
     for other in FORMS:
         path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
         two = weights.open_checkpoint(path)
-        assert two.stop_ids == one.stop_ids and two.tokenizer.special_tokens == ends
-    for at, (said, expected) in enumerate(
+        assert two.stop_ids == one.stop_ids and two.tokenizer.special_tokens == special_tokens
+    for at, (declared, expected) in enumerate(
         [
             ({"special_ids": {"eos": 9}}, (9,)),
             ({"special_ids": {"eos": 3}}, (3, 5, 7)),
@@ -64,7 +64,7 @@ def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
             ({"stop_ids": [3]}, (3,)),
         ]
     ):
-        path, _ = write(tmp_path / f"said{at}", form, tokenizer=tokenizer, **said)
+        path, _ = write(tmp_path / f"declared{at}", form, tokenizer=tokenizer, **declared)
         assert weights.open_checkpoint(path).stop_ids == expected
     path, _ = write(tmp_path / "none", form, stop_ids=[6, 8])
     assert weights.open_checkpoint(path).stop_ids == (6, 8)
@@ -73,26 +73,26 @@ def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
 def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
     """Read from each place that software writes it to; what is no text is refused."""
     chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
-    ends = tokenizers.SpecialTokens(0, 3, False, chat_template=chat)
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
+    special_tokens = tokenizers.SpecialTokens(0, 3, False, chat_template=chat)
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
     for first in FORMS:
         path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
         one = weights.load(path)
         for other in FORMS:
             path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
-            assert weights.open_checkpoint(path).tokenizer.special_tokens == ends
+            assert weights.open_checkpoint(path).tokenizer.special_tokens == special_tokens
     path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer)
     (path / "chat_template.jinja").unlink()
-    for said, expected in (
+    for declared, expected in (
         (None, None),
         (chat, chat),
         ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": chat}], chat),
         ([{"name": "tool_use", "template": "x"}], None),
     ):
-        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
         assert weights.open_checkpoint(path).tokenizer.special_tokens.chat_template == expected
-    for said in (7, [{"name": "default", "template": ["x"]}]):
-        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    for declared in (7, [{"name": "default", "template": ["x"]}]):
+        (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
         with pytest.raises(ValueError, match="chat_template must be a text, got"):
             weights.open_checkpoint(path)
     (path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
@@ -206,23 +206,23 @@ def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_
         (template, {}, True),
         (template, {"add_bos_token": False}, False),
     )
-    for case, (written, said, expected) in enumerate(cases):
+    for case, (written, declared, expected) in enumerate(cases):
         path = path.rename(tmp_path / str(case))  # opened tokenizers are kept by path
         (path / "tokenizer.json").write_text(written)
-        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        (path / "tokenizer_config.json").write_text(json.dumps(declared))
         assert weights.open_checkpoint(path).adds_bos is expected
     (path / "tokenizer_config.json").write_text('{"add_bos_token": 1}')
     with pytest.raises(ValueError, match="add_bos_token must be true or false, got 1"):
         weights.open_checkpoint(path)
     key = "tokenizer.ggml."
-    for kind, pre, said, expected in (
+    for kind, pre, declared, expected in (
         ("llama", None, None, True),
         ("gpt2", "smollm", None, False),
         ("gpt2", "llama-bpe", None, True),
         ("gpt2", "smollm", True, True),
         ("llama", None, False, False),
     ):
-        metadata = {key + "model": kind, key + "pre": pre, key + "add_bos_token": said}
+        metadata = {key + "model": kind, key + "pre": pre, key + "add_bos_token": declared}
         assert gguf_vocabulary.adds_bos(metadata, "here") is expected
     with pytest.raises(ValueError, match=r"^here: .*add_bos_token must be true or false, got 1$"):
         gguf_vocabulary.adds_bos({key + "add_bos_token": 1}, "here")

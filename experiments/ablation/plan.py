@@ -134,7 +134,7 @@ def model_config(config: ConfigDict, vocab_size: int) -> LlamaConfig:
 
 
 def fitted_config(config: ConfigDict, model: LlamaConfig, given: ForeignCheckpoint) -> LlamaConfig:
-    """The model as a foreign checkpoint has it, to be computed as the study's.
+    """The model as an external checkpoint has it, to be computed as the study's.
 
     Raises:
         ValueError: another shape, trained length or method than the config's pretraining.

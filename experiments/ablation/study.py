@@ -38,7 +38,7 @@ class Study:
 
     @functools.cached_property
     def model(self) -> llama.LlamaConfig:
-        """Shape of the model; of a foreign checkpoint also layout, epsilon and vocabulary."""
+        """Shape of the model; of an external checkpoint also layout, epsilon and vocabulary."""
         model = plan.model_config(self.config, self.tokenizer.vocab_size)
         return plan.fitted_config(self.config, model, self.given) if self.given else model
 

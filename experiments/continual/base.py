@@ -16,7 +16,7 @@ from longrope_jax.errors import unknown_name
 from longrope_jax.training import checkpoints, step
 
 RANDOM = "random"
-_MADE_UP_MODEL = llama.LlamaConfig(
+_RANDOM_MODEL = llama.LlamaConfig(
     vocab_size=260, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32
 )
 
@@ -45,11 +45,11 @@ def load(config: ConfigDict, mesh: Mesh) -> Base:
     if not config.model:
         raise ValueError("this preset needs your checkpoint: --config.model=PATH")
     if config.model == RANDOM:
-        base = _made_up(config)
+        base = _random_model(config)
     elif config.shape.preset or config.shape.d_model:
         base = _own(config, mesh)
     else:
-        base = _foreign(config, mesh)
+        base = _external(config, mesh)
     given = {"dtype": config.dtype, "param_dtype": config.param_dtype, "remat": config.remat}
     return dataclasses.replace(base, model=dataclasses.replace(base.model, **given))
 
@@ -95,18 +95,18 @@ def beginning(config: ConfigDict, base: Base) -> str:
     return named[0]
 
 
-def _made_up(config: ConfigDict) -> Base:
+def _random_model(config: ConfigDict) -> Base:
     """A random model, drawn by numpy: nothing is compiled for it."""
     rng = np.random.default_rng(config.seed)
-    shapes = jax.eval_shape(lambda: llama.init_params(_MADE_UP_MODEL, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: llama.init_params(_RANDOM_MODEL, jax.random.key(0)))
 
     def draw(path, x):
         if path[-1].key == "scale":
             return jnp.ones(x.shape, x.dtype)
-        return jnp.asarray(rng.normal(0.0, _MADE_UP_MODEL.d_model**-0.5, x.shape), x.dtype)
+        return jnp.asarray(rng.normal(0.0, _RANDOM_MODEL.d_model**-0.5, x.shape), x.dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    return Base(_MADE_UP_MODEL, params, rotary.RoPE(), tokenizers.ByteTokenizer())
+    return Base(_RANDOM_MODEL, params, rotary.RoPE(), tokenizers.ByteTokenizer())
 
 
 def _own(config: ConfigDict, mesh: Mesh) -> Base:
@@ -127,7 +127,7 @@ def _own(config: ConfigDict, mesh: Mesh) -> Base:
     return Base(model, params, rotary.parse(config.base_method), tokenizer)
 
 
-def _foreign(config: ConfigDict, mesh: Mesh) -> Base:
+def _external(config: ConfigDict, mesh: Mesh) -> Base:
     found = weights.load(
         config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )

@@ -108,8 +108,8 @@ def write(project: Project, names: list[str], command: str) -> dict:
 def claim(project: Project, names: list[str]) -> str:
     """In words what the interval of the gain over zero-shot says."""
     found = gain(project, "zero-shot", names[-1], slice(None))
-    said = {"holds": "lower", "reversed": "higher", "indistinguishable": "neither"}
-    word = said[verdict(found, _GAIN)]
+    wording = {"holds": "lower", "reversed": "higher", "indistinguishable": "neither"}
+    word = wording[verdict(found, _GAIN)]
     if word == "neither":
         text = "indistinguishable from that of zero-shot"
     else:

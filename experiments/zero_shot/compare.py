@@ -153,10 +153,10 @@ def retrieval_rows(found: list[Answers]) -> list[dict]:
 
 def claims(study: Study, found: dict[int, list[Curves]], asked: list[Answers]) -> list[str]:
     """Sentences that the numbers bear out, each computed."""
-    said = [_claim(study, found[length]) for length in found]
+    losses = [_claim(study, found[length]) for length in found]
     keys = [a for a in asked if a.task == planning.PASSKEY]
     beyond = sorted({a.length for a in keys if a.length > study.config.trained_length})
-    return said + [_passkey_claim([a for a in keys if a.length == n]) for n in beyond]
+    return losses + [_passkey_claim([a for a in keys if a.length == n]) for n in beyond]
 
 
 def _passkey_claim(found: list[Answers]) -> str:

@@ -120,17 +120,17 @@ def column(work: Workload, result: Mapping[str, Any]) -> dict[str, str]:
     each = {"train": 1, "prefill": work.length, "decode": 1}[work.program]
     cache = kv_cache_bytes(work.config(), work.length) / memory.GIB
     fits = "refused" not in result
-    said = {
+    facts = {
         "mesh": mesh_text(work.mesh),
         "batch": f"{tokens:,} " + ("tokens" if work.program == "train" else "sequences"),
         "verdict": "fits" if fits else "does not fit",
         "peak memory, GiB": f"{memory.peak_gib(result):.3g}",
     }
     if fits:
-        said |= bounded(work, result, tokens * each)
+        facts |= bounded(work, result, tokens * each)
     if work.program != "train":
-        said["KV cache of a sequence, GiB"] = f"{cache:.3g}"
-    return said
+        facts["KV cache of a sequence, GiB"] = f"{cache:.3g}"
+    return facts
 
 
 def bounded(work: Workload, result: Mapping[str, Any], tokens: int) -> dict[str, str]:

@@ -41,6 +41,8 @@ from pathlib import Path
 
 import numpy as np
 
+from longrope_jax.errors import unknown_name
+
 FETCH_SECONDS = 600
 SUFFIXES = (".txt", ".md", ".jsonl")
 
@@ -124,8 +126,7 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     if path.suffix or len(path.parts) > 1:
         raise ValueError(f"no file or folder {path}: expected one, or a name of {sorted(SOURCES)}")
     raise ValueError(
-        f"unknown corpus {name!r}: did you mean {_nearest(str(name), SOURCES)!r}? "
-        f"Known: {sorted(SOURCES)}, or the path of a folder or file"
+        f"{unknown_name('corpus', str(name), SOURCES)}, or give the path of a folder or file"
     )
 
 

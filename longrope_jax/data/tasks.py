@@ -154,8 +154,8 @@ def passkey_samples(
     stated = 0
     for i, (start, key, other) in enumerate(drawn):
         document = documents[i % len(documents)]
-        said = {"none": key, "removed": None, "other": other}[control]
-        fact = tokenizer.encode(task.fact.format(key=said) if said else "")
+        stated_key = {"none": key, "removed": None, "other": other}[control]
+        fact = tokenizer.encode(task.fact.format(key=stated_key) if stated_key else "")
         room = length - 1 - len(fact) - len(prompt) - longest
         depth = round(max(room, 0) * (i * _GOLDEN % 1))
         text = document.tokens[start:]

@@ -9,13 +9,14 @@ that pickle, so data workers can be given them. Text never turns into a special 
 that quotes "<eos>" doesn't end there.
 """
 
-import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from longrope_jax.errors import unknown_name
 
 BYTES = 256
 
@@ -245,14 +246,14 @@ class SentencePieceTokenizer:
         """
         model = self._proto()
         trainer, normalizer = model.trainer_spec, model.normalizer_spec
-        said = {
+        declared = {
             "a model_type other than bpe": trainer.model_type != trainer.BPE,
             "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
             "a normalizer other than identity": normalizer.precompiled_charsmap,
             "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
             "user-defined pieces": any(piece.type == piece.USER_DEFINED for piece in model.pieces),
         }
-        if odd := [what for what, is_so in said.items() if is_so]:
+        if odd := [what for what, is_so in declared.items() if is_so]:
             raise ValueError(
                 f"{self.path} has {', '.join(odd)}: other software would cut text in another way, "
                 "pass tokenizer=None"
@@ -345,6 +346,6 @@ def _in_range(ids: Iterable[int], vocab_size: int) -> np.ndarray:
 def _known(name: str, specials: Sequence[str]) -> str:
     if name in specials:
         return name
-    nearest = difflib.get_close_matches(str(name), specials, n=1, cutoff=0)
-    hint = f"did you mean {nearest[0]!r}? Known: {list(specials)}" if nearest else "it has none"
-    raise ValueError(f"unknown special token {name!r}: {hint}")
+    if not specials:
+        raise ValueError(f"unknown special token {name!r}: it has none")
+    raise ValueError(unknown_name("special token", str(name), specials))

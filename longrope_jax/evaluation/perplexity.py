@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
-from longrope_jax.evaluation.windowing import Windowing, check_scorable, windows
+from longrope_jax.evaluation.windowing import Windowing, check_scorable, score_windows
 from longrope_jax.sharding import constrain
 from longrope_jax.training.loss import TokenScores, token_scores
 
@@ -137,7 +137,7 @@ def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int,
     layout = (
         (i, window)
         for i, document in enumerate(documents)
-        for window in windows(len(document), windowing, bos=bos is not None)
+        for window in score_windows(len(document), windowing, bos=bos is not None)
     )
     while batch := list(itertools.islice(layout, batch_size)):
         # Causal models never see the padding on the right, and its scores are not read.

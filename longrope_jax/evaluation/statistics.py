@@ -8,11 +8,12 @@ whole. Host code, numpy float64. Dimensions: `s` seeds, `n` samples, `g` cluster
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+from longrope_jax.errors import unknown_name
 
 CLAIMS = ("difference > margin", "difference < -margin", "|difference| <= margin")
 
@@ -180,8 +181,7 @@ def verdict(interval: Interval, claim: str, margin: float = 0.0) -> str:
     ValueError: unknown claim (names the nearest), bad margin, an interval with columns or NaN.
     """
     if claim not in CLAIMS:
-        nearest = get_close_matches(claim, CLAIMS, 1, cutoff=0)[0]
-        raise ValueError(f"unknown claim {claim!r}; did you mean {nearest!r}? known: {CLAIMS}")
+        raise ValueError(unknown_name("claim", claim, CLAIMS))
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin must be finite and at least 0, got {margin}")
     if np.ndim(interval.low) or not interval.low <= interval.high:

@@ -66,7 +66,7 @@ class Window(NamedTuple):
     first: int
 
 
-def windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Window]:
+def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Window]:
     """Windows over a document of `n_tokens`: each token is scored exactly once.
 
     With `bos` every window is preceded by one and has up to `length` tokens. Without, it has one

@@ -27,7 +27,7 @@ def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
     fa, fb = (s.frequencies(head_dim=head_dim, seq_len=seq_len) for s in (a, b))
     wa, wb = padded(fa, fb)
     lines = [f"A  {name_of(a)}", f"B  {name_of(b)}"]
-    lines += [f"at {seq_len} tokens, head_dim {head_dim}", "", *_options(a, b), *_rest(fa, fb)]
+    lines += [f"at {seq_len} tokens, head_dim {head_dim}", "", *_options(a, b), *_others(fa, fb)]
     lines += [worst(wa, wb), ""]
     if not _equal(wa, wb):
         lines += _table(wa, wb, seq_len)
@@ -41,7 +41,7 @@ def padded(a: Frequencies, b: Frequencies) -> tuple[np.ndarray, np.ndarray]:
 
 
 def relative(wa: np.ndarray, wb: np.ndarray) -> np.ndarray:
-    """(B - A) / A per pair: 0 where both rest, infinite where A alone does."""
+    """(B - A) / A per pair: 0 where both have zero frequency, infinite where A alone does."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(wa == wb, 0.0, (wb - wa) / wa)
 
@@ -93,7 +93,7 @@ def _flat(spec: Method, prefix: str = "") -> dict:
     return found
 
 
-def _rest(a: Frequencies, b: Frequencies) -> list[str]:
+def _others(a: Frequencies, b: Frequencies) -> list[str]:
     """Amplitude always; what else of a method's data differs."""
     lines = [f"amplitude on queries and keys: A {a.amplitude:.6g}, B {b.amplitude:.6g}"]
     if [x.start_count for x in (a, b)] != [0, 0]:

@@ -18,7 +18,7 @@ class Key(NamedTuple):
 
     name: str
     value: Any
-    fate: str
+    status: str
     rule: str
 
 
@@ -146,7 +146,7 @@ def audit_lines(keys: list[Key]) -> list[str]:
     """The audit as text; keys that are not about positions share the last line."""
     about = [key for key in keys if key.rule != _NOT_ROTARY]
     width = max((len(key.name) for key in about), default=0)
-    rows = [f"  {k.name:<{width}}  {k.fate:<10}  {_short(k.value)}: {k.rule}" for k in about]
+    rows = [f"  {k.name:<{width}}  {k.status:<10}  {_short(k.value)}: {k.rule}" for k in about]
     others = [key.name for key in keys if key.rule == _NOT_ROTARY]
     return [*rows, f"  ignored, {_NOT_ROTARY}: {', '.join(others)}"] if others else rows
 

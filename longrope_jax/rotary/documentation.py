@@ -48,7 +48,7 @@ def row(cls: type) -> list[str]:
     Raises:
         ValueError: a section is missing; says which, and what to write.
     """
-    said = {name: _section(cls, name) for name in docstrings.SECTIONS}
+    sections = {name: _section(cls, name) for name in docstrings.SECTIONS}
     formula = docstrings.formula(cls).partition(": ")[2] or docstrings.formula(cls)
     formula = formula.rstrip(".").replace("`", "").replace("|", "\\|")
     names = "<br>".join(_name(name) for name in names_of(cls))
@@ -56,10 +56,10 @@ def row(cls: type) -> list[str]:
         f"{names}<br>[{cls.__name__}]({_file(cls)})",
         f"`{formula}`",
         "<br>".join(_options(cls)) or "none",
-        _papers(_cell(said["Source"])),
+        _papers(_cell(sections["Source"])),
         _exported(cls),
-        _cell(said["Cache"].rstrip(".")),
-        _cell(said["Peers"]),
+        _cell(sections["Cache"].rstrip(".")),
+        _cell(sections["Peers"]),
     ]
 
 
@@ -86,16 +86,16 @@ def _options(cls: type) -> list[str]:
     Raises:
         ValueError: an option of which the docstring says nothing.
     """
-    said, lines = docstrings.attributes(cls), {}
+    described, lines = docstrings.attributes(cls), {}
     for field in dataclasses.fields(cls):
-        if field.name not in said:
+        if field.name not in described:
             raise ValueError(
                 f"the docstring of {cls.__name__} says nothing of option {field.name!r}: write "
                 f"'    {field.name}: ...' under 'Attributes:', with the default and its origin"
             )
         needed = field.default is dataclasses.MISSING
         value = "(needed)" if needed else f"= {field.default!r}"
-        lines.setdefault(said[field.name], []).append(f"`{field.name}` {value}")
+        lines.setdefault(described[field.name], []).append(f"`{field.name}` {value}")
     return [f"{', '.join(names)}: {_cell(text.rstrip('.'))}" for text, names in lines.items()]
 
 

@@ -80,14 +80,14 @@ def shown(value) -> str:
 
 def _options(spec: Method) -> list[str]:
     """Values, and what the docstring says of them (once for options that share a text)."""
-    said = docstrings.attributes(type(spec))
+    described = docstrings.attributes(type(spec))
     lines, fields = [], dataclasses.fields(spec)
     for field, after in itertools.zip_longest(fields, fields[1:]):
         value = getattr(spec, field.name)
         origin = "default" if value == field.default else "chosen"
         lines.append(f"  {field.name} = {shown(value)} ({origin})")
-        text = said.get(field.name)
-        if text and (after is None or said.get(after.name) != text):
+        text = described.get(field.name)
+        if text and (after is None or described.get(after.name) != text):
             lines.append(f"      {text}")
     return lines
 

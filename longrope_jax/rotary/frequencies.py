@@ -158,3 +158,20 @@ def check_tokens(minimum: int = 1, **values: int) -> None:
             raise ValueError(
                 f"{name} must be a whole number from {minimum} to {MAX_POSITION}, got {value!r}"
             )
+
+
+def remapped(method: str, f: Frequencies, rule: ScoreRule) -> Frequencies:
+    """`f` of the inner method, scored by `rule`.
+
+    Raises:
+        ValueError: what the inner method does cannot be told by the relative position alone.
+    """
+    if f.score_rule is not None:
+        raise ValueError(f"{method} around {f.score_rule}: only one method may remap positions")
+    if f.log_decay.any():
+        raise ValueError(f"{method} around xPos, whose decay has no branch: take inner=(abf)")
+    if f.start_count:
+        raise ValueError(f"{method} around start tokens of their own: take start_count=0")
+    if f.mixing is not None:
+        raise ValueError(f"{method} around fope, whose scores are not relative: take inner=(hope)")
+    return dataclasses.replace(f, score_rule=rule)

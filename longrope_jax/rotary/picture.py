@@ -79,8 +79,8 @@ def _wavelengths(panel, curves, trained: float | None, seq_len: int) -> None:
     highest = max((float(wavelengths(w).max()) for w in finite if len(w)), default=1.0)
     for inv_freq, label, colour, marker in curves:
         turning = inv_freq > 0
-        rest = np.count_nonzero(~turning)
-        label += f" ({rest} pairs of zero frequency)" if rest else ""
+        still = np.count_nonzero(~turning)
+        label += f" ({still} pairs of zero frequency)" if still else ""
         tokens = np.where(turning, wavelengths(inv_freq), np.nan)
         panel.plot(tokens, marker=marker, markersize=4, linewidth=1, color=colour, label=label)
     if trained:

@@ -5,15 +5,9 @@ positions; ALiBi adds a bias. Queries then carry one rotated copy per branch, si
 head axis, and keys one per rotation that the branches read.
 """
 
-import dataclasses
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-if TYPE_CHECKING:
-    from longrope_jax.rotary.frequencies import Frequencies
 
 
 class ScoreRule:
@@ -60,20 +54,3 @@ class ScoreRule:
         keys = [np.asarray(x, np.float64) for x in self.key_positions(n)]
         branches = zip(queries, self.keys, self.scales, strict=True)
         return np.choose(chosen, [(q - keys[which]) / scale for q, which, scale in branches])
-
-
-def remapped(method: str, f: "Frequencies", rule: ScoreRule) -> "Frequencies":
-    """`f` of the inner method, scored by `rule`.
-
-    Raises:
-        ValueError: what the inner method does cannot be told by the relative position alone.
-    """
-    if f.score_rule is not None:
-        raise ValueError(f"{method} around {f.score_rule}: only one method may remap positions")
-    if f.log_decay.any():
-        raise ValueError(f"{method} around xPos, whose decay has no branch: take inner=(abf)")
-    if f.start_count:
-        raise ValueError(f"{method} around start tokens of their own: take start_count=0")
-    if f.mixing is not None:
-        raise ValueError(f"{method} around fope, whose scores are not relative: take inner=(hope)")
-    return dataclasses.replace(f, score_rule=rule)

@@ -162,9 +162,9 @@ def _layout_verdict(found: ForeignCheckpoint, config, params) -> tuple[str, bool
     if not doubt or found.tokenizer is None:
         return verdict, doubt
     losses = layout.score(config, params, found.rotary, found.tokenizer)
-    said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    listed = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
     best = min(losses, key=losses.get)
-    return f"{verdict}; loss of a text in nats: {said}", best != config.rotary_layout
+    return f"{verdict}; loss of a text in nats: {listed}", best != config.rotary_layout
 
 
 def save(

@@ -75,20 +75,20 @@ def read(metadata: dict[str, Any], vocab_size: int) -> str:
 
 def adds_bos(metadata: dict[str, Any], where: str) -> bool:
     """Whether llama.cpp begins a prompt with the beginning token: as said, else by the kind."""
-    said = metadata.get(_KEY + "add_bos_token")
-    if said is None:
+    found = metadata.get(_KEY + "add_bos_token")
+    if found is None:
         return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") == "llama-bpe"
-    if not isinstance(said, bool):
-        raise ValueError(f"{where}: {_KEY}add_bos_token must be true or false, got {said!r:.40}")
-    return said
+    if not isinstance(found, bool):
+        raise ValueError(f"{where}: {_KEY}add_bos_token must be true or false, got {found!r:.40}")
+    return found
 
 
 def chat_template(metadata: dict[str, Any], where: str) -> str | None:
     """The Jinja text that writes a conversation. Raises ValueError: damaged."""
-    said = metadata.get(CHAT_TEMPLATE)
-    if not isinstance(said, str | None):
-        raise ValueError(f"{where}: {CHAT_TEMPLATE} must be a text, got {said!r:.40}")
-    return said
+    found = metadata.get(CHAT_TEMPLATE)
+    if not isinstance(found, str | None):
+        raise ValueError(f"{where}: {CHAT_TEMPLATE} must be a text, got {found!r:.40}")
+    return found
 
 
 def _strings(metadata: dict, key: str) -> list[str]:
@@ -217,7 +217,7 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
     else:
         _check_merges(tokenizer, model, merges, types)
         kind |= {"scores": _scores(merges, tokens), "add_bos_token": True}
-    kind |= {"tokens": tokens, "token_type": types} | _said(tokenizer)
+    kind |= {"tokens": tokens, "token_type": types} | _declared(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}
 
 
@@ -270,9 +270,9 @@ def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
     return {f"{_KEY}{role}_token_id": at for role, at in ids.items()} | chat
 
 
-def _said(tokenizer) -> dict[str, bool]:
-    said = tokenizer.special_tokens.adds_bos
-    return {} if said is None else {"add_bos_token": said}
+def _declared(tokenizer) -> dict[str, bool]:
+    declared = tokenizer.special_tokens.adds_bos
+    return {} if declared is None else {"add_bos_token": declared}
 
 
 def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -309,5 +309,5 @@ def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
     kind |= {"add_bos_token": "bos" in own, "add_space_prefix": tokenizer.adds_prefix}
-    kind |= {f"{role}_token_id": at for role, at in own.items()} | _said(tokenizer)
+    kind |= {f"{role}_token_id": at for role, at in own.items()} | _declared(tokenizer)
     return {_KEY + key: value for key, value in kind.items()}

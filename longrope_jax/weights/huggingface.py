@@ -192,11 +192,11 @@ def _special_ids(path: Path, raw: dict, size: int) -> tuple[dict[str, int], tupl
 
     Those are generation_config.json's where it has some, else config.json's.
     """
-    bos, said = (_ids(raw, f"{role}_token_id", path / CONFIG, size) for role in ("bos", "eos"))
+    bos, declared = (_ids(raw, f"{role}_token_id", path / CONFIG, size) for role in ("bos", "eos"))
     file = path / GENERATION
     stops = _ids(read_json(file), "eos_token_id", file, size) if file.is_file() else []
-    stops = stops or said
-    eos = ([at for at in said if at in stops] or stops)[:1]
+    stops = stops or declared
+    eos = ([at for at in declared if at in stops] or stops)[:1]
     ids = {role: found[0] for role, found in (("bos", bos), ("eos", eos)) if found}
     return ids, tuple(dict.fromkeys(eos + stops))
 
@@ -215,10 +215,10 @@ def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
     if tokenizer is None or first is None:
         return False
     file = path / TOKENIZER_CONFIG
-    said = read_json(file).get("add_bos_token") if file.is_file() else None
-    if not isinstance(said, bool | None):
-        raise ValueError(f"{file}: add_bos_token must be true or false, got {said!r:.40}")
-    return tokenizer.begins_with(first) if said is None else said
+    declared = read_json(file).get("add_bos_token") if file.is_file() else None
+    if not isinstance(declared, bool | None):
+        raise ValueError(f"{file}: add_bos_token must be true or false, got {declared!r:.40}")
+    return tokenizer.begins_with(first) if declared is None else declared
 
 
 def _chat_template(path: Path, notes: list[str]) -> str | None:
@@ -226,15 +226,15 @@ def _chat_template(path: Path, notes: list[str]) -> str | None:
     if (path / CHAT_TEMPLATE).is_file():
         return read_text(path / CHAT_TEMPLATE)
     file = path / TOKENIZER_CONFIG
-    said = read_json(file).get("chat_template") if file.is_file() else None
-    if isinstance(said, list):
-        named = [each for each in said if isinstance(each, dict) and "template" in each]
-        notes.append(f"of {len(said)} chat templates the one named default is kept, if any")
-        said = next((each["template"] for each in named if each.get("name") == "default"), None)
-    if not isinstance(said, str | None):
-        raise ValueError(f"{file}: chat_template must be a text, got {said!r:.40}")
-    (said or "").encode()  # a lone surrogate is refused here, not by an export after training
-    return said
+    declared = read_json(file).get("chat_template") if file.is_file() else None
+    if isinstance(declared, list):
+        named = [each for each in declared if isinstance(each, dict) and "template" in each]
+        notes.append(f"of {len(declared)} chat templates the one named default is kept, if any")
+        declared = next((each["template"] for each in named if each.get("name") == "default"), None)
+    if not isinstance(declared, str | None):
+        raise ValueError(f"{file}: chat_template must be a text, got {declared!r:.40}")
+    (declared or "").encode()  # a lone surrogate is refused here, not by an export after training
+    return declared
 
 
 # Writing

@@ -40,13 +40,13 @@ def probe(config: llama.LlamaConfig, params: dict) -> tuple[str, bool]:
     if max(half, neighbours) < 2 * noise:
         return "layout: the weights say nothing (rows as alike as random ones)", False
     ratio = half / max(neighbours, 1e-9)
-    said = f"layout: norms of rows j and j+H/2 differ {ratio:.2f} times as much as of 2j and 2j+1"
+    text = f"layout: norms of rows j and j+H/2 differ {ratio:.2f} times as much as of 2j and 2j+1"
     if BELOW < ratio < ABOVE:
-        return f"{said}, which says nothing", False
+        return f"{text}, which says nothing", False
     found = "interleaved" if ratio >= ABOVE else "half"
     if found == config.rotary_layout:
-        return f"{said}: {found}, as expected", False
-    return f"{said}: they look {found}, the format says {config.rotary_layout}", True
+        return f"{text}: {found}, as expected", False
+    return f"{text}: they look {found}, the format says {config.rotary_layout}", True
 
 
 @jax.jit

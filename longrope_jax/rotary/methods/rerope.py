@@ -4,10 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from longrope_jax.rotary.frequencies import Frequencies, check_factor, check_tokens
+from longrope_jax.rotary.frequencies import Frequencies, check_factor, check_tokens, remapped
 from longrope_jax.rotary.methods.rope import PLAIN
 from longrope_jax.rotary.registry import Method, check_method, register
-from longrope_jax.rotary.score_rule import ScoreRule, remapped
+from longrope_jax.rotary.score_rule import ScoreRule
 
 
 @register("rerope")
