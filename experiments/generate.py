@@ -213,14 +213,7 @@ def _load_run(folder: Path, dtype: str) -> Model:
     if not known:
         return Model(config, params, None, None, None, {}, (), False, (note,))
     special = getattr(known.tokenizer, "special_tokens", tokenizers.SpecialTokens())
-    found = (
-        known.method,
-        known.tokenizer,
-        None,
-        special.ids(),
-        special.stops,
-        bool(special.adds_bos),
-    )
+    own = known.method, known.tokenizer, None, special.ids(), special.stops, bool(special.adds_bos)
     return Model(config, params, *own, (note,))
 
 
