@@ -23,7 +23,7 @@ def save_json(path: Path, obj: Any) -> None:
     Raises:
         TypeError: something else.
     """
-    text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write(path, (text + "\n").encode())
 
 
@@ -32,11 +32,12 @@ def save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_plain(value) for value in row] for row in rows)
+    writer.writerows([plain(value) for value in row] for row in rows)
     write(path, out.getvalue().encode())
 
 
-def _plain(obj: Any) -> Any:
+def plain(obj: Any) -> Any:
+    """`obj` as JSON can hold it, see `save_json`."""
     if obj is None or isinstance(obj, str | bool):
         return obj
     if isinstance(obj, int | float):
@@ -44,18 +45,18 @@ def _plain(obj: Any) -> Any:
         return number if math.isfinite(number) else None
     if isinstance(obj, np.generic):
         # Through its shortest text, so that float32 0.1 does not become 0.10000000149.
-        return _plain(float(str(obj)) if np.issubdtype(obj.dtype, np.floating) else obj.item())
+        return plain(float(str(obj)) if np.issubdtype(obj.dtype, np.floating) else obj.item())
     if isinstance(obj, np.ndarray | jax.Array):
         array = np.asarray(obj)
-        return _plain(list(array) if array.ndim else array[()])
+        return plain(list(array) if array.ndim else array[()])
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+        return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
     if hasattr(obj, "to_dict"):
-        return _plain(obj.to_dict())
+        return plain(obj.to_dict())
     if isinstance(obj, Mapping):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple | set | frozenset):
-        return [_plain(item) for item in obj]
+        return [plain(item) for item in obj]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
     raise TypeError(f"cannot write {type(obj).__name__} as JSON")

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli
-from experiments.files import write
+from experiments.lab.fail import fail
+from experiments.lab.files import write
 
 try:
     import matplotlib
@@ -15,7 +15,7 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError:  # before any work, since every script ends in a figure
-    cli.fail("figures need matplotlib: pip install 'longrope_jax[experiments]'")
+    fail("figures need matplotlib: pip install 'longrope_jax[experiments]'")
 
 __all__ = ["Axes", "Figure", "colours", "save_figure", "style", "subplots"]
 

@@ -3,13 +3,14 @@
 import base64
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.files import write
+from experiments.lab.figures import Figure as Drawing
+from experiments.lab.files import write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +22,23 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; floats are shown with 6 digits, None as a dash."""
+    """Rows of cells under a header; floats are shown with 6 digits, None as a dash.
+
+    A table with a `name` is also written to NAME.csv and printed in the terminal.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A PNG file, which the report will contain."""
+    """A drawing, which the report contains as a PNG and which is also written to NAME.png."""
 
-    path: Path
+    name: str
+    drawing: Drawing | Path  # once published, the path of the PNG
     caption: str = ""
 
 
@@ -69,7 +75,6 @@ def write_html(
     title: str,
     command: str,
     sections: Sequence[Section],
-    versions: Mapping[str, Any],
 ) -> None:
     """Writes one HTML file that needs nothing else: no script, no network, images inside.
 
@@ -77,20 +82,18 @@ def write_html(
         path: of the file.
         title: of the page.
         command: the command line that made it; empty if none did.
-        sections: what it says, in order; all text is escaped.
-        versions: from `versions()`; the last table.
+        sections: what it says, in order, their figures published; all text is escaped.
 
     Raises:
         OSError: the file of a figure cannot be read.
     """
-    last = Section("Versions", [Table(("what", "version"), list(versions.items()))])
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
         f"<h1>{html.escape(title)}</h1>",
         f"<p>Made by</p>\n<pre><code>{html.escape(command)}</code></pre>" if command else "",
-        *(_section_html(section) for section in [*sections, last]),
+        *(_section_html(section) for section in sections),
         "</body>\n</html>\n",
     ]
     write(path, "\n".join(parts).encode())
@@ -106,7 +109,7 @@ def _block_html(block: Text | Table | Figure) -> str:
         return "\n".join(f"<p>{html.escape(p)}</p>" for p in block.text.split("\n\n"))
     caption = html.escape(block.caption)
     if isinstance(block, Figure):
-        data = base64.b64encode(Path(block.path).read_bytes()).decode()
+        data = base64.b64encode(Path(block.drawing).read_bytes()).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     head = _row_html("th", block.header)

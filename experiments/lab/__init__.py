@@ -1,0 +1,103 @@
+"""What studies share: cells, training, quantities and verdicts, reports.
+
+A study is one file on top of it:
+
+    def main(config, folder, command=""):
+        machine = lab.Machine(**config.machine)
+        plan = list(cells(config))
+        lab.complete(folder, plan, {"train": train, "loss": loss}, machine)
+        found = lab.scores(folder, plan, "loss")
+        return lab.publish(folder, command, config, title=..., claims=..., sections=..., cells=plan)
+
+    if __name__ == "__main__":
+        lab.run(main, "my_study")
+"""
+
+from experiments.lab.cells import Cell, complete, missing, path, read, run_folder
+from experiments.lab.checkpoint import Facts, beginning, check_bos, check_length, facts
+from experiments.lab.cli import run
+from experiments.lab.corpus import Text, document, text
+from experiments.lab.figures import colours, style, subplots
+from experiments.lab.files import save_json
+from experiments.lab.machine import Machine, start, writes
+from experiments.lab.page import Figure, Section, Table
+from experiments.lab.page import Text as Paragraphs
+from experiments.lab.quantities import (
+    VERDICT_HEADER,
+    Check,
+    Hypothesis,
+    Scores,
+    against,
+    check,
+    check_text,
+    difference,
+    judged,
+    scores,
+    show,
+    verdict_lines,
+)
+from experiments.lab.reports import Report, join, publish
+from experiments.lab.training import (
+    Recipe,
+    copied,
+    fresh,
+    model,
+    read_method,
+    train,
+    trained,
+    windows,
+)
+from experiments.lab.training import check as check_recipe
+
+__all__ = [
+    "VERDICT_HEADER",
+    "Cell",
+    "Check",
+    "Facts",
+    "Figure",
+    "Hypothesis",
+    "Machine",
+    "Paragraphs",
+    "Recipe",
+    "Report",
+    "Scores",
+    "Section",
+    "Table",
+    "Text",
+    "against",
+    "beginning",
+    "check",
+    "check_bos",
+    "check_length",
+    "check_recipe",
+    "check_text",
+    "colours",
+    "complete",
+    "copied",
+    "difference",
+    "document",
+    "facts",
+    "fresh",
+    "join",
+    "judged",
+    "missing",
+    "model",
+    "path",
+    "publish",
+    "read",
+    "read_method",
+    "run",
+    "run_folder",
+    "save_json",
+    "scores",
+    "show",
+    "start",
+    "style",
+    "subplots",
+    "text",
+    "train",
+    "trained",
+    "verdict_lines",
+    "windows",
+    "writes",
+]

@@ -1,0 +1,258 @@
+"""Cells: one result file each, named by everything that decides its numbers, made once.
+
+A study lists its cells and gives one function per kind of cell. `complete` runs what is missing, in
+order; a file is written whole or not at all, so a study that was killed goes on with the cell it
+was at. Training and measuring are different cells: another evaluation setting has another name, and
+the trained cells it stands on keep theirs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from experiments.lab.files import plain, write
+from experiments.lab.machine import Machine
+from experiments.lab.progress import Progress
+from experiments.lab.versions import versions
+from longrope_jax import rotary
+
+_RECORD = "record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One result file of a study.
+
+    Attributes:
+        kind: what is done, such as "train" or "loss"; it chooses the function that does it.
+        row: label in the tables; part of the file's name, not of its fingerprint.
+        seed: of what is drawn at random.
+        what: every value that decides the numbers, and nothing else: texts, numbers, methods,
+            dataclasses, mappings and tuples of them.
+        after: the cells that this one starts from. They are part of its identity, and are made
+            only if this cell is missing.
+    """
+
+    kind: str
+    row: str
+    seed: int = 0
+    what: tuple = ()
+    after: tuple["Cell", ...] = ()
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint is taken of, as JSON has it."""
+        after = [cell.identity for cell in self.after]
+        return {"kind": self.kind, "seed": self.seed, "what": _canonical(self.what), "after": after}
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of its file and of its run's folder, such as "loss-yarn-seed0-1f3a9c20"."""
+        text = json.dumps(self.identity, sort_keys=True)
+        mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{_slug(self.kind)}-{_slug(self.row)}-seed{self.seed}-{mark}"
+
+
+def path(folder: Path, cell: Cell) -> Path:
+    """The result file of a cell."""
+    return Path(folder) / "cells" / f"{cell.name}.npz"
+
+
+def run_folder(folder: Path, cell: Cell) -> Path:
+    """Where a cell that trains or searches keeps its checkpoints and logs."""
+    return Path(folder) / "runs" / cell.name
+
+
+def read(folder: Path, cell: Cell) -> dict[str, np.ndarray] | None:
+    """The arrays of a finished cell, or None.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    arrays = _load(path(folder, cell))
+    return arrays and {name: array for name, array in arrays.items() if name != _RECORD}
+
+
+def record(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """What stands beside a finished cell's numbers: `identity`, `machine`, `versions`, `seconds`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    arrays = _load(path(folder, cell))
+    return arrays and json.loads(str(arrays[_RECORD]))
+
+
+def _load(file: Path) -> dict[str, np.ndarray] | None:
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file) as saved:
+            return {name: saved[name] for name in saved.files}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): delete it, and the same command makes it again"
+        ) from error
+
+
+def complete(
+    folder: Path,
+    cells: Iterable[Cell],
+    functions: Mapping[str, Callable[[Cell], Mapping[str, Any]]],
+    machine: Machine,
+) -> None:
+    """Makes the cells that are missing, in order, and what they stand on before them.
+
+    Args:
+        folder: of the study.
+        cells: all that the study's tables need, each once; a later beginning is a smaller study.
+        functions: by kind of cell; each takes a cell and gives its arrays.
+        machine: kept beside the numbers; with `measure=False` nothing is made.
+
+    Raises:
+        ValueError: a kind without a function, or what a function raises.
+    """
+    cells = list(dict.fromkeys(cells))
+    left = missing(folder, cells)
+    for cell in left:
+        if cell.kind not in functions:
+            raise ValueError(f"no function makes cells of the kind {cell.kind!r}")
+    if not left or not machine.measure:
+        return
+    seconds = _seconds_by_kind(folder, cells)
+    with Progress(len(left)) as progress:
+        for i, cell in enumerate(left):
+            progress.start(_title(cell), _left(left[i:], seconds))
+            began = time.monotonic()
+            arrays = functions[cell.kind](cell)
+            taken = time.monotonic() - began
+            seconds.setdefault(cell.kind, []).append(taken)
+            if jax.process_index() == 0:
+                _save(path(folder, cell), cell, arrays, machine, taken)
+            if jax.process_count() > 1:
+                # Another host may read this cell next.
+                multihost_utils.sync_global_devices(cell.name)
+
+
+def missing(folder: Path, cells: Iterable[Cell]) -> list[Cell]:
+    """The cells without a file, each behind the missing ones that it starts from."""
+    found: dict[Cell, None] = {}
+
+    def visit(cell: Cell) -> None:
+        if cell in found or path(folder, cell).is_file():
+            return
+        for before in cell.after:
+            visit(before)
+        found[cell] = None
+
+    for cell in cells:
+        visit(cell)
+    return list(found)
+
+
+def measured_by(folder: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Versions and machine of the finished cells: each combination once, with its `cells`.
+
+    Results may join cells of several machines, whose numbers differ by rounding.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for cell in dict.fromkeys(cells):
+        found = record(folder, cell)
+        if found:
+            made = {"versions": found["versions"], "machine": found["machine"]}
+            key = json.dumps(made, sort_keys=True)
+            group = groups.setdefault(key, made | {"cells": 0, "seconds": 0.0})
+            group["cells"] += 1
+            group["seconds"] += found["seconds"]
+    return list(groups.values())
+
+
+def _save(file: Path, cell: Cell, arrays: Mapping[str, Any], machine: Machine, taken: float):
+    known = {
+        "identity": cell.identity,
+        "machine": dataclasses.asdict(machine),
+        "versions": versions(),
+        "seconds": round(taken, 3),
+    }
+    small = {name: _small(np.asarray(value)) for name, value in arrays.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **small, **{_RECORD: np.asarray(json.dumps(plain(known)))})
+    write(file, buffer.getvalue())
+
+
+def _small(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _seconds_by_kind(folder: Path, cells: Sequence[Cell]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {}
+    for cell in cells:
+        found = record(folder, cell)
+        if found:
+            seconds.setdefault(cell.kind, []).append(found["seconds"])
+    return seconds
+
+
+def _left(cells: Sequence[Cell], seconds: Mapping[str, Sequence[float]]) -> float | None:
+    """Seconds to go if each cell takes as long as those of its kind did; None without any."""
+    if any(cell.kind not in seconds for cell in cells):
+        return None
+    return sum(float(np.mean(seconds[cell.kind])) for cell in cells)
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.kind}: {cell.row}, seed {cell.seed}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+
+
+def _canonical(value: Any) -> Any:
+    """A value as JSON: the same text for the same meaning, in every version of Python.
+
+    A field that stands at its default is left out, so that a new option with a neutral default
+    renames no finished cell; a default, once published, therefore never changes its meaning.
+    """
+    if callable(getattr(value, "frequencies", None)):
+        return rotary.notation(value) if rotary.names_of(type(value)) else repr(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, _canonical(_changed_fields(value))]
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"a cell's `what` holds {value!r}, a {type(value).__name__}: it has no name")
+
+
+def _changed_fields(value: Any) -> dict[str, Any]:
+    changed = {}
+    for field in dataclasses.fields(value):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        present = getattr(value, field.name)
+        if type(present) is not type(default) or present != default:
+            changed[field.name] = present
+    return changed

@@ -1,0 +1,69 @@
+"""What a run is computed with, as opposed to what it computes."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from longrope_jax import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Settings that change speed and memory, never what is computed beyond rounding.
+
+    They are no part of a cell's identity; each cell's file says which machine made it.
+
+    Attributes:
+        data, fsdp, sequence, tensor: sizes of the mesh's axes; -1 takes the devices that are left.
+        multihost: start on every host of a pod.
+        remat: activations saved for the backward pass, see `LlamaConfig.remat`.
+        accumulation: microbatches that a training step is split into.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints.
+        tokens_per_batch: of scored batches.
+        measure: False draws the report from the cells there are and makes none.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    multihost: bool = False
+    remat: str = "none"
+    accumulation: int = 1
+    log_every: int = 10
+    checkpoint_every: int = 100
+    tokens_per_batch: int = 8192
+    measure: bool = True
+
+    def mesh(self) -> Mesh:
+        """The devices as the axes arrange them.
+
+        Raises:
+            ValueError: the axes do not divide the devices.
+        """
+        return sharding.make_mesh(
+            data=self.data, fsdp=self.fsdp, sequence=self.sequence, tensor=self.tensor
+        )
+
+    def rows(self, length: int) -> int:
+        """Sequences of `length` tokens per scored batch, a multiple of the devices they go to."""
+        parts = batch_parts(self.mesh())
+        return max(parts, self.tokens_per_batch // length // parts * parts)
+
+
+def start(machine: Machine) -> None:
+    """Joins the hosts of a pod, if the machine is one; before anything else touches devices."""
+    if machine.multihost:
+        sharding.start_multihost()
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Devices that a batch is split over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def writes() -> bool:
+    """Whether this process writes results: on several hosts one does."""
+    return jax.process_index() == 0

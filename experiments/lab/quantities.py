@@ -1,0 +1,287 @@
+"""Numbers from cells, their intervals, and verdicts on what was claimed before the run."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from longrope_jax.errors import unknown_name
+
+from experiments.lab.cells import Cell, read
+from longrope_jax.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    paired_difference,
+    two_way_bootstrap,
+    verdict,
+)
+
+NOT_RUN = "not run"
+NOT_TESTABLE = "not testable here"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """One quantity of every row.
+
+    Attributes:
+        values: by row, float64 [seeds, samples] or [seeds, samples, columns].
+        documents: by row, the document of each sample [samples].
+    """
+
+    values: dict[str, np.ndarray]
+    documents: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> list[str]:
+        """Rows that have at least one finished seed, in the order of the cells."""
+        return list(self.values)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Scores":
+        """The scores with `function` applied to each row's array, e.g. a mean over columns."""
+        values = {row: np.asarray(function(v)) for row, v in self.values.items()}
+        return Scores(values, self.documents)
+
+    def minus(self, other: "Scores") -> "Scores":
+        """Difference sample by sample, e.g. loss at long range minus loss within; common rows."""
+        rows = [row for row in self.rows if row in other.values]
+        values = {}
+        for row in rows:
+            seeds = min(len(self.values[row]), len(other.values[row]))
+            values[row] = self.values[row][:seeds] - other.values[row][:seeds]
+        return Scores(values, {row: self.documents[row] for row in rows})
+
+    def only(self, rows: Iterable[str]) -> "Scores":
+        """The scores of these rows, in this order; rows that are not there are left out."""
+        kept = [row for row in rows if row in self.values]
+        return Scores(
+            {row: self.values[row] for row in kept}, {row: self.documents[row] for row in kept}
+        )
+
+    def mean(self, row: str) -> np.ndarray:
+        """Mean over seeds and samples, float64 [columns] or a scalar."""
+        return self.values[row].mean((0, 1))
+
+    def interval(self, row: str) -> Interval | None:
+        """Mean with a 95 % bootstrap over seeds and documents; None for a single document."""
+        values, documents = self.values[row], self.documents[row]
+        if len(set(documents)) < 2:
+            return None
+        if len(values) == 1:
+            return cluster_bootstrap(values[0], documents)
+        return two_way_bootstrap(values, documents)
+
+
+def scores(
+    folder: Path, cells: Iterable[Cell], key: str, *, documents: str = "documents"
+) -> Scores:
+    """The array `key` of all finished cells, by row; several cells of a seed are joined.
+
+    Seeds count up to the first that is missing or not finite (a run that diverged), so that the
+    seeds of two rows stay pairs.
+
+    Args:
+        folder: of the study.
+        cells: those that measure the quantity; the order of rows is theirs.
+        key: name of the array [samples] or [samples, columns] in each cell.
+        documents: name of the array [samples] of the samples' documents.
+    """
+    found: dict[str, dict[int, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    for cell in dict.fromkeys(cells):
+        arrays = read(folder, cell)
+        if arrays is not None and key in arrays:
+            pair = np.asarray(arrays[key], np.float64), arrays[documents]
+            found.setdefault(cell.row, {}).setdefault(cell.seed, []).append(pair)
+    values, names = {}, {}
+    for row, seeds in found.items():
+        kept: list[np.ndarray] = []
+        for seed in range(len(seeds)):
+            if seed not in seeds:
+                break
+            array = np.concatenate([pair[0] for pair in seeds[seed]])
+            if not np.isfinite(array).all() or (kept and array.shape != kept[0].shape):
+                break
+            kept.append(array)
+        if kept:
+            values[row] = np.stack(kept)
+            names[row] = np.concatenate([pair[1] for pair in seeds[0]])
+    return Scores(values, names)
+
+
+def difference(found: Scores, row: str, reference: str) -> Interval | None:
+    """Mean of `row` minus `reference`, paired over seeds and the documents that both have.
+
+    None where they share fewer than two documents: there is no interval from one.
+    """
+    a, b, documents = _paired(found, row, reference)
+    return paired_difference(a, b, documents) if len(set(documents)) > 1 else None
+
+
+def against(found: Scores, reference: str) -> dict[str, Interval | None]:
+    """`difference` of every other row to the row `reference`; empty where that is not there."""
+    rows = [row for row in found.rows if row != reference] if reference in found.values else []
+    return {row: difference(found, row, reference) for row in rows}
+
+
+def _paired(found: Scores, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both rows on the seeds and samples that they share, and the samples' documents."""
+    (left, right), seeds = (found.values[a], found.values[b]), _seeds(found, a, b)
+    first, second = _numbered(found.documents[a]), _numbered(found.documents[b])
+    both = [key for key in first if key in second]
+    left = left[:seeds, [first[key] for key in both]]
+    right = right[:seeds, [second[key] for key in both]]
+    return left, right, np.asarray([name for name, _ in both])
+
+
+def _numbered(documents: Sequence) -> dict[tuple[str, int], int]:
+    """Place of each sample, by its document and its number in that document."""
+    places: dict[tuple[str, int], int] = {}
+    counts: dict[str, int] = {}
+    for place, name in enumerate(np.asarray(documents).tolist()):
+        counts[name] = counts.get(name, -1) + 1
+        places[name, counts[name]] = place
+    return places
+
+
+def _seeds(found: Scores, *rows: str) -> int:
+    return min(len(found.values[row]) for row in rows)
+
+
+# Claims.
+
+_DIFFERENCE = re.compile(r"^(.+?): (.+) - (.+) ([<>]) (-?\d+(?:\.\d+)?)$")
+_EQUIVALENCE = re.compile(r"^(.+?): \|(.+) - (.+)\| <= (\d+(?:\.\d+)?)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison: its text, the difference found, what follows, and how many seeds it had."""
+
+    text: str
+    difference: Interval | None
+    verdict: str
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A claim, the gates that say whether it could have been seen, and the checks it stands on."""
+
+    name: str
+    claim: str
+    gates: tuple[Check, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What follows: a gate that fails makes the claim untestable, whatever its checks say.
+
+        Without gates that fail: "holds" if every check does, else the first of "reversed",
+        "not run" and "indistinguishable" that any check came to.
+        """
+        if any(gate.verdict == NOT_RUN for gate in self.gates):
+            return NOT_RUN
+        if any(gate.verdict != "holds" for gate in self.gates):
+            return NOT_TESTABLE
+        verdicts = [check.verdict for check in self.checks]
+        for outcome in ("reversed", NOT_RUN, "indistinguishable"):
+            if outcome in verdicts:
+                return outcome
+        return "holds"
+
+
+def check_text(text: str, quantities: Iterable[str], rows: Iterable[str]) -> None:
+    """Refuses the text of a check before any work.
+
+    Raises:
+        ValueError: text of another form, an unknown quantity or row, a negative bound.
+    """
+    quantity, a, b, _, margin = _parse(text)
+    known, rows = list(quantities), list(rows)
+    if quantity not in known:
+        raise ValueError(unknown_name("quantity", quantity, known))
+    for row in (a, b):
+        if row not in rows and not (row is b and _is_number(row)):
+            raise ValueError(unknown_name("row", row, rows))
+    if margin < 0:
+        raise ValueError(f"the bound of the check {text!r} must not be negative")
+
+
+def check(quantities: Mapping[str, Scores], text: str) -> Check:
+    """Computes one check, such as "loss: RoPE - RoPE ABF > 0" or "loss: |A - B| <= 0.01".
+
+    A second operand that is a number is compared with. A row that has not been measured makes the
+    verdict "not run"; a single document makes it "indistinguishable".
+
+    Raises:
+        ValueError: text of another form, or an unknown quantity.
+    """
+    quantity, a, b, claim, margin = _parse(text)
+    if quantity not in quantities:
+        raise ValueError(unknown_name("quantity", quantity, quantities))
+    found = quantities[quantity]
+    if a not in found.values or not (b in found.values or _is_number(b)):
+        return Check(text, None, NOT_RUN, 0)
+    if b not in found.values:
+        constant = np.full_like(found.values[a], float(b))
+        found = Scores(found.values | {b: constant}, found.documents | {b: found.documents[a]})
+    between = difference(found, a, b)
+    word = "indistinguishable" if between is None else verdict(between, claim, margin)
+    return Check(text, between, word, _seeds(found, a, b))
+
+
+def judged(hypotheses: Mapping[str, Mapping], quantities: Mapping[str, Scores]) -> list[Hypothesis]:
+    """Every hypothesis of a config, `{name: {claim, gates (optional), checks}}`, computed."""
+    return [
+        Hypothesis(
+            name,
+            h["claim"],
+            tuple(check(quantities, text) for text in h.get("gates", ())),
+            tuple(check(quantities, text) for text in h["checks"]),
+        )
+        for name, h in hypotheses.items()
+    ]
+
+
+def verdict_lines(hypotheses: Sequence[Hypothesis]) -> list[list]:
+    """Rows of the table of verdicts: each hypothesis, then its gates and checks."""
+    lines = []
+    for h in hypotheses:
+        lines.append([f"{h.name}: {h.claim}", "", h.verdict.upper()])
+        for kind, checks in (("gate", h.gates), ("check", h.checks)):
+            for c in checks:
+                lines.append([f"    {kind}: {c.text}", show(c.difference, 4), c.verdict])
+    return lines
+
+
+VERDICT_HEADER = ("hypothesis", "difference", "verdict")
+
+
+def _parse(text: str) -> tuple[str, str, str, str, float]:
+    if found := _EQUIVALENCE.match(text):
+        quantity, a, b, margin = found.groups()
+        return quantity, a, b, "|difference| <= margin", float(margin)
+    if found := _DIFFERENCE.match(text):
+        quantity, a, b, sign, margin = found.groups()
+        if sign == ">":
+            return quantity, a, b, "difference > margin", float(margin)
+        return quantity, a, b, "difference < -margin", -float(margin)
+    raise ValueError(
+        f"cannot read the check {text!r}: write 'quantity: A - B > 0' or 'quantity: |A - B| <= x'"
+    )
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
+
+
+def show(value: Interval | float | None, digits: int = 3) -> str | None:
+    """A number, or an estimate with its limits, as tables show it: "1.234 [1.200, 1.270]"."""
+    if value is None:
+        return None
+    if isinstance(value, Interval):
+        parts = (float(x) for x in (value.estimate, value.low, value.high))
+        estimate, low, high = (f"{x:.{digits}f}" for x in parts)
+        return f"{estimate} [{low}, {high}]"
+    return f"{float(value):.{digits}f}"

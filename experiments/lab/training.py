@@ -1,0 +1,316 @@
+"""Models and their training, as every study does it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from longrope_jax.data.packing import TaskMixture
+from longrope_jax.errors import unknown_name
+from longrope_jax.model import Model
+
+import longrope_jax
+from experiments.lab import progress
+from experiments.lab.corpus import Text
+from experiments.lab.machine import Machine, batch_parts, writes
+from longrope_jax import llama, rotary, runs
+from longrope_jax.data import packing
+from longrope_jax.data.tasks import FirstSentence, Passkey
+from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
+from longrope_jax.training import checkpoints, loop, metrics, step
+from longrope_jax.training import lora as lora_lib
+from longrope_jax.training.flops import train_flops_per_token
+from longrope_jax.training.optimizer import OptimizerConfig
+
+RANDOM = "random"
+_RANDOM_CONFIG = llama.LlamaConfig(
+    vocab_size=260, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run computes, its start and its text aside.
+
+    Attributes:
+        method: rotary method of the run.
+        length: tokens of a window, T.
+        steps: optimizer updates.
+        batch: windows per update.
+        learning_rate: peak.
+        warmup_steps, initial_ratio, final_ratio, weight_decay, eps: see `OptimizerConfig`.
+        trainable: "full", or one of `lora.TRAINABLE` with `rank` and `alpha`.
+        rank, alpha: of the adapters.
+        sparse_group: tokens per group of LongLoRA's S2-Attn; 0 is full attention.
+        shortest: least tokens of a passage that is packed into a window; 0: passages fill windows.
+        mixture: how windows are mixed with questions; None is plain text.
+        first_sentence, passkey: wording of those questions.
+        seed: of the order of the data and of fresh adapters.
+    """
+
+    method: rotary.Method
+    length: int
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup_steps: int = 0
+    initial_ratio: float = 0.0
+    final_ratio: float = 0.1
+    weight_decay: float = 0.1
+    eps: float = 1e-8
+    trainable: str = "full"
+    rank: int = 8
+    alpha: float = 16.0
+    sparse_group: int = 0
+    shortest: int = 0
+    mixture: TaskMixture | None = None
+    first_sentence: FirstSentence = dataclasses.field(default_factory=FirstSentence)
+    passkey: Passkey = dataclasses.field(default_factory=Passkey)
+    seed: int = 0
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW with this recipe's schedule."""
+        return OptimizerConfig(
+            learning_rate=self.learning_rate,
+            total_steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            initial_ratio=self.initial_ratio,
+            final_ratio=self.final_ratio,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+        )
+
+    @property
+    def lora(self) -> lora_lib.LoRA | None:
+        """The adapters, or None where everything trains."""
+        return lora_lib.trainable(self.trainable, rank=self.rank, alpha=self.alpha)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run trains on."""
+        return self.steps * self.batch * self.length
+
+
+def model(
+    source: str, machine: Machine, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> Model:
+    """A checkpoint on the machine's devices: what `longrope_jax.load` takes, or "random".
+
+    Raises:
+        ValueError: no source, or one that cannot be read.
+    """
+    if not source:
+        raise ValueError("this preset needs your checkpoint: --config.model=PATH")
+    if source == RANDOM:
+        return _random()
+    loaded = longrope_jax.load(source, mesh=machine.mesh(), dtype=dtype, param_dtype=param_dtype)
+    config = dataclasses.replace(loaded.config, remat=machine.remat)
+    return dataclasses.replace(loaded, config=config)
+
+
+def fresh(
+    config: llama.LlamaConfig,
+    tokenizer: Tokenizer,
+    method: rotary.Method,
+    machine: Machine,
+    *,
+    seed: int,
+) -> Model:
+    """A model with parameters drawn at random, on the machine's devices."""
+    config = dataclasses.replace(config, remat=machine.remat)
+    optimizer = OptimizerConfig(1.0, 1, warmup_steps=0)
+    state = step.init_state(config, optimizer, machine.mesh(), seed=seed)
+    return Model(config, state.params, method, tokenizer)
+
+
+def copied(model: Model) -> Model:
+    """The model with its own copy of the parameters, since training uses up what it is given."""
+    return dataclasses.replace(model, params=jax.tree.map(jnp.copy, model.params))
+
+
+def read_method(text: str, **values: Any) -> rotary.Method:
+    """A method from its text, with placeholders such as {base} and {factor} filled in.
+
+    Args:
+        text: as `rotary.parse` reads it.
+        **values: of the placeholders; an option that the text leaves open takes the value of its
+            name, such as `base`.
+
+    Raises:
+        ValueError: unknown placeholder, method or option.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
+    shown = {name: repr(v) if isinstance(v, float) else v for name, v in values.items()}
+    fill = {name: values[name] for name in ("base",) if name in values}
+    try:
+        return rotary.parse(text.format(**shown), fill)
+    except KeyError as error:
+        raise ValueError(unknown_name("placeholder", str(error).strip("'"), values)) from error
+
+
+def check(recipe: Recipe, config: llama.LlamaConfig, machine: Machine, *, scored: int = 0) -> None:
+    """Refuses before any work what the training, or scoring at `scored` tokens, would refuse.
+
+    Raises:
+        ValueError: the first thing that cannot be honoured.
+    """
+    if recipe.steps < 1:
+        raise ValueError(
+            f"a run has {recipe.steps} steps: set its steps, or give a trained model instead"
+        )
+    _ = recipe.optimizer, recipe.lora, _loop_config(recipe, machine)
+    parts = batch_parts(machine.mesh())
+    if recipe.batch % (machine.accumulation * parts):
+        raise ValueError(
+            f"a batch of {recipe.batch} windows does not divide over {parts} devices and "
+            f"{machine.accumulation} microbatches: change batch or --config.machine"
+        )
+    group = recipe.sparse_group
+    if group and (group % 2 or recipe.length % group):
+        raise ValueError(f"sparse_group must be even and divide {recipe.length}, got {group}")
+    dataclasses.replace(config, sparse_group=group, remat=machine.remat)
+    longest = max(recipe.length, scored)
+    rotary.make(recipe.method, head_dim=config.head_dim, seq_len=longest)
+
+
+def train(
+    model: Model,
+    recipe: Recipe,
+    text: Text,
+    folder: Path,
+    machine: Machine,
+    *,
+    snapshots: Sequence[int] = (),
+) -> dict[str, np.ndarray]:
+    """Trains to the recipe's end, from the newest checkpoint in `folder` if there is one.
+
+    Killed at any moment and called again it ends with the same parameters (see `loop.fit`); the
+    result is read by `trained`. Without adapters the buffers of `model.params` are used up: give
+    a model of your own, or `copied`.
+
+    Args:
+        model: to start from.
+        recipe: what to do.
+        text: to train on.
+        folder: of the run: checkpoints, metrics, run.json.
+        machine: what to do it with.
+        snapshots: steps whose parameters are kept beside the last.
+
+    Returns:
+        What was logged, one array per metric [lines], and how many numbers train.
+    """
+    config, optimizer, lora, mesh = _setting(model, recipe, machine)
+    train_step = step.make_train_step(config, optimizer, mesh, lora)
+    if lora:
+        train_step = functools.partial(train_step, frozen=lora_lib.split(lora, model.params)[1])
+    after = dataclasses.replace(model, method=recipe.method, trained_length=recipe.length)
+    if writes():
+        runs.save(folder, after)
+    maker = windows(recipe, text)
+    flops = train_flops_per_token(config, recipe.sparse_group or recipe.length)
+    state = step.init_state(
+        config, optimizer, mesh, params=model.params, lora=lora, seed=recipe.seed
+    )
+    trainable = lora_lib.count(state.params)
+
+    def keep(state: step.TrainState) -> None:
+        checkpoints.save_params(folder / "snapshots", int(state.step), state.params)
+
+    with jax.set_mesh(mesh):
+        loop.fit(
+            state,
+            train_step,
+            packing.iterator(maker, batch=recipe.batch, seed=recipe.seed, mesh=mesh),
+            rotary=rotary.make(recipe.method, head_dim=config.head_dim, seq_len=recipe.length),
+            loop=_loop_config(recipe, machine),
+            mesh=mesh,
+            directory=folder,
+            on_step=lambda done, tokens: progress.step(done, recipe.steps, tokens, flops),
+            hooks=dict.fromkeys(snapshots, keep),
+        )
+    logged = metrics.read(folder)
+    names = [name for name in logged[0] if all(name in line for line in logged)]
+    arrays = {name: np.asarray([line[name] for line in logged]) for name in names}
+    return arrays | {"trainable": np.int64(trainable)}
+
+
+def trained(
+    model: Model, recipe: Recipe, folder: Path, machine: Machine, *, step_: int | None = None
+) -> Model:
+    """The model after a finished run; adapters come merged.
+
+    Args:
+        model: that the run started from; without adapters only its shape is used.
+        recipe: of the run.
+        folder: of the run.
+        machine: where the parameters go.
+        step_: one of the run's snapshots instead of its end.
+
+    Raises:
+        ValueError: the run's checkpoints are gone, or that step was not kept.
+    """
+    config, optimizer, lora, mesh = _setting(model, recipe, machine)
+    kept = folder / "checkpoints" if step_ is None else folder / "snapshots" / str(step_)
+    if checkpoints.latest_step(kept) is None:
+        what = "its checkpoints are" if step_ is None else f"the parameters of step {step_} are"
+        raise ValueError(
+            f"{folder.name} was trained, but {what} not in {folder}: to train it again, delete "
+            f"cells/{folder.name}.npz and that folder"
+        )
+    abstract = step.abstract_state(config, optimizer, mesh, lora).params
+    params = checkpoints.restore_params(kept, abstract)
+    if lora:
+        params = lora_lib.merge(lora, params, lora_lib.split(lora, model.params)[1])
+    config = dataclasses.replace(config, sparse_group=0)
+    return dataclasses.replace(
+        model, config=config, params=params, method=recipe.method, trained_length=recipe.length
+    )
+
+
+def windows(recipe: Recipe, text: Text) -> packing.WindowMaker:
+    """The windows that a recipe trains on."""
+    return packing.training_windows(
+        text.training,
+        text.tokenizer,
+        length=recipe.length,
+        shortest=recipe.shortest or None,
+        task_mixture=recipe.mixture,
+        first_sentence=recipe.first_sentence,
+        passkey=recipe.passkey,
+        bos=text.bos,
+    )
+
+
+def _setting(model: Model, recipe: Recipe, machine: Machine):
+    config = dataclasses.replace(
+        model.config, sparse_group=recipe.sparse_group, remat=machine.remat
+    )
+    return config, recipe.optimizer, recipe.lora, machine.mesh()
+
+
+def _loop_config(recipe: Recipe, machine: Machine) -> loop.LoopConfig:
+    return loop.LoopConfig(
+        steps=recipe.steps,
+        accumulation=machine.accumulation,
+        log_every=machine.log_every,
+        checkpoint_every=machine.checkpoint_every,
+    )
+
+
+def _random() -> Model:
+    """A random model of bytes, drawn by numpy: nothing is compiled for it."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: llama.init_params(_RANDOM_CONFIG, jax.random.key(0)))
+
+    def draw(path, x):
+        if path[-1].key == "scale":
+            return jnp.ones(x.shape, x.dtype)
+        return jnp.asarray(rng.normal(0.0, _RANDOM_CONFIG.d_model**-0.5, x.shape), x.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    return Model(_RANDOM_CONFIG, params, rotary.RoPE(), ByteTokenizer())
