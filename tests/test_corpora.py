@@ -256,7 +256,7 @@ def test_a_folder_may_mix_text_and_json_lines(tmp_path):
     ("file", "content", "message"),
     [
         ("a.txt", b"ab\xff", "byte 2 is not UTF-8"),
-        ("a.txt", b" \n", "is empty"),
+        ("a.txt", b" \n", "every document"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', "line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b'{"txt": "x"}', "line 1: expected"),
@@ -272,6 +272,22 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, file, content, message):
         load(tmp_path)
     assert message in one_line(error)
     assert str(tmp_path) in one_line(error)
+
+
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    (tmp_path / "b.txt").write_text("good")
+    (tmp_path / "c.jsonl").write_text("no json")
+    with pytest.raises(ValueError) as error:
+        load(tmp_path)
+    assert "a.txt" in one_line(error) and "c.jsonl" in one_line(error)
+
+
+def test_an_empty_document_is_left_out_aloud(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text(" \n")
+    with pytest.warns(UserWarning, match="1 empty documents.*b.txt"):
+        assert [document.name for document in load(tmp_path)] == ["a.txt"]
 
 
 def test_a_path_that_is_missing_or_of_another_kind_is_refused(tmp_path):

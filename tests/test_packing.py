@@ -1,5 +1,6 @@
 """Training windows: every window is parsed back and checked against its document."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -311,5 +312,19 @@ def test_validation_windows_do_not_overlap(per_document):
 
 @pytest.mark.parametrize(("length", "per_document"), [(10_000, 1), (128, 7), (1, 10_000)])
 def test_a_document_too_short_for_its_windows_is_refused(length, per_document):
-    with pytest.raises(ValueError, match=r"^. \(\d+ tokens\) does not hold.*ask for fewer$"):
+    with pytest.raises(ValueError, match=rf"^. has [\d,]+ tokens.* not {per_document}$"):
         documents.validation_windows(LONG, length=length, per_document=per_document, bos=256)
+
+
+def test_windows_that_fit_are_found_where_sentences_stand_unevenly():
+    """Only the second half of the document has sentences that a window may begin at."""
+    document = LONG[0]
+    late = document.starts >= len(document.tokens) // 2
+    uneven = dataclasses.replace(
+        document,
+        starts=document.starts[late],
+        sentences=tuple(s for s, keep in zip(document.sentences, late, strict=True) if keep),
+    )
+    starts = documents.window_starts(uneven, length=128, count=3)
+    assert set(starts.tolist()) <= set(uneven.starts.tolist())
+    assert (np.diff(starts) >= 128).all() and starts[-1] + 128 <= len(document.tokens)

@@ -32,6 +32,7 @@ import sys
 import tarfile
 import tempfile
 import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -45,6 +46,8 @@ from longrope_jax.errors import unknown_name
 
 FETCH_SECONDS = 600
 SUFFIXES = (".txt", ".md", ".jsonl")
+
+_MOST_NAMED = 8  # problems that one message spells out
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
 
     Raises ValueError: an unknown name (with the nearest one), a client that is missing or fails, an
     archive whose sha256 is wrong, and for a path: nothing to read, text that isn't UTF-8, a
-    malformed line, an empty document, a name used twice.
+    malformed line, only empty documents, a name used twice. All files that cannot be read are
+    named in one message; single empty documents are left out with a warning.
     """
     if name in SOURCES:
         source, documents = SOURCES[name], _READERS[name]
@@ -130,20 +134,27 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     )
 
 
+def held_out_order(names: Iterable[str]) -> list[str]:
+    """Names of documents in the order in which they are held out: by their sha256.
+
+    No seed is needed, and documents added later never push an old one into validation.
+    """
+    return sorted(names, key=_sha256)
+
+
 def split(
     documents: Sequence[Document], held_out: Sequence[str] | str | int
 ) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
     """(train, validation), split by document, each in the order given.
 
-    `held_out`: names, or how many. A number takes the documents whose names have the smallest
-    sha256: no seed is needed, and documents added later never push an old one into validation.
+    `held_out`: names, or how many; a number takes the first of `held_out_order`.
 
     Raises ValueError: an unknown name (with the nearest one), a side that would be empty, a name
     used twice, the same text on both sides.
     """
     names = _unique([d.name for d in documents], "documents")
     if isinstance(held_out, numbers.Integral):
-        chosen = set(sorted(names, key=_sha256)[: max(int(held_out), 0)])
+        chosen = set(held_out_order(names)[: max(int(held_out), 0)])
     else:
         chosen = {held_out} if isinstance(held_out, str) else set(held_out)
     if names and (unknown := sorted(chosen - set(names))):
@@ -377,17 +388,23 @@ def _lf(text: str) -> str:
 def _from_path(path: Path) -> Iterable[Document]:
     root, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.rglob("*")))
     if path.is_file() and path.suffix not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise ValueError(f"{path}: expected one of {known}; token arrays go through load_tokens")
+        raise ValueError(f"{path}: expected one of {', '.join(SUFFIXES)}")
+    problems = []
     for file in files:
         name = file.relative_to(root)
         hidden = any(part.startswith(".") for part in name.parts)
         if hidden or file.suffix not in SUFFIXES or not file.is_file():
             continue
-        if file.suffix == ".jsonl":
-            yield from _json_lines(file, name.as_posix())
-        else:
-            yield Document(name.as_posix(), _decoded(file))
+        try:
+            if file.suffix == ".jsonl":
+                yield from _json_lines(file, name.as_posix())
+            else:
+                yield Document(name.as_posix(), _decoded(file))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+        raise ValueError("; ".join(problems[:_MOST_NAMED]) + more)
 
 
 def _decoded(file: Path) -> str:
@@ -420,10 +437,14 @@ def _checked(found: Iterable[Document], path: Path) -> tuple[Document, ...]:
     if not documents:
         raise ValueError(f"no documents in {path}: expected files ending in {', '.join(SUFFIXES)}")
     _unique([d.name for d in documents], path)
-    for document in documents:
-        if not document.text.strip():
-            raise ValueError(f"document {document.name!r} of {path} is empty: remove it")
-    return documents
+    kept = tuple(d for d in documents if d.text.strip())
+    empty = [d.name for d in documents if not d.text.strip()]
+    if not kept:
+        raise ValueError(f"every document of {path} is empty: give files with text")
+    if empty:
+        names = ", ".join(empty[:_MOST_NAMED]) + (", ..." if len(empty) > _MOST_NAMED else "")
+        warnings.warn(f"{path}: {len(empty)} empty documents are left out: {names}", stacklevel=3)
+    return kept
 
 
 def _tensors(file: Path) -> Iterable[tuple[str, np.ndarray]]:

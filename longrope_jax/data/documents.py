@@ -86,27 +86,46 @@ def unseen(
     )
 
 
+def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np.ndarray:
+    """Where `count` windows of `length` tokens begin that do not overlap: int [count].
+
+    Each begins at a sentence: the first one of each of `count` equal parts of the document where
+    the window fits into its part, else the earliest sentences that leave room for all.
+
+    Raises:
+        ValueError: the document holds fewer such windows.
+    """
+    n, starts = len(document.tokens), document.starts
+    room = n // count
+    parts = np.arange(count) * room
+    even = starts[np.minimum(np.searchsorted(starts, parts), len(starts) - 1)]
+    if ((even >= parts) & (even + length <= np.minimum(parts + room, n))).all():
+        return even
+    packed: list[int] = []
+    for start in starts.tolist():
+        if start + length <= n and (not packed or start >= packed[-1] + length):
+            packed.append(start)
+    if len(packed) < count:
+        raise ValueError(
+            f"{document.name} has {n:,} tokens and {len(starts)} sentences that a window may begin "
+            f"at: it holds {len(packed)} windows of {length:,} tokens, not {count}"
+        )
+    return np.asarray(packed[:count])
+
+
 def validation_windows(
     documents: Sequence[TokenizedDocument], *, length: int, per_document: int, bos: int
-):
-    """Evenly spaced clean windows for validation: tokens int32 [n, length + 1], document [n].
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clean windows for validation: tokens int32 [n, length + 1], document names [n].
 
-    Each begins with `bos` at a sentence start; windows of one document do not overlap.
+    Each begins with `bos` at a sentence; windows of one document do not overlap.
 
     Raises:
         ValueError: a document too short for `per_document` windows.
     """
     rows, names = [], []
     for document in documents:
-        room = len(document.tokens) // per_document
-        for k in range(per_document):
-            at = np.searchsorted(document.starts, k * room)
-            start = document.starts[min(at, len(document.starts) - 1)]
-            if start + length > min((k + 1) * room, len(document.tokens)) or start < k * room:
-                raise ValueError(
-                    f"{document.name} ({len(document.tokens)} tokens) does not hold {per_document} "
-                    f"windows of {length}: ask for fewer"
-                )
+        for start in window_starts(document, length=length, count=per_document):
             rows.append(np.concatenate([[bos], document.tokens[start : start + length]]))
             names.append(document.name)
     return np.stack(rows).astype(np.int32), np.asarray(names)

@@ -68,6 +68,13 @@ def latest_step(directory: str | Path) -> int | None:
         return checkpoints.latest()
 
 
+def save_params(directory: str | Path, step: int, params: Any) -> None:
+    """Keeps parameters alone as the only checkpoint of `directory`; again is no second one."""
+    with RunCheckpoints(directory) as checkpoints:
+        if checkpoints.latest() != step:
+            checkpoints.save(step, {"params": params})
+
+
 def restore_params(directory: str | Path, abstract_params: Any) -> Any:
     """Parameters alone from a run's newest checkpoint, e.g. to continue under another method.
 
