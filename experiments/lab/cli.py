@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import logging as absl_logging
-from longrope_jax.errors import unknown_name
 from ml_collections import ConfigDict
 
 from experiments.lab.fail import fail
+from longrope_jax.errors import unknown_name
 
 ROOT = Path(__file__).parents[2]
 

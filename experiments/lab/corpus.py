@@ -1,18 +1,19 @@
 """The text of a study: documents to train on and documents held out, checked all at once."""
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from longrope_jax.data.documents import TokenizedDocument
-from longrope_jax.errors import unknown_name
 from ml_collections import ConfigDict
 
 from longrope_jax.data import corpora, documents
 from longrope_jax.data.corpora import Document
+from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.errors import unknown_name
 
 _MOST_NAMED = 8  # problems that one message spells out
 
@@ -76,41 +77,24 @@ def text(
     tokenizer.special(bos)  # a wrong name is found now
     if not settings.corpus:
         raise ValueError("this preset needs your own text: --config.corpus=DIR")
-    loaded = corpora.load(settings.corpus)
-    by_name = {document.name: document for document in loaded}
-    named = not isinstance(settings.held_out, int)
-    if named:
-        corpora.split(loaded, tuple(settings.held_out))  # names that do not exist
-        candidates, count = list(settings.held_out), len(settings.held_out)
-    else:
-        candidates, count = corpora.held_out_order(by_name), settings.held_out
-    low, high = settings.sentence_tokens
-    tokenized: dict[str, TokenizedDocument | str] = {}
-
-    def tokens_of(document: Document) -> TokenizedDocument | str:
-        """The document as tokens, or why it cannot be used."""
-        if document.name not in tokenized:
-            try:
-                tokenized[document.name] = documents.tokenize_document(
-                    document, tokenizer, min_tokens=low, max_tokens=high
-                )
-            except ValueError as error:
-                tokenized[document.name] = str(error)
-        return tokenized[document.name]
-
+    by_name = {document.name: document for document in corpora.load(settings.corpus)}
+    tokens_of = functools.cache(
+        lambda name: _tokenized(by_name[name], tokenizer, settings.sentence_tokens)
+    )
+    candidates, count = _candidates(settings, by_name)
     problems: dict[str, str] = {}
-    while True:
-        chosen = _usable(candidates, problems, by_name, tokens_of, count, length, windows)
-        if len(chosen) < count or (named and problems):
-            raise ValueError(_too_few(chosen, count, problems, settings))
-        training = [document for name, document in by_name.items() if name not in chosen]
-        held_out = [tokens_of(by_name[name]) for name in by_name if name in chosen]
-        found = _without_seen(held_out, training, tokenizer, length, windows, unseen, problems)
-        if found is not None:
-            break
-    notes = [f"{len(problems)} held out as little: {_listed(problems)}"] if problems else []
-    training, more = _training(training, [by_name[name] for name in chosen], tokens_of)
-    notes = [note.replace("held out as little", "not held out") for note in notes] + more
+    held_out = None
+    # Which sentences are unseen depends on the choice, so a refusal there means another choice.
+    while held_out is None:
+        names = _chosen(candidates, problems, tokens_of, count, length, windows)
+        if len(names) < count:
+            raise ValueError(_too_few(settings, len(names), count, problems))
+        whole = "\n".join(d.text for d in by_name.values() if d.name not in names)
+        kept = [tokens_of(name) for name in by_name if name in names]
+        held_out = _unseen(kept, whole, tokenizer, problems, length, windows) if unseen else kept
+    training, notes = _training(by_name, names, tokens_of)
+    if problems:
+        notes.append(f"{len(problems)} of {len(by_name)} not held out: {_listed(problems)}")
     if not training:
         raise ValueError(
             f"no document of {settings.corpus} is left to train on: {'; '.join(notes)}. Give more "
@@ -118,7 +102,7 @@ def text(
         )
     for note in notes:
         print(f"text: {note}", flush=True)
-    return Text(tokenizer, bos, tuple(training), tuple(found), tuple(notes))
+    return Text(tokenizer, bos, tuple(training), tuple(held_out), tuple(notes))
 
 
 def document(name: str, tokenizer: Tokenizer, sentence_tokens: Sequence[int]) -> TokenizedDocument:
@@ -138,24 +122,49 @@ def document(name: str, tokenizer: Tokenizer, sentence_tokens: Sequence[int]) ->
     return documents.tokenize_document(known[wanted], tokenizer, min_tokens=low, max_tokens=high)
 
 
-def _usable(candidates, problems, by_name, tokens_of, count, length, windows) -> list[str]:
-    """The first `count` candidates that hold their windows; what is wrong with the others."""
-    chosen: list[str] = []
+def _tokenized(
+    document: Document, tokenizer: Tokenizer, sentence_tokens: Sequence[int]
+) -> TokenizedDocument | str:
+    """The document as tokens, or why it cannot be used."""
+    low, high = sentence_tokens
+    try:
+        return documents.tokenize_document(document, tokenizer, min_tokens=low, max_tokens=high)
+    except ValueError as error:
+        return str(error)
+
+
+def _candidates(settings: ConfigDict, by_name: dict[str, Document]) -> tuple[list[str], int]:
+    """Documents that may be held out, in order, and how many are."""
+    if isinstance(settings.held_out, int):
+        if not 0 < settings.held_out < len(by_name):
+            raise ValueError(
+                f"--config.held_out={settings.held_out} of the {len(by_name)} documents of "
+                f"{settings.corpus} leaves none to train on or none to measure on: hold out 1 to "
+                f"{len(by_name) - 1}"
+            )
+        return corpora.held_out_order(by_name), settings.held_out
+    for name in settings.held_out:
+        if name not in by_name:
+            raise ValueError(unknown_name(f"document of {settings.corpus}", name, by_name))
+    return list(settings.held_out), len(settings.held_out)
+
+
+def _chosen(candidates, problems, tokens_of, count: int, length: int, windows: int) -> list[str]:
+    """The first `count` candidates that hold their windows; notes what is wrong with others."""
+    names: list[str] = []
     for name in candidates:
-        if len(chosen) == count:
-            break
-        if name in problems:
-            continue
-        found = tokens_of(by_name[name])
-        wrong = found if isinstance(found, str) else _lacks(found, length, windows)
-        if wrong:
-            problems[name] = wrong
-        else:
-            chosen.append(name)
-    return chosen
+        if len(names) < count and name not in problems:
+            found = tokens_of(name)
+            wrong = found if isinstance(found, str) else _lacks(found, length, windows)
+            if wrong:
+                problems[name] = wrong
+            else:
+                names.append(name)
+    return names
 
 
 def _lacks(document: TokenizedDocument, length: int, windows: int) -> str:
+    """Why the document does not hold its windows; empty if it does."""
     try:
         documents.window_starts(document, length=length, count=windows)
     except ValueError as error:
@@ -163,52 +172,48 @@ def _lacks(document: TokenizedDocument, length: int, windows: int) -> str:
     return ""
 
 
-def _without_seen(
-    held_out, training, tokenizer, length, windows, unseen, problems
-) -> list[TokenizedDocument] | None:
-    """The held-out documents with the sentences that they may begin at; None after a refusal."""
-    if not unseen:
-        return held_out
-    whole = "\n".join(document.text for document in training)
+def _unseen(held_out, training_text: str, tokenizer, problems, length, windows):
+    """The held-out documents with only sentences that training never sees; None after a refusal."""
     found, before = [], len(problems)
     for document in held_out:
         try:
-            kept = documents.unseen(document, whole, tokenizer)
+            found.append(documents.unseen(document, training_text, tokenizer))
         except ValueError as error:
             problems[document.name] = str(error)
             continue
-        if wrong := _lacks(kept, length, windows):
-            problems[document.name] = f"{wrong} (sentences that also occur in training left out)"
-        found.append(kept)
+        if wrong := _lacks(found[-1], length, windows):
+            problems[document.name] = f"{wrong} (sentences that occur in training are left out)"
     return found if len(problems) == before else None
 
 
-def _training(training, held_out, tokens_of) -> tuple[list[TokenizedDocument], list[str]]:
+def _training(by_name, held_out, tokens_of) -> tuple[list[TokenizedDocument], list[str]]:
     """Documents to train on, and notes on those that cannot be."""
-    texts = {document.text.strip() for document in held_out}
+    texts = {by_name[name].text.strip() for name in held_out}
     kept, doubles, unusable = [], [], {}
-    for document in training:
-        found = tokens_of(document)
+    for name, document in by_name.items():
+        if name in held_out:
+            continue
+        found = tokens_of(name)
         if document.text.strip() in texts:
-            doubles.append(document.name)
+            doubles.append(name)
         elif isinstance(found, str):
-            unusable[document.name] = found
+            unusable[name] = found
         else:
             kept.append(found)
     notes = []
     if doubles:
-        notes.append(f"{len(doubles)} not trained on, their text is held out: {_names(doubles)}")
+        names = textwrap.shorten(", ".join(doubles), 200, placeholder=" ...")
+        notes.append(f"{len(doubles)} not trained on, since their text is held out: {names}")
     if unusable:
         notes.append(f"{len(unusable)} not trained on: {_listed(unusable)}")
     return kept, notes
 
 
-def _too_few(chosen, count: int, problems: dict[str, str], settings: ConfigDict) -> str:
+def _too_few(settings: ConfigDict, found: int, count: int, problems: dict[str, str]) -> str:
     return (
-        f"{settings.corpus} has {len(chosen)} documents that can be held out, "
-        f"--config.held_out asks for {count}: {_listed(problems) or 'there are no more'}. Hold out "
-        "fewer, ask for shorter or fewer windows, widen --config.sentence_tokens, or give longer "
-        "documents"
+        f"{found} documents of {settings.corpus} can be held out, --config.held_out asks for "
+        f"{count}: {_listed(problems)}. Hold out fewer, ask for shorter or fewer windows, widen "
+        "--config.sentence_tokens, or give longer documents"
     )
 
 
@@ -216,7 +221,3 @@ def _listed(problems: dict[str, str]) -> str:
     shown = list(problems.values())[:_MOST_NAMED]
     more = len(problems) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
-
-
-def _names(names: list[str]) -> str:
-    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from longrope_jax.errors import unknown_name
 
 from experiments.lab.cells import Cell, read
+from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.statistics import (
     Interval,
     cluster_bootstrap,
