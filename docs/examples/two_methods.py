@@ -69,18 +69,14 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
             config, tokenizer, length=config.evaluation.length, windows=config.evaluation.windows
         )
 
-    def start(cell: lab.Cell):
-        method = cell.what[1].method
-        return lab.fresh(SHAPE, tokenizer, method, machine, seed=cell.seed)
-
     def train(cell: lab.Cell):
-        run = lab.run_folder(folder, cell)
-        return lab.train(start(cell), cell.what[1], text(), run, machine)
+        recipe = cell.what[1]
+        model = lab.fresh(SHAPE, tokenizer, recipe.method, machine, seed=cell.seed)
+        return lab.train(model, recipe, text(), lab.run_folder(folder, cell), machine)
 
     def loss(cell: lab.Cell):
         (before,) = cell.after
-        run = lab.run_folder(folder, before)
-        model = lab.trained(start(before), before.what[1], run, machine)
+        model = lab.trained(lab.run_folder(folder, before), machine)
         tokens, documents = text().windows(config.evaluation.length, config.evaluation.windows)
         nll = nll_by_position(model.config, model.params, model.method, tokens)
         return {"blocks": position_blocks(nll, 32), "documents": documents}

@@ -208,9 +208,12 @@ def train(
     train_step = step.make_train_step(config, optimizer, mesh, lora)
     if lora:
         train_step = functools.partial(train_step, frozen=lora_lib.split(lora, model.params)[1])
-    after = dataclasses.replace(model, method=recipe.method, trained_length=recipe.length)
     if writes():
-        runs.save(folder, after)
+        special = model.special_tokens
+        known = runs.RunRecord(
+            model.config, recipe.method, model.tokenizer, recipe.length, special_tokens=special
+        )
+        runs.save(folder, known)
     maker = windows(recipe, text)
     flops = train_flops_per_token(config, recipe.sparse_group or recipe.length)
     state = step.init_state(
@@ -240,35 +243,49 @@ def train(
 
 
 def trained(
-    model: Model, recipe: Recipe, folder: Path, machine: Machine, *, step_: int | None = None
+    folder: Path,
+    machine: Machine,
+    *,
+    snapshot: int | None = None,
+    base: Model | None = None,
+    recipe: Recipe | None = None,
 ) -> Model:
-    """The model after a finished run; adapters come merged.
+    """The model that a run came to, under the run's own method.
 
     Args:
-        model: that the run started from; without adapters only its shape is used.
-        recipe: of the run.
         folder: of the run.
         machine: where the parameters go.
-        step_: one of the run's snapshots instead of its end.
+        snapshot: a step whose parameters `train` was told to keep, instead of the last.
+        base: of a run that trained adapters, the model that it started from.
+        recipe: of a run that trained adapters; they come merged into the base.
 
     Raises:
         ValueError: the run's checkpoints are gone, or that step was not kept.
     """
-    config, optimizer, lora, mesh = _setting(model, recipe, machine)
-    kept = folder / "checkpoints" if step_ is None else folder / "snapshots" / str(step_)
-    if checkpoints.latest_step(kept) is None:
-        what = "its checkpoints are" if step_ is None else f"the parameters of step {step_} are"
+    known = runs.load(folder)
+    kept = folder / "checkpoints" if snapshot is None else folder / "snapshots" / str(snapshot)
+    if known is None or checkpoints.latest_step(kept) is None:
+        what = (
+            "its checkpoints are" if snapshot is None else f"the parameters of step {snapshot} are"
+        )
         raise ValueError(
             f"{folder.name} was trained, but {what} not in {folder}: to train it again, delete "
             f"cells/{folder.name}.npz and that folder"
         )
-    abstract = step.abstract_state(config, optimizer, mesh, lora).params
-    params = checkpoints.restore_params(kept, abstract)
-    if lora:
-        params = lora_lib.merge(lora, params, lora_lib.split(lora, model.params)[1])
-    config = dataclasses.replace(config, sparse_group=0)
-    return dataclasses.replace(
-        model, config=config, params=params, method=recipe.method, trained_length=recipe.length
+    config, mesh = dataclasses.replace(known.config, remat=machine.remat), machine.mesh()
+    if recipe is not None and recipe.lora:
+        abstract = step.abstract_state(config, recipe.optimizer, mesh, recipe.lora).params
+        params = checkpoints.restore_params(kept, abstract)
+        params = lora_lib.merge(recipe.lora, params, lora_lib.split(recipe.lora, base.params)[1])
+    else:
+        params = checkpoints.restore_params(kept, step.abstract_params(config, mesh))
+    return Model(
+        config,
+        params,
+        known.method,
+        known.tokenizer,
+        trained_length=known.trained_length,
+        special_tokens=known.special_tokens,
     )
 
 
