@@ -40,16 +40,14 @@ def overrides(text):
         "held_out": "2",
         "evaluation.length": "64",
         "machine.checkpoint_every": "2",
-        "machine.log_every": "1",
         "machine.data": "1",
     }
 
 
 def tiny(text, **changes) -> ConfigDict:
-    config = two_methods.get_config()
-    with config.unlocked():
-        for path, value in (overrides(text) | changes).items():
-            cli.override(config, path, value)
+    config = cli.load_config(two_methods.__file__)
+    for path, value in (overrides(text) | changes).items():
+        cli.override(config, path, value)
     return config
 
 
@@ -123,7 +121,12 @@ def wait_for(condition, seconds=120):
 def test_other_settings_never_meet(text, tmp_path):
     """Whatever decides numbers changes names, what does not changes none."""
     names = {cell.name for cell in two_methods.plan(tiny(text), tmp_path)}
-    for path, value in {"steps": "7", "length": "16", "corpus": "plays", "rows.RoPE": "nope"}.items():
+    for path, value in {
+        "steps": "7",
+        "length": "16",
+        "corpus": "plays",
+        "rows.RoPE": "nope",
+    }.items():
         other = {cell.name for cell in two_methods.plan(tiny(text, **{path: value}), tmp_path)}
         assert not (names & other) if path != "rows.RoPE" else names != other, path
 
@@ -298,7 +301,9 @@ def test_a_check_says_what_its_interval_says(tmp_path, text, verdict):
 
 
 def test_a_failed_gate_makes_a_claim_untestable_never_reversed(tmp_path):
-    found = lab.scores(tmp_path, measured(tmp_path, {"a": [[1.0, 1, 1]], "b": [[2.0, 2, 2]]}), "loss")
+    found = lab.scores(
+        tmp_path, measured(tmp_path, {"a": [[1.0, 1, 1]], "b": [[2.0, 2, 2]]}), "loss"
+    )
     claims = {
         "open": {"claim": "", "gates": ("loss: b - a > 0",), "checks": ("loss: a - b > 0",)},
         "shut": {"claim": "", "gates": ("loss: a - b > 0",), "checks": ("loss: a - b > 0",)},

@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import jax
 from longrope_jax.model import Model
 
 from experiments.lab.cells import Cell, complete, read
 from experiments.lab.files import plain
 from experiments.lab.machine import Machine
-from longrope_jax import rotary
+from experiments.lab.training import opened
+from longrope_jax import llama, rotary
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.training import lora
 
@@ -42,15 +42,17 @@ class Facts:
         return getattr(self.method, "base", None)
 
 
-def facts(folder: Path, source: str, load: Callable[[], Model], machine: Machine) -> Facts:
-    """The facts of the checkpoint `source`, from the study's folder or by loading it once.
+def facts(folder: Path, source: str, machine: Machine) -> Facts:
+    """The facts of the checkpoint `source`, from the study's folder or read from it once.
+
+    Only headers are read: a wrong name is found before minutes of loading.
 
     Raises:
         ValueError: the checkpoint cannot be read, or `machine.measure` is off and the folder does
             not know it.
     """
     cell = Cell("model", source, what=(source,))
-    complete(folder, [cell], {"model": lambda _: {"facts": json.dumps(_facts(load()))}}, machine)
+    complete(folder, [cell], {"model": lambda _: {"facts": json.dumps(_facts(source))}}, machine)
     arrays = read(folder, cell)
     if arrays is None:
         raise ValueError(f"{folder} has no cell to show: leave out --config.machine.measure=False")
@@ -102,14 +104,16 @@ def check_bos(found: Facts, source: str, bos: str) -> str:
     )
 
 
-def _facts(model: Model) -> dict:
+def _facts(source: str) -> dict:
+    model = opened(source)
+    shapes = jax.eval_shape(lambda: llama.init_params(model.config, jax.random.key(0)))
     return plain(
         {
             "config": model.config,
             "method": rotary.notation(model.method),
             "trained_length": model.trained_length,
             "bos": beginning(model),
-            "parameters": np.int64(lora.count(model.params)),
+            "parameters": lora.count(shapes),
             "notes": model.notes,
         }
     )

@@ -1,6 +1,7 @@
 """How every study starts: its config, overrides of any field, and errors of one line."""
 
 import ast
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -14,6 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from experiments.lab.fail import fail
+from experiments.lab.machine import Machine
 from longrope_jax.errors import unknown_name
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +78,7 @@ def parse(module: str, arguments: Sequence[str]) -> tuple[ConfigDict, Path]:
 
 
 def load_config(text: str) -> ConfigDict:
-    """The config that FILE.py or FILE.py:PRESET gives.
+    """The config that FILE.py or FILE.py:PRESET gives, with every field of `Machine`.
 
     Raises:
         ValueError: no such file, one without get_config, or an unknown preset.
@@ -91,7 +93,10 @@ def load_config(text: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{file} has no function get_config: it is no config of a study")
-    return module.get_config(preset) if colon else module.get_config()
+    config = module.get_config(preset) if colon else module.get_config()
+    with config.unlocked():
+        config.machine = dataclasses.asdict(Machine()) | dict(config.get("machine", {}))
+    return config
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from longrope_jax.model import Model
+from longrope_jax.model import Model, open_model
 
 import longrope_jax
 from experiments.lab import progress
@@ -104,13 +104,22 @@ def model(
     Raises:
         ValueError: no source, or one that cannot be read.
     """
-    if not source:
-        raise ValueError("this preset needs your checkpoint: --config.model=PATH")
     if source == RANDOM:
         return _random()
     loaded = longrope_jax.load(source, mesh=machine.mesh(), dtype=dtype, param_dtype=param_dtype)
     config = dataclasses.replace(loaded.config, remat=machine.remat)
     return dataclasses.replace(loaded, config=config)
+
+
+def opened(source: str) -> Model:
+    """The checkpoint without its parameters: headers alone are read.
+
+    Raises:
+        ValueError: no source, or one that cannot be read.
+    """
+    if not source:
+        raise ValueError("this preset needs your checkpoint: --config.model=PATH")
+    return _random() if source == RANDOM else open_model(source)
 
 
 def fresh(
