@@ -16,7 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import lab
-from longrope_jax import llama, rotary
+from longrope_jax import llama, rotary, sharding
 from longrope_jax.data import tokenizers
 from longrope_jax.evaluation.by_position import nll_by_position, position_blocks
 
@@ -78,7 +78,8 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
         (before,) = cell.after
         model = lab.trained(lab.run_folder(folder, before), machine)
         tokens, documents = text().windows(config.evaluation.length, config.evaluation.windows)
-        nll = nll_by_position(model.config, model.params, model.method, tokens)
+        with sharding.mesh_of(model.params):
+            nll = nll_by_position(model.config, model.params, model.method, tokens)
         return {"blocks": position_blocks(nll, 32), "documents": documents}
 
     lab.complete(folder, cells, {"train": train, "loss": loss}, machine)

@@ -27,14 +27,14 @@ from experiments.lab.files import plain, write
 from experiments.lab.machine import Machine
 from experiments.lab.progress import Progress
 from experiments.lab.versions import versions
-from longrope_jax import rotary
+from longrope_jax.rotary import registry
 
 _RECORD = "record"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """One result file of a study.
+    """One result file of a study; two cells are equal if they are the same file.
 
     Attributes:
         kind: what is done, such as "train" or "loss"; it chooses the function that does it.
@@ -64,6 +64,12 @@ class Cell:
         text = json.dumps(self.identity, sort_keys=True)
         mark = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{_slug(self.kind)}-{_slug(self.row)}-seed{self.seed}-{mark}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cell) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 def path(folder: Path, cell: Cell) -> Path:
@@ -228,7 +234,8 @@ def _canonical(value: Any) -> Any:
     renames no finished cell; a default, once published, therefore never changes its meaning.
     """
     if callable(getattr(value, "frequencies", None)):
-        return rotary.notation(value) if rotary.names_of(type(value)) else repr(value)
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return [registry.name_of(value), _canonical(fields)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, _canonical(_changed_fields(value))]
     if isinstance(value, ConfigDict):

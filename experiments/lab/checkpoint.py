@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-from longrope_jax.model import Model
 
 from experiments.lab.cells import Cell, complete, read
 from experiments.lab.files import plain
@@ -13,6 +12,7 @@ from experiments.lab.machine import Machine
 from experiments.lab.training import opened
 from longrope_jax import llama, rotary
 from longrope_jax.llama import LlamaConfig
+from longrope_jax.model import Model
 from longrope_jax.training import lora
 
 

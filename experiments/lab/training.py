@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from longrope_jax.model import Model, open_model
 
 import longrope_jax
 from experiments.lab import progress
@@ -21,6 +20,7 @@ from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tasks import FirstSentence, Passkey
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
 from longrope_jax.errors import unknown_name
+from longrope_jax.model import Model, open_model
 from longrope_jax.training import checkpoints, loop, metrics, step
 from longrope_jax.training import lora as lora_lib
 from longrope_jax.training.flops import train_flops_per_token
