@@ -17,10 +17,10 @@ from experiments.lab.cells import Cell, complete, missing, path, read, run_folde
 from experiments.lab.checkpoint import Facts, beginning, check_bos, check_length, facts
 from experiments.lab.cli import run
 from experiments.lab.corpus import Text, document, text
-from experiments.lab.figures import colours, style, subplots
-from experiments.lab.files import save_json
+from experiments.lab.figures import colours, draw_band, panels, style, subplots
+from experiments.lab.files import save_csv, save_json, write
 from experiments.lab.machine import Machine, start, writes
-from experiments.lab.page import Figure, Section, Table
+from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
 from experiments.lab.quantities import (
     VERDICT_HEADER,
@@ -76,28 +76,33 @@ __all__ = [
     "copied",
     "difference",
     "document",
+    "draw_band",
     "facts",
     "fresh",
     "join",
     "judged",
     "missing",
     "model",
+    "panels",
     "path",
     "publish",
     "read",
     "read_method",
     "run",
     "run_folder",
+    "save_csv",
     "save_json",
     "scores",
     "show",
     "start",
     "style",
     "subplots",
+    "table",
     "text",
     "train",
     "trained",
     "verdict_lines",
     "windows",
+    "write",
     "writes",
 ]

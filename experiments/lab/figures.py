@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments.lab.fail import fail
 from experiments.lab.files import write
 
@@ -17,7 +19,9 @@ try:
 except ImportError:  # before any work, since every script ends in a figure
     fail("figures need matplotlib: pip install 'longrope_jax[experiments]'")
 
-__all__ = ["Axes", "Figure", "colours", "save_figure", "style", "subplots"]
+__all__ = [
+    "Axes", "Figure", "colours", "draw_band", "panels", "save_figure", "style", "subplots",
+]  # fmt: skip
 
 _MAX_FIGURE_BYTES = 300_000
 
@@ -71,6 +75,47 @@ def subplots(rows: int = 1, cols: int = 1, *, size: tuple[float, float] = (8, 4.
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, cols, **options)
+
+
+def panels(
+    count: int, cols: int, *, each: tuple[float, float], margin: tuple[float, float] = (0, 0)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` axes with the same scales, in rows of at most `cols`.
+
+    Args:
+        count: of the panels.
+        cols: at most so many stand beside each other.
+        each: width and height of a panel in inches.
+        margin: inches that the figure is wider and higher than its panels.
+    """
+    cols = min(cols, count)
+    rows = -(-count // cols)
+    size = (margin[0] + each[0] * cols, margin[1] + each[1] * rows)
+    fig, grid = subplots(rows, cols, size=size, sharex=True, sharey=True, squeeze=False)
+    for i, ax in enumerate(grid.flat):
+        ax.set_visible(i < count)
+        ax.tick_params(labelbottom=i + cols >= count)
+    return fig, list(grid.flat[:count])
+
+
+def draw_band(
+    ax: Axes, values: np.ndarray, starts: np.ndarray, *, color: str, shade: float = 0.2, **look
+) -> None:
+    """Draws the mean (line) and the range (shade) of the blocks of `values` [N] from `starts` on.
+
+    Args:
+        ax: where the curve goes; its x axis counts values.
+        values: the curve.
+        starts: where each block begins, growing, the first 0.
+        color: of line and shade.
+        shade: opacity of the range; 0 leaves it out.
+        **look: how the line is drawn.
+    """
+    counts = np.diff(starts, append=len(values))
+    middles = starts + (counts - 1) / 2
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    ax.fill_between(middles, low, high, color=color, alpha=shade, linewidth=0)
+    ax.plot(middles, np.add.reduceat(values, starts) / counts, color=color, **look)
 
 
 def save_figure(fig: Figure, path: Path) -> None:

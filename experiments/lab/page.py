@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,16 @@ import numpy as np
 
 from experiments.lab.figures import Figure as Drawing
 from experiments.lab.files import write
+
+
+def cell(value: Any) -> str:
+    """A value as tables show it: floats with 6 digits, None as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+
+
+_NUMBERS = int | float | np.integer | np.floating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +34,53 @@ class Text:
 class Table:
     """Rows of cells under a header; floats are shown with 6 digits, None as a dash.
 
-    A table with a `name` is also written to NAME.csv and printed in the terminal.
+    A table with a `name` is also printed in the terminal and written to NAME.csv, whose numbers
+    keep all their digits.
+
+    Attributes:
+        header: one word or more for each column.
+        rows: one value for each column.
+        caption: stands above the table.
+        name: of the CSV file; "" for a table of the report alone.
+        formats: how the numbers of a column are shown, by its header, e.g. `"{:.3f}".format`.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     name: str = ""
+    formats: Mapping[str, Callable[[Any], str]] = dataclasses.field(default_factory=dict)
+
+    def shown(self) -> list[list[str]]:
+        """The rows as readers see them."""
+        formats = [self.formats.get(name, cell) for name in self.header]
+        return [
+            [
+                (show if isinstance(value, _NUMBERS) else cell)(value)
+                for show, value in zip(formats, row, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    caption: str = "",
+    name: str = "",
+    formats: Mapping[str, Callable[[Any], str]] | Callable[[Any], str] = cell,
+) -> Table:
+    """A table of mappings with the same keys, which are its header.
+
+    Args:
+        rows: one mapping or more.
+        caption: stands above the table.
+        name: of the CSV file; "" for a table of the report alone.
+        formats: how numbers are shown, by column or the same for all.
+    """
+    header = list(rows[0])
+    if not isinstance(formats, Mapping):
+        formats = dict.fromkeys(header, formats)
+    return Table(header, [list(row.values()) for row in rows], caption, name, formats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +163,12 @@ def _block_html(block: Text | Table | Figure) -> str:
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     head = _row_html("th", block.header)
-    body = "\n".join(_row_html("td", row) for row in block.rows)
+    body = "\n".join(_row_html("td", row) for row in block.shown())
     return (
         f'<div class="scroll"><table><caption>{caption}</caption>\n'
         f"<thead>{head}</thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 
-def _row_html(tag: str, row: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell(v))}</{tag}>" for v in row) + "</tr>"
-
-
-def cell(value: Any) -> str:
-    """A value as tables show it: floats with 6 digits, None as a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+def _row_html(tag: str, row: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) + "</tr>"

@@ -13,7 +13,7 @@ from rich.text import Text as RichText
 from experiments.lab.cells import Cell, measured_by, missing
 from experiments.lab.figures import save_figure
 from experiments.lab.files import save_csv, save_json
-from experiments.lab.page import Figure, Section, Table, Text, cell, write_html
+from experiments.lab.page import Figure, Section, Table, Text, write_html
 from experiments.lab.versions import versions
 
 
@@ -77,7 +77,7 @@ def publish(
     write_html(folder / "report.html", title, command, page)
     for block in (block for section in done for block in section.blocks):
         if isinstance(block, Table) and block.name:
-            print_table(block.caption or block.name, block.header, block.rows)
+            print_table(block)
     for sentence in claims:
         print(sentence)
     print(f"report: {folder / 'report.html'}")
@@ -120,15 +120,16 @@ def _made_by(groups: Sequence[Mapping[str, Any]]) -> Section:
     return Section("Versions", [Table(["what", *[""] * len(columns)], rows, note)])
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(table: Table) -> None:
     """Prints a table to the terminal; brackets in cells are text, not markup."""
-    table = RichTable(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(RichText(cell(value)) for value in row))
+    title = table.caption or table.name
+    printed = RichTable(title=RichText(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for i, name in enumerate(table.header):
+        printed.add_column(RichText(name), justify="right" if i else "left", overflow="fold")
+    for row in table.shown():
+        printed.add_row(*map(RichText, row))
     console = Console()
     if not (console.is_terminal or console.is_jupyter):
         # A log file has no width to fold a row at.
         console = Console(width=160)
-    console.print(table)
+    console.print(printed)
