@@ -10,25 +10,12 @@ _PAPER = {
     "head_dims": (128,),
     "max_distance": 32_383,  # tokens, the last point of Figure 4
     "heatmap_points": 256,  # positions along each axis of the heat maps
-    "checkpoint": "",  # STUDY/runs/NAME of base_frequency_ablation: its heads are drawn too
-    "checkpoint_windows": 30,  # of held-out text, at most
 }
 
 _PRESETS = {
     "paper": {},
     "bases": {"methods": tuple(f"rope:base={b}" for b in ("1e4", "1e5", "5e5", "1e6", "1e7"))},
     "head_dims": {"methods": ("rope", "abf"), "head_dims": (64, 128, 256)},
-    # The study's own four methods on one of its models; needs --config.checkpoint.
-    "trained": {
-        "methods": (
-            "rope:base={base}",
-            "pi:factor={factor},base={base}",
-            "rope:base={abf}",
-            "xpos:base={abf},gamma=0.8,scale_base={length}",
-        ),
-        "head_dims": (64,),
-        "max_distance": 4095,
-    },
     "tiny": {"head_dims": (16,), "max_distance": 255, "heatmap_points": 16},
 }
 

@@ -15,6 +15,9 @@ _CPU = {
     "interval_lengths": _k(1, 2, 4, 8),  # tokens, whose every base is decided
     # Bases in use: RoFormer and LLaMA, SmolLM2, Llama 2 Long and Llama 3, Code Llama, and 1e7.
     "bases": (1e4, 1e5, 5e5, 1e6, 1e7),
+    # The model whose reach with those bases 2310.05209 predicts: tokens of pretraining, of tuning.
+    "trained": 4096,
+    "tuned": 16_384,
 }
 
 _PRESETS = {

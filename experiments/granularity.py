@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, report
+from experiments import lab
 from longrope_jax import rotary
 from longrope_jax.analysis import granularity, interpolation
 
@@ -48,61 +48,61 @@ _INTERPOLATION = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method of the table; sines and distances are dimensionless."""
+    """One method of the table; its base and alpha are what the printed limits are computed of."""
 
     label: str
     method: rotary.Method
     base: float
-    alpha: float
+    alpha: float = 1.0
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
-    """Computes the table and the figure and writes the report into `workdir`.
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Computes the tables and the figure and writes the report into `folder`.
 
     Raises:
         ValueError: base, alpha, beta or head dimension out of range; fewer than 2 positions.
     """
-    workdir = Path(workdir)
     rows = _rows(config)
     vectors = np.random.default_rng(config.seed).normal(size=(config.vectors, config.head_dim))
     vectors = np.concatenate([np.ones((1, config.head_dim)), vectors])
-    result = {
-        "command": command,
-        "config": config,
-        "versions": report.versions(),
-        "constants": [_constants(row, config) for row in rows],
-        "spheres": [_sphere(row, vectors, config) for row in rows],
-        "interpolation": _interpolation(config),
-    }
-    _write(result, rows, workdir)
-    return result
-
-
-def _write(result: dict, rows: list[Row], workdir: Path) -> None:
-    report.save_json(workdir / "results.json", result)
-    constants = result["constants"]
-    report.save_csv(
-        workdir / "granularity.csv", list(constants[0]), (list(r.values()) for r in constants)
+    constants = [_constants(row, config) for row in rows]
+    spheres = [_sphere(row, vectors, config) for row in rows]
+    bound = _interpolation(config)
+    figure = _draw(rows, constants, config)
+    theory = [
+        lab.Figure("granularity", figure, "Sine of the angle between neighbours."),
+        lab.table(constants, "Sine of neighbours", "granularity", "{:.5f}".format),
+        lab.table(spheres, "Positions on the sphere", "spheres", "{:.4f}".format),
+        lab.Paragraphs(_DEFINITIONS),
+    ]
+    line = [_interpolation_table(bound), lab.Paragraphs(_INTERPOLATION)]
+    return lab.publish(
+        folder,
+        command,
+        config,
+        title="Granularity of position encodings",
+        claims=_claims(constants, bound, config),
+        sections=[
+            lab.Section("Llama 2 Long, appendix B", theory),
+            lab.Section("Position Interpolation's bound", line),
+        ],
+        results={"constants": constants, "spheres": spheres, "interpolation": bound},
     )
-    draw(result, rows, workdir / "granularity.png")
-    title = "Granularity of position encodings"
-    parts = sections(result, workdir)
-    report.write_html(workdir / "report.html", title, result["command"], parts, result["versions"])
-    report.print_table(title, *_constants_table(result))
-    report.print_table("Positions on the sphere", *_spheres_table(result))
-    report.print_table("Interpolation", *_interpolation_table(result))
+
+
+# Numbers
 
 
 def _rows(config: ConfigDict) -> list[Row]:
     base = config.base
-    rows = [Row("RoPE", rotary.RoPE(base=base), base, 1.0)]
+    rows = [Row("RoPE", rotary.RoPE(base=base), base)]
     for alpha in config.alphas:
         if not 0 < alpha <= 1:
-            raise ValueError(f"alphas must be above 0 and at most 1, got {alpha}")
+            raise ValueError(f"--config.alphas must be above 0 and at most 1, got {alpha}")
         pi = rotary.PositionInterpolation(factor=1 / alpha, base=base)
         rows.append(Row(f"PI {alpha:g}", pi, base, alpha))
     for beta in config.betas:
-        rows.append(Row(f"ABF {beta:g}", rotary.RoPE(base=beta * base), beta * base, 1.0))
+        rows.append(Row(f"ABF {beta:g}", rotary.RoPE(base=beta * base), beta * base))
     return rows
 
 
@@ -110,25 +110,23 @@ def _constants(row: Row, config: ConfigDict) -> dict:
     ones = granularity.sine_bounds(row.method, np.ones(config.head_dim))
     return {
         "method": row.label,
-        "sum": granularity.sine_sum(row.method, head_dim=config.head_dim),
-        "sine": ones.sine,
-        "printed_upper": ones.printed_upper,
-        "printed_holds": ones.printed_holds,
+        "C": granularity.sine_sum(row.method, head_dim=config.head_dim),
+        "(2/H) C": ones.sine,
+        "printed bound": ones.printed_upper,
+        "holds": "yes" if ones.printed_holds else "no",
         "limit": granularity.limit(row.base, alpha=row.alpha),
-        "printed_limit": granularity.printed_limit(row.base, alpha=row.alpha),
+        "printed limit": granularity.printed_limit(row.base, alpha=row.alpha),
     }
 
 
 def _sphere(row: Row, vectors: np.ndarray, config: ConfigDict) -> dict:
-    rope = rotary.RoPE(base=config.base)
-    apart = granularity.distance(
-        row.method, rope, vectors, positions=(config.extended, config.trained)
-    )
+    rope, positions = rotary.RoPE(base=config.base), (config.extended, config.trained)
+    apart = granularity.distance(row.method, rope, vectors, positions=positions)
     return {
         "method": row.label,
-        "granularity": granularity.granularity(row.method, vectors, positions=config.extended),
-        "distance": apart.farthest,
-        "printed_distance": apart.printed,
+        "q, extended": granularity.granularity(row.method, vectors, positions=config.extended),
+        "d from trained RoPE": apart.farthest,
+        "d as printed": apart.printed,
     }
 
 
@@ -148,18 +146,53 @@ def _interpolation(config: ConfigDict) -> dict:
     }
 
 
-@report.style()
-def draw(result: dict, rows: list[Row], path: Path) -> None:
+# Report
+
+
+def _interpolation_table(bound: dict) -> lab.Table:
+    header = ["deviation from the line", "value", "at"]
+    lines = [
+        ["printed bound", bound["printed_bound"], None],
+        ["all h equal", *dataclasses.astuple(bound["all_equal"])],
+        ["worst h", *dataclasses.astuple(bound["worst"])],
+        ["corrected bound", bound["corrected_bound"], None],
+    ]
+    formats = {"value": "{:.5f}".format, "at": "{:.3f}".format}
+    return lab.Table(header, lines, "Interpolation", "interpolation", formats)
+
+
+def _claims(constants: list[dict], bound: dict, config: ConfigDict) -> list[str]:
+    """Sentences on what the printed theorems say and what was found."""
+    failing = sum(row["holds"] == "no" for row in constants)
+    smallest = bound["smallest_extrapolation_bound_per_dimension"]
+    first = bound["first_below_dimension"]
+    where = "at no distance" if first is None else f"first at distance {first:,}"
+    holds = "violates" if bound["all_equal"].value > bound["printed_bound"] else "meets"
+    printed, corrected = (
+        f"{2 * smallest * config.head_dim / bound[name]:.0f}"
+        for name in ("printed_bound", "corrected_bound")
+    )
+    return [
+        f"The printed upper bound on the sine fails for {failing} of {len(constants)} methods.",
+        f"With all h equal the deviation {holds} Position Interpolation's printed bound.",
+        f"The extrapolation bound B(s) divided by H is at least {smallest:.3f} for distances below "
+        f"{config.trained:,}, and below 1 {where} (the paper: at least 1). At its smallest, 2 B(s) "
+        f"is {printed} times the printed interpolation bound and {corrected} times the corrected "
+        "one (the paper: about 600).",
+    ]
+
+
+@lab.style()
+def _draw(rows: list[Row], constants: list[dict], config: ConfigDict):
     """Left: the sine against alpha and beta, PI linear and ABF logarithmic. Right: the limit."""
-    config = result["config"]
-    fig, (left, right) = report.subplots(1, 2, size=(11, 4.6))
+    fig, (left, right) = lab.subplots(1, 2, size=(11, 4.6))
     factors = np.geomspace(1, 64, _SPEEDS)
-    H, base = config["head_dim"], config["base"]
+    H, base = config.head_dim, config.base
     curves = {
         "PI, alpha = 1/x": [rotary.PositionInterpolation(factor=f, base=base) for f in factors],
         "ABF, beta = x": [rotary.RoPE(base=base * f) for f in factors],
     }
-    for (name, methods), colour in zip(curves.items(), report.colours(["pi", "abf"]), strict=True):
+    for (name, methods), colour in zip(curves.items(), lab.colours(["pi", "abf"]), strict=True):
         sines = np.array([granularity.mean_sine(m, head_dim=H) for m in methods])
         left.loglog(factors, sines, color=colour, linewidth=2, label=name)
         left.loglog(factors, sines / 2, ":", color=colour)
@@ -169,22 +202,18 @@ def draw(result: dict, rows: list[Row], path: Path) -> None:
     left.set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
     left.minorticks_off()
     left.legend()
-    _draw_limits(right, result, rows)
-    report.save_figure(fig, path)
+    _draw_limits(right, rows, constants, config.widest)
+    return fig
 
 
-def _draw_limits(ax, result: dict, rows: list[Row]) -> None:
-    widest = result["config"]["widest"]
+def _draw_limits(ax, rows: list[Row], constants: list[dict], widest: int) -> None:
     dims = np.unique(np.geomspace(8, widest, _SPEEDS).astype(int) // 2 * 2)
-    colours = dict(
-        zip([r.label for r in rows], report.colours([_key(r) for r in rows]), strict=True)
-    )
-    for row, constants in zip(rows, result["constants"], strict=True):
+    shown = lab.colours([row.label.partition(" ")[0].lower() for row in rows])
+    for row, numbers, colour in zip(rows, constants, shown, strict=True):
         sines = [granularity.mean_sine(row.method, head_dim=int(h)) for h in dims]
-        look = {"color": colours[row.label]}
-        ax.plot(dims, sines, linewidth=2, label=row.label, **look)
-        ax.axhline(constants["limit"], linestyle="-", linewidth=0.8, **look)
-        ax.axhline(constants["printed_limit"], linestyle=":", **look)
+        ax.plot(dims, sines, linewidth=2, label=row.label, color=colour)
+        ax.axhline(numbers["limit"], linestyle="-", linewidth=0.8, color=colour)
+        ax.axhline(numbers["printed limit"], linestyle=":", color=colour)
     ax.plot([], [], "-", linewidth=0.8, color="black", label="limit")
     ax.plot([], [], ":", color="black", label="as printed, 1/ln")
     ax.set(
@@ -194,71 +223,5 @@ def _draw_limits(ax, result: dict, rows: list[Row]) -> None:
     ax.legend(ncols=2, fontsize=9)
 
 
-def _key(row: Row) -> str:
-    return {"RoPE": "rope", "PI": "pi", "ABF": "abf"}[row.label.partition(" ")[0]]
-
-
-def _constants_table(result: dict) -> tuple[list[str], list[list]]:
-    header = ["method", "C", "(2/H) C", "printed bound", "holds", "limit", "printed limit"]
-    rows = []
-    for r in result["constants"]:
-        numbers = [f"{r[key]:.5f}" for key in ("sum", "sine", "printed_upper")]
-        limits = [f"{r[key]:.5f}" for key in ("limit", "printed_limit")]
-        rows.append([r["method"], *numbers, "yes" if r["printed_holds"] else "no", *limits])
-    return header, rows
-
-
-def _spheres_table(result: dict) -> tuple[list[str], list[list]]:
-    header = ["method", "q, extended", "d from trained RoPE", "d as printed"]
-    return header, [
-        [r["method"], f"{r['granularity']:.4f}", f"{r['distance']:.4f}",
-         f"{r['printed_distance']:.4f}"]
-        for r in result["spheres"]
-    ]  # fmt: skip
-
-
-def _interpolation_table(result: dict) -> tuple[list[str], list[list]]:
-    r = result["interpolation"]
-    worst = {"all h equal": r["all_equal"], "worst h": r["worst"]}
-    header = ["deviation from the line", "value", "at"]
-    return header, [
-        ["printed bound", f"{r['printed_bound']:.5f}", None],
-        *([name, f"{d.value:.5f}", f"{d.at:.3f}"] for name, d in worst.items()),
-        ["corrected bound", f"{r['corrected_bound']:.5f}", None],
-    ]
-
-
-def _verdict(result: dict) -> str:
-    config, r = result["config"], result["interpolation"]
-    smallest = r["smallest_extrapolation_bound_per_dimension"]
-    below = r["first_below_dimension"]
-    where = "at no distance" if below is None else f"first at distance {below:,}"
-    holds = "violates" if r["all_equal"].value > r["printed_bound"] else "meets"
-    return (
-        f"With all h equal the deviation {holds} the printed bound. The extrapolation bound B(s) "
-        f"divided by H is at least {smallest:.3f} for distances below {config['trained']:,}, and "
-        f"below 1 {where} (the paper: at least 1). At its smallest, 2 B(s) is "
-        f"{2 * smallest * config['head_dim'] / r['printed_bound']:.0f} times the printed "
-        f"interpolation bound and "
-        f"{2 * smallest * config['head_dim'] / r['corrected_bound']:.0f} times the corrected one "
-        "(the paper: about 600)."
-    )
-
-
-def sections(result: dict, workdir: Path) -> list[report.Section]:
-    """Parts of the report, from what `main` returned and its figure."""
-    theory = [
-        report.Figure(workdir / "granularity.png", "Sine of the angle between neighbours."),
-        report.Table(*_constants_table(result)),
-        report.Table(*_spheres_table(result)),
-        report.Text(_DEFINITIONS),
-    ]
-    bound = [report.Table(*_interpolation_table(result)), report.Text(_verdict(result))]
-    return [
-        report.Section("Llama 2 Long, appendix B", theory),
-        report.Section("Position Interpolation's bound", [*bound, report.Text(_INTERPOLATION)]),
-    ]
-
-
 if __name__ == "__main__":
-    cli.run(main, "granularity")
+    lab.run(main, "experiments.granularity")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, report
+from experiments import lab
 from longrope_jax.analysis import helix
 from longrope_jax.errors import unknown_name
 
@@ -30,48 +30,48 @@ _DEFINITIONS = (
 )
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
-    """Draws the panels, measures the spacing of their dots, writes the report into `workdir`.
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Draws the panels, measures the spacing of their dots, writes the report into `folder`.
 
     Raises:
         ValueError: unknown panel, a base or head dimension out of range.
     """
-    workdir = Path(workdir)
     panels = _panels(config.panels)
     slowdown = helix.pair_slowdown(config.base, config.new_base, head_dim=config.head_dim)
-    result = {
-        "command": command,
-        "config": config,
-        "versions": report.versions(),
-        "panels": panels,
-        "spacing": {p.name: helix.spacing(p) for p in panels},
-        "pair_slowdown": slowdown,
-    }
-    report.save_json(workdir / "results.json", result)
-    report.save_csv(
-        workdir / "helix.csv",
+    spacing = {panel.name: helix.spacing(panel) for panel in panels}
+    lab.save_csv(
+        folder / "helix.csv",
         ["panel", "kind", "t", "x", "y", "z"],
         (row for panel in panels for row in _points(panel)),
     )
-    draw(panels, workdir / "helix.png")
-    report.write_html(
-        workdir / "report.html",
-        "Helix picture of position encodings",
+    header = ["panel", "method", "positions", "between neighbours", "between turns", "pitch"]
+    rows = [
+        [p.name, p.method, len(helix.dots(p)), *dataclasses.astuple(spacing[p.name])]
+        for p in panels
+    ]
+    blocks = [
+        lab.Figure("helix", _draw(panels), "Positions (red) on the curve of each method."),
+        lab.Table(header, rows, "Spacing of positions, in radii", "spacing"),
+        lab.Paragraphs(_DEFINITIONS),
+    ]
+    return lab.publish(
+        folder,
         command,
-        sections(result, workdir),
-        result["versions"],
+        config,
+        title="Helix picture of position encodings",
+        claims=[_claim(config, slowdown)],
+        sections=[lab.Section("Figure 8 of Llama 2 Long", blocks)],
+        results={"panels": panels, "spacing": spacing, "pair_slowdown": slowdown},
     )
-    report.print_table("Spacing of positions, in radii", *_table(result))
-    return result
 
 
 def _panels(names: tuple[str, ...]) -> list[helix.Panel]:
-    known = {p.name: p for p in helix.PANELS}
+    known = {panel.name: panel for panel in helix.PANELS}
     for name in names:
         if name not in known:
-            raise ValueError(unknown_name("panel of Figure 8", name, known))
+            raise ValueError(unknown_name("panel of Figure 8 in --config.panels", name, known))
     if not names:
-        raise ValueError(f"panels is empty: name some of {', '.join(known)}")
+        raise ValueError(f"--config.panels is empty: name some of {', '.join(known)}")
     return [known[name] for name in names]
 
 
@@ -87,13 +87,20 @@ def _points(panel: helix.Panel) -> list[list]:
     ]
 
 
-@report.style()
-def draw(panels: list[helix.Panel], path: Path) -> None:
+def _claim(config: ConfigDict, slowdown: np.ndarray) -> str:
+    share = f"{slowdown[1]:.1%}" if len(slowdown) > 1 else "no share, there is none,"
+    return (
+        f"From base {config.base:g} to {config.new_base:g} at head dimension {config.head_dim}, "
+        f"pair 1 loses {share} of its speed and the slowest pair {slowdown[-1]:.1%}."
+    )
+
+
+@lab.style()
+def _draw(panels: list[helix.Panel]):
     """The panels side by side in 3D: curve in grey, positions as red dots, as in the paper."""
     size = (3.4 * len(panels), 4)
-    fig, axes = report.subplots(
-        1, len(panels), size=size, squeeze=False, subplot_kw={"projection": "3d"}
-    )
+    options = {"squeeze": False, "subplot_kw": {"projection": "3d"}}
+    fig, axes = lab.subplots(1, len(panels), size=size, **options)
     for ax, panel in zip(axes.flat, panels, strict=True):
         ax.computed_zorder = False
         ax.plot(*helix.curve(panel).T, color="#555555", linewidth=0.9, zorder=1)
@@ -104,33 +111,8 @@ def draw(panels: list[helix.Panel], path: Path) -> None:
         ax.tick_params(labelsize=9, pad=0)
         ax.view_init(elev=25, azim=-60)
         ax.set_box_aspect((1, 1, 1.25), zoom=0.88)
-    report.save_figure(fig, path)
-
-
-def _table(result: dict) -> tuple[list[str], list[list]]:
-    header = ["panel", "method", "positions", "between neighbours", "between turns", "pitch"]
-    rows = [
-        [p.name, p.method, len(helix.dots(p)), *dataclasses.astuple(result["spacing"][p.name])]
-        for p in result["panels"]
-    ]
-    return header, rows
-
-
-def sections(result: dict, workdir: Path) -> list[report.Section]:
-    """Parts of the report, from what `main` returned and its figure."""
-    config, slowdown = result["config"], result["pair_slowdown"]
-    share = f"{slowdown[1]:.1%}" if len(slowdown) > 1 else "no share, there is none,"
-    fast_pairs = (
-        f"From base {config.base:g} to {config.new_base:g} at head dimension {config.head_dim}, "
-        f"pair 1 loses {share} of its speed and the slowest pair {slowdown[-1]:.1%}."
-    )
-    picture = [
-        report.Figure(workdir / "helix.png", "Positions (red) on the curve of each method."),
-        report.Table(*_table(result)),
-        report.Text(_DEFINITIONS + "\n\n" + fast_pairs),
-    ]
-    return [report.Section("Figure 8 of Llama 2 Long", picture)]
+    return fig
 
 
 if __name__ == "__main__":
-    cli.run(main, "helix")
+    lab.run(main, "experiments.helix")

@@ -9,13 +9,13 @@ defaults. A method registered anywhere before the run appears too; what cannot b
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, report
-from experiments.figures import Axes
+from experiments import lab
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
 from longrope_jax.errors import unknown_name
@@ -51,51 +51,50 @@ class Entry:
         """Whether the scores are those of one query, not a function of distance."""
         return not decay.depends_on_distance_alone(self.frequencies)
 
+    @property
+    def label(self) -> str:
+        """The name as tables and figures show it."""
+        return self.name + "*" * self.starred
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
-    """Evaluates every method, draws the atlas, writes the report into `workdir`.
+
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Evaluates every method, draws the atlas, writes the report into `folder`.
 
     Raises:
         ValueError: unknown name, odd head dimension, a trained length below 2, a factor below 1.
     """
-    workdir = Path(workdir)
-    if config.trained < 2 or config.factor < 1:
-        raise ValueError("trained must be at least 2 tokens and factor at least 1")
+    for name, least in (("trained", 2), ("factor", 1)):
+        if config[name] < least:
+            raise ValueError(f"--config.{name} must be at least {least}, got {config[name]}")
     entries = [entry(name, config) for name in config.methods or rotary.names()]
     drawn = [e for e in entries if not e.reason]
     if not drawn:
         raise ValueError(f"nothing to draw: {entries[0].name}: {entries[0].reason}")
-    result = {
-        "command": command,
-        "config": config,
-        "versions": report.versions(),
-        "methods": [_row(e, config) for e in drawn],
-        "not_drawn": {e.name: e.reason for e in entries if e.reason},
-    }
-    _write(result, drawn, workdir)
-    return result
-
-
-def _write(result: dict, drawn: list[Entry], workdir: Path) -> None:
-    config, rows = result["config"], result["methods"]
-    report.save_json(workdir / "results.json", result)
-    report.save_csv(workdir / "methods.csv", list(rows[0]), (list(r.values()) for r in rows))
-    pairs = [
-        [e.name, j, *values]
-        for e in drawn
-        for j, values in enumerate(
-            zip(e.frequencies.inv_freq, e.frequencies.log_decay, strict=True)
-        )
+    lab.save_csv(folder / "pairs.csv", ["method", "pair", "inv_freq", "log_decay"], _pairs(drawn))
+    rows = [_row(e, config) for e in drawn]
+    options = [{"method": e.name, "as evaluated": repr(e.spec)} for e in drawn]
+    reasons = [{"method": e.name, "reason": e.reason} for e in entries if e.reason]
+    wavelengths = lab.Figure("wavelengths", _draw_wavelengths(drawn, config), "A panel per method.")
+    scores = lab.Figure("decay", _draw_decay(drawn, config), "A panel per method.")
+    numbers = lab.table(rows, "Atlas of rotary methods", "methods")
+    sections = [
+        lab.Section("Wavelengths of every method", [wavelengths]),
+        lab.Section("Decay of every method", [scores]),
+        lab.Section("Numbers of every method", [numbers, lab.Paragraphs(_DEFINITIONS)]),
+        lab.Section("Options of every method", [lab.table(options)]),
     ]
-    report.save_csv(workdir / "pairs.csv", ["method", "pair", "inv_freq", "log_decay"], pairs)
-    draw_wavelengths(drawn, config, workdir / "wavelengths.png")
-    draw_decay(drawn, config, workdir / "decay.png")
-    title = "Atlas of rotary methods"
-    parts = sections(result, workdir)
-    report.write_html(workdir / "report.html", title, result["command"], parts, result["versions"])
-    report.print_table(title, *_table(rows))
-    if result["not_drawn"]:
-        report.print_table("Not drawn", ["method", "reason"], result["not_drawn"].items())
+    if reasons:
+        left = lab.table(reasons, "Not drawn", "not_drawn")
+        sections.append(lab.Section("Methods not drawn", [left]))
+    return lab.publish(
+        folder,
+        command,
+        config,
+        title="Atlas of rotary methods",
+        claims=[f"{len(drawn)} of {len(entries)} methods are drawn as curves."],
+        sections=sections,
+        results={"methods": rows, "options": options, "not_drawn": reasons},
+    )
 
 
 def entry(name: str, config: ConfigDict) -> Entry:
@@ -166,50 +165,40 @@ def _row(e: Entry, config: ConfigDict) -> dict:
     inv_freq, scores = e.frequencies.inv_freq, e.scores
     turning = inv_freq[inv_freq > 0]
     wavelengths = 2 * np.pi / turning / config.trained
-    longest = float(wavelengths.max()) if turning.size else None
     return {
-        "method": e.name + "*" * e.starred,
-        "spec": repr(e.spec),
+        "method": e.label,
         "turning": turning.size,
         "beyond": int(np.sum(wavelengths > 1)),
-        "longest": longest,
+        "longest": float(wavelengths.max()) if turning.size else None,
         "amplitude": float(e.frequencies.amplitude),
-        "at_0": float(scores[0]),
-        "at_trained": float(scores[min(config.trained, len(scores) - 1)]),
-        "at_end": float(scores[-1]),
-        "first_negative": decay.first_negative(scores),
+        "score at 0": float(scores[0]),
+        "at trained": float(scores[min(config.trained, len(scores) - 1)]),
+        "at end": float(scores[-1]),
+        "first negative": decay.first_negative(scores),
         "oscillation": decay.oscillation(scores),
     }
 
 
-def _table(rows: list[dict]) -> tuple[list[str], list[list]]:
-    header = [
-        "method", "turning", "beyond", "longest", "amplitude", "score at 0", "at trained",
-        "at end", "first negative", "oscillation",
-    ]  # fmt: skip
-    cells = [
-        [f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if k != "spec"]
-        for row in rows
-    ]
-    return header, cells
+def _pairs(drawn: list[Entry]) -> Iterator[list]:
+    """Lines of the CSV file of all frequencies."""
+    for e in drawn:
+        values = zip(e.frequencies.inv_freq, e.frequencies.log_decay, strict=True)
+        yield from ([e.name, j, *pair] for j, pair in enumerate(values))
 
 
-def _panels(drawn: list[Entry]) -> tuple:
-    cols = min(_COLUMNS, len(drawn))
-    rows = -(-len(drawn) // cols)
-    fig, axes = report.subplots(
-        rows, cols, size=(2.5 * cols, 1.0 + 1.9 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    for ax in axes.flat[len(drawn) :]:
-        ax.set_visible(False)
-    for i, (ax, e) in enumerate(zip(axes.flat, drawn, strict=False)):
-        ax.set_title(e.name + "*" * e.starred, fontsize=11, pad=3)
-        ax.tick_params(labelsize=9, labelbottom=i + cols >= len(drawn))
-    return fig, axes.flat[: len(drawn)]
+# Figures
 
 
-@report.style()
-def draw_wavelengths(drawn: list[Entry], config: ConfigDict, path: Path) -> None:
+def _panels(drawn: list[Entry]):
+    fig, axes = lab.panels(len(drawn), _COLUMNS, each=(2.5, 1.9), margin=(0, 1))
+    for ax, e in zip(axes, drawn, strict=True):
+        ax.set_title(e.label, fontsize=11, pad=3)
+        ax.tick_params(labelsize=9)
+    return fig, axes
+
+
+@lab.style()
+def _draw_wavelengths(drawn: list[Entry], config: ConfigDict):
     """A panel per method: wavelength of each pair over the trained length, RoPE in grey."""
     fig, axes = _panels(drawn)
     reference = 2 * np.pi / rotary.rope_inv_freq(10_000.0, config.head_dim) / config.trained
@@ -227,10 +216,10 @@ def draw_wavelengths(drawn: list[Entry], config: ConfigDict, path: Path) -> None
         "of zero frequency.\n"
         f"Dotted: extended length. Grey: RoPE, base 10,000, {config.trained:,} tokens."
     )
-    report.save_figure(fig, path)
+    return fig
 
 
-def _draw_pairs(ax: Axes, inv_freq: np.ndarray, config: ConfigDict, top: float) -> None:
+def _draw_pairs(ax, inv_freq: np.ndarray, config: ConfigDict, top: float) -> None:
     j = np.arange(len(inv_freq))
     rest = inv_freq == 0
     wavelengths = 2 * np.pi / np.where(rest, 1.0, inv_freq) / config.trained
@@ -240,20 +229,16 @@ def _draw_pairs(ax: Axes, inv_freq: np.ndarray, config: ConfigDict, top: float) 
     ax.plot(j[rest], np.full(rest.sum(), top), "^", markersize=3, color="black")
 
 
-@report.style()
-def draw_decay(drawn: list[Entry], config: ConfigDict, path: Path) -> None:
-    """A panel per method: mean and range of blocks of distances, RoPE's mean in grey."""
+@lab.style()
+def _draw_decay(drawn: list[Entry], config: ConfigDict):
+    """A panel per method: mean and range of blocks of distances, RoPE in grey."""
     fig, axes = _panels(drawn)
     distances = np.arange(len(drawn[0].scores))
     rope = decay.score(rotary.RoPE(), distances, head_dim=config.head_dim)
     starts = np.unique(np.linspace(0, len(distances), _BLOCKS, endpoint=False).astype(int))
-    counts = np.diff(starts, append=len(distances))
-    middles = starts + (counts - 1) / 2
     for ax, e in zip(axes, drawn, strict=True):
-        ax.plot(middles, np.add.reduceat(rope, starts) / counts, color=_ROPE, linewidth=2)
-        low, high = np.minimum.reduceat(e.scores, starts), np.maximum.reduceat(e.scores, starts)
-        ax.fill_between(middles, low, high, color=_SEEN, alpha=0.25, linewidth=0)
-        ax.plot(middles, np.add.reduceat(e.scores, starts) / counts, color=_SEEN, linewidth=1.5)
+        lab.draw_band(ax, rope, starts, color=_ROPE, shade=0, linewidth=2)
+        lab.draw_band(ax, e.scores, starts, color=_SEEN, linewidth=1.5)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.axvline(config.trained, color="black", linewidth=0.8)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:.0f}k" if x >= 1024 else f"{x:.0f}")
@@ -265,36 +250,10 @@ def draw_decay(drawn: list[Entry], config: ConfigDict, path: Path) -> None:
     fig.supylabel("score of all-ones vectors")
     stars = any(e.starred for e in drawn)
     note = "\n* depends on the position too: the query is the last token" if stars else ""
-    fig.suptitle(f"Mean (line) and range (shade) of every {counts[0]} distances; grey: RoPE{note}")
-    report.save_figure(fig, path)
-
-
-def sections(result: dict, workdir: Path) -> list[report.Section]:
-    """Parts of the report, from what `main` returned and its figures."""
-    rows = result["methods"]
-    specs = [[row["method"], row["spec"]] for row in rows]
-    missing = [list(item) for item in result["not_drawn"].items()]
-    parts = [
-        report.Section(
-            "Wavelengths of every method",
-            [report.Figure(workdir / "wavelengths.png", "A panel per method.")],
-        ),
-        report.Section(
-            "Decay of every method", [report.Figure(workdir / "decay.png", "A panel per method.")]
-        ),
-        report.Section(
-            "Numbers of every method", [report.Table(*_table(rows)), report.Text(_DEFINITIONS)]
-        ),
-        report.Section(
-            "Options of every method", [report.Table(["method", "as evaluated"], specs)]
-        ),
-    ]
-    if missing:
-        parts.append(
-            report.Section("Methods not drawn", [report.Table(["method", "reason"], missing)])
-        )
-    return parts
+    block = len(distances) // len(starts)
+    fig.suptitle(f"Mean (line) and range (shade) of every {block} distances; grey: RoPE{note}")
+    return fig
 
 
 if __name__ == "__main__":
-    cli.run(main, "method_atlas")
+    lab.run(main, "experiments.method_atlas")

@@ -13,10 +13,9 @@ text. Presets: llama (32,000 pieces), small (4,096, for small models), tiny.
 import io
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, files, report
+from experiments import lab
 from longrope_jax.data import corpora
 from longrope_jax.data.corpora import Document
 
@@ -46,36 +45,29 @@ PROBES = (
 )
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> dict:
-    """Trains, writes the model and the report into `workdir`, and returns the measurements.
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Trains a tokenizer, writes it and a report on held-out documents into `folder`.
 
     Raises:
         ValueError: the package missing, a text without words, or a vocabulary that does not fit it.
     """
-    workdir = Path(workdir)
     if not config.corpus:
         raise ValueError("this preset needs your own text: --config.corpus=DIR")
     train, held_out = corpora.split(corpora.load(config.corpus), config.held_out)
     data = learn(train, vocab_size=config.vocab_size, coverage=config.character_coverage)
-    files.write(workdir / "tokenizer.model", data)
-    measured = measure(data, held_out)
-    versions = report.versions()
-    result = {"command": command, "config": config, "versions": versions, **measured}
-    report.save_json(workdir / "results.json", result)
-    header = ["document", "bytes per token", "tokens", "byte pieces", "same text"]
-    rows = [
-        [d["name"], round(d["bytes_per_token"], 3), d["tokens"], d["byte_pieces"], d["same"]]
-        for d in measured["documents"]
-    ]
+    lab.write(folder / "tokenizer.model", data)
+    documents, probes = measure(data, held_out)
     title = f"Tokenizer of {config.vocab_size:,} pieces"
-    sections = [
-        report.Section("Held-out documents", [report.Table(header, rows)]),
-        report.Section("Round trips", [report.Text(_round_trip(measured))]),
-    ]
-    report.write_html(workdir / "report.html", title, command, sections, versions)
-    report.print_table(title, header, rows)
-    print(_round_trip(measured), f"Written: {workdir / 'tokenizer.model'}", sep="\n")
-    return measured
+    blocks = [lab.table(documents, title, "documents", {"bytes per token": "{:.3f}".format})]
+    return lab.publish(
+        folder,
+        command,
+        config,
+        title=title,
+        claims=[_claim(documents, probes), f"Written: {folder / 'tokenizer.model'}."],
+        sections=[lab.Section("Held-out documents", blocks)],
+        results={"documents": documents, "probes": probes},
+    )
 
 
 def learn(documents: tuple[Document, ...], *, vocab_size: int, coverage: float) -> bytes:
@@ -86,6 +78,8 @@ def learn(documents: tuple[Document, ...], *, vocab_size: int, coverage: float) 
     """
     spm = _package()
     lines = [line for d in documents for line in d.text.split("\n") if line.strip()]
+    # The package silently leaves out lines that are longer.
+    longest = max((len(line.encode()) for line in lines), default=0) + 1
     out = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
@@ -93,40 +87,37 @@ def learn(documents: tuple[Document, ...], *, vocab_size: int, coverage: float) 
             model_writer=out,
             vocab_size=vocab_size,
             character_coverage=coverage,
-            # The package silently leaves out lines that are longer.
-            max_sentence_length=max(len(line.encode()) for line in lines) + 1,
+            max_sentence_length=longest,
             num_threads=1,  # the same model on every machine
             minloglevel=2,
             **_RECIPE,
         )
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"no tokenizer of {vocab_size} pieces: {error}") from error
+        raise ValueError(f"no tokenizer of --config.vocab_size={vocab_size}: {error}") from error
     return out.getvalue()
 
 
-def measure(data: bytes, documents: tuple[Document, ...]) -> dict:
-    """Compression, use of the byte fallback and round trips of a `.model`."""
+def measure(data: bytes, documents: tuple[Document, ...]) -> tuple[list[dict], dict[str, bool]]:
+    """What a `.model` does to each document, and whether each probe comes back unchanged."""
     model = _package().SentencePieceProcessor(model_proto=data)
     measured = []
     for document in documents:
         ids = model.encode(document.text)
         measured.append(
             {
-                "name": document.name,
+                "document": document.name,
+                "bytes per token": len(document.text.encode()) / len(ids),
                 "tokens": len(ids),
-                "bytes_per_token": len(document.text.encode()) / len(ids),
-                "byte_pieces": int(np.sum([model.is_byte(i) for i in ids])),
-                "same": model.decode(ids) == document.text,
+                "byte pieces": sum(model.is_byte(i) for i in ids),
+                "same text": model.decode(ids) == document.text,
             }
         )
-    probes = {text: model.decode(model.encode(text)) == text for text in PROBES}
-    return {"documents": measured, "probes": probes}
+    return measured, {text: model.decode(model.encode(text)) == text for text in PROBES}
 
 
-def _round_trip(measured: dict) -> str:
-    probes, documents = measured["probes"], measured["documents"]
+def _claim(documents: list[dict], probes: dict[str, bool]) -> str:
     lost = [repr(text) for text, same in probes.items() if not same]
-    whole = sum(d["same"] for d in documents)
+    whole = sum(document["same text"] for document in documents)
     text = (
         f"{whole} of {len(documents)} held-out documents and {len(probes) - len(lost)} of "
         f"{len(probes)} probes (digits, blanks, scripts, emoji, code, control characters) come "
@@ -145,4 +136,4 @@ def _package():
 
 
 if __name__ == "__main__":
-    cli.run(main, "train_tokenizer")
+    lab.run(main, "experiments.train_tokenizer")

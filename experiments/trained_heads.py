@@ -1,26 +1,38 @@
-"""Score against distance of a trained model's heads, from its own queries and keys."""
+"""Attention score against distance of a trained model's heads, from its own queries and keys.
 
-import dataclasses
-import json
+    python -m experiments.trained_heads --workdir=DIR --config.model=CKPT
+
+CKPT is whatever `longrope_jax.load` reads, such as WORKDIR/runs/NAME of a study. Where Figure 4 of
+Llama 2 Long (2309.16039; experiments/attention_decay.py) takes all-ones vectors, this takes the
+expectation of its footnote 3 over the queries and keys of a model. They are measured once; methods
+are then drawn without the model. They are written as `rotary.parse` reads them, with {base} the
+base that the model was trained with, {abf} 50 times that, {length} the trained length and {factor}
+the config's. The committed results, of the pretrained model of base_frequency_ablation's `laptop`:
+
+    python -m experiments.trained_heads --workdir=docs/results/trained_heads \
+        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.length=256
+
+Expected: 8 heads; mean score near 3,845 tokens, against distance 0: RoPE -3.0, PI -2.7, ABF -4.5,
+xPos ABF -3.3.
+"""
+
+import functools
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import report
-from experiments.ablation import plan, train
-from experiments.ablation.study import Study
+from experiments import lab
 from longrope_jax import rotary
 from longrope_jax.analysis import decay
-from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.attention_statistics import query_key_moments
-from longrope_jax.training import checkpoints, step
 
-_QUANTILES = (0.1, 0.5, 0.9)  # over heads
+_ABF_FACTOR = 50  # adjusted base over base, as in Llama 2 Long
+_QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}  # over heads
 _BINS = 64  # of distances, their width growing with the distance
 
-DEFINITIONS = (
+_DEFINITIONS = (
     "Expected score: the mean over a query and an earlier key of the same window, both taken from "
     "the model before rotation, of their product after rotation by the method, divided by the "
     "square root of the head dimension, before softmax. Softmax sees only differences, so each "
@@ -31,141 +43,142 @@ DEFINITIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Heads:
-    """A checkpoint's queries and keys.
-
-    Attributes:
-        name: folder of the run.
-        method: what it was trained with.
-        length: tokens it was trained at.
-        layout: how it pairs features.
-        moments: [L, N, H, H], see `query_key_moments`.
-        values: what method texts may name, see `plan.bases`.
-    """
-
-    name: str
-    method: rotary.Method
-    length: int
-    layout: str
-    moments: np.ndarray
-    values: dict[str, float]
-
-    @property
-    def head_dim(self) -> int:
-        """H."""
-        return self.moments.shape[-1]
+def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
+    """The one cell: mean products of queries and keys, per head."""
+    machine = lab.Machine(**config.machine)
+    load = functools.partial(lab.model, config.model, machine)
+    return [_cell(config, lab.facts(folder, config.model, load, machine))]
 
 
-def load(folder: str | Path, *, windows: int) -> Heads:
-    """Heads of a run of base_frequency_ablation, measured on its held-out text.
-
-    Args:
-        folder: WORKDIR/runs/NAME of a finished study, of a pretraining or a continuation.
-        windows: how many windows of the trained length, at most.
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Measures the heads, draws their scores under every method, writes the report.
 
     Raises:
-        ValueError: no study around the folder, a run that is not in it, no checkpoint.
+        ValueError: a checkpoint or text that cannot be used, an unknown method or placeholder, a
+            method whose scores are no function of distance.
     """
-    folder = Path(folder)
-    results = folder.parent.parent / "results.json"
-    if not results.is_file():
-        raise ValueError(
-            f"{results} is missing: --config.checkpoint is WORKDIR/runs/NAME of a finished "
-            "base_frequency_ablation"
+    machine = lab.Machine(**config.machine)
+    load = functools.cache(functools.partial(lab.model, config.model, machine))
+    facts = lab.facts(folder, config.model, load, machine)
+    methods, cell = _methods(config, facts), _cell(config, facts)
+    lab.complete(folder, [cell], {"moments": lambda _: _measure(config, load(), cell)}, machine)
+    moments = lab.read(folder, cell)["moments"]
+    layout = facts.config.rotary_layout
+    rows = [curve(method, moments, config.max_distance, layout=layout) for method in methods]
+    length = cell.what[-1]
+    heads = moments.shape[0] * moments.shape[1]
+    figure = _draw(rows, f"{heads} heads", length)
+    text = f"Trained under {rotary.notation(facts.method)} at {length:,} tokens."
+    blocks = [lab.Figure("heads", figure, text), _table(rows, length)]
+    return lab.publish(
+        folder,
+        command,
+        config,
+        title=f"Expected score of the heads of {Path(config.model).name}",
+        claims=(),
+        sections=[lab.Section("Score by distance", [*blocks, lab.Paragraphs(_DEFINITIONS)])],
+        results={"heads": heads, "curves": rows},
+        cells=[cell],
+    )
+
+
+def _methods(config: ConfigDict, facts: lab.Facts) -> list[rotary.Method]:
+    values = {
+        "base": facts.base,
+        "abf": facts.base and facts.base * _ABF_FACTOR,
+        "length": _length(config, facts),
+        "factor": config.factor,
+    }
+    return [lab.read_method(text, **values) for text in config.methods]
+
+
+def _length(config: ConfigDict, facts: lab.Facts) -> int:
+    """Tokens of the windows: what the config says, or what the model was trained at."""
+    if length := config.length or facts.trained_length:
+        return length
+    raise ValueError(f"{config.model} does not say its trained length: --config.length=TOKENS")
+
+
+def _cell(config: ConfigDict, facts: lab.Facts) -> lab.Cell:
+    bos = lab.check_bos(facts, config.model, config.bos)
+    text = (config.corpus, config.held_out, config.sentence_tokens, bos)
+    length = _length(config, facts)
+    what = (config.model, text, config.windows, length)
+    return lab.Cell("moments", Path(config.model).name, what=what)
+
+
+def _measure(config: ConfigDict, model, cell: lab.Cell) -> dict[str, np.ndarray]:
+    """Moments [L, N, H, H] of the model on held-out windows of its trained length."""
+    _, (*_, bos), windows, length = cell.what
+    text = lab.text(config, model.tokenizer, bos=bos, length=length, windows=windows)
+    tokens = text.windows(length, windows)[0][:, :length]
+    machine = lab.Machine(**config.machine)
+    rot = rotary.make(model.method, head_dim=model.config.head_dim, seq_len=length)
+    with jax.set_mesh(machine.mesh()):
+        found = query_key_moments(
+            model.config, model.params, rot, tokens, batch_size=machine.rows(length)
         )
-    config = ConfigDict(json.loads(results.read_text())["config"])
-    known = _methods(config)
-    if folder.name not in known:
-        raise ValueError(unknown_name(f"run of {results}", folder.name, known))
-    method, length = known[folder.name]
-    study = Study(config, folder.parent.parent)
-    optimizer = train.optimizer_config(config.continuation, 1.0)
-    abstract = step.abstract_state(study.model, optimizer, study.mesh).params
-    params = checkpoints.restore_params(folder / "checkpoints", abstract)
-    rot = rotary.make(method, head_dim=study.model.head_dim, seq_len=length)
-    with jax.set_mesh(study.mesh):
-        tokens = study.validation[0][:windows, :length]
-        batch = study.batch(length)
-        moments = query_key_moments(study.model, params, rot, tokens, batch_size=batch)
-    layout = study.model.rotary_layout
-    return Heads(folder.name, method, length, layout, moments, plan.bases(config))
+    return {"moments": found}
 
 
-def _methods(config: ConfigDict) -> dict[str, tuple[rotary.Method, int]]:
-    """Method and length of every run of a study, by folder."""
-    known = {}
-    for run in plan.runs(config):
-        known[run.pretrained] = plan.pretraining_method(config), config.length
-        known[run.slug] = run.method, plan.continued_length(config)
-    return known
-
-
-def curves(heads: Heads, methods: tuple[str, ...], max_distance: int) -> list[dict]:
-    """Expected scores minus those at distance 0, under each method.
+def curve(method: rotary.Method, moments: np.ndarray, max_distance: int, *, layout: str) -> dict:
+    """Expected scores minus those at distance 0, under one method.
 
     Returns:
-        Per method its text, the middles of the bins of distances [S], and mean, low, median and
+        The method's text, the middles of the bins of distances [S], and mean, low, median and
         high [S] over heads.
 
     Raises:
-        ValueError: unknown method; one whose scores are no function of distance.
+        ValueError: the method's scores are no function of distance.
     """
     distances = np.arange(max_distance + 1)
     starts = np.unique(np.geomspace(1, max_distance + 1, _BINS + 1).astype(int) - 1)[:-1]
     counts = np.diff(starts, append=max_distance + 1)
-    middles = starts + (counts - 1) / 2
-    rows = []
-    for text in methods:
-        f = rotary.parse(text).frequencies(head_dim=heads.head_dim, seq_len=max_distance + 1)
-        if not decay.depends_on_distance_alone(f):
-            raise ValueError(
-                f"scores under {text!r} depend on more than the distance: leave it out of methods"
-            )
-        scores = decay.expected_score(f, distances, heads.moments, layout=heads.layout)
-        scores = scores.reshape(-1, len(distances))
-        scores = np.add.reduceat(scores - scores[:, :1], starts, axis=1) / counts
-        low, middle, high = np.quantile(scores, _QUANTILES, axis=0)
-        row = {"method": text, "distances": middles, "mean": scores.mean(0)}
-        rows.append(row | {"low": low, "median": middle, "high": high})
-    return rows
+    text = rotary.notation(method)
+    f = method.frequencies(head_dim=moments.shape[-1], seq_len=max_distance + 1)
+    if not decay.depends_on_distance_alone(f):
+        raise ValueError(
+            f"scores under {text} depend on more than the distance: leave it out of "
+            "--config.methods"
+        )
+    scores = decay.expected_score(f, distances, moments, layout=layout)
+    scores = scores.reshape(-1, len(distances))
+    scores = np.add.reduceat(scores - scores[:, :1], starts, axis=1) / counts
+    row = {"method": text, "distances": starts + (counts - 1) / 2, "mean": scores.mean(0)}
+    return row | {name: np.quantile(scores, q, axis=0) for name, q in _QUANTILES.items()}
 
 
-def table(rows: list[dict], heads: Heads) -> tuple[list[str], list[list]]:
+def _table(rows: list[dict], length: int) -> lab.Table:
     """Mean over heads at the trained length and at the end, and the spread there."""
     distances = rows[0]["distances"]
-    at = sorted({min(heads.length - 1, distances[-1]), distances[-1]})
-    header = ["method", *(f"mean near {d:,.0f}" for d in at), "10% of heads below", "10% above"]
-    cells = []
-    for row in rows:
-        numbers = [np.interp(d, distances, row["mean"]) for d in at]
-        numbers += [row["low"][-1], row["high"][-1]]
-        cells.append([row["method"], *(f"{x:.3f}" for x in numbers)])
-    return header, cells
+    at = sorted({min(length - 1, distances[-1]), distances[-1]})
+    lines = [
+        {"method": row["method"]}
+        | {f"mean near {d:,.0f}": np.interp(d, distances, row["mean"]) for d in at}
+        | {"10% of heads below": row["low"][-1], "10% above": row["high"][-1]}
+        for row in rows
+    ]
+    return lab.table(lines, "Expected score, relative to distance 0", "heads", "{:.3f}".format)
 
 
-@report.style()
-def draw(rows: list[dict], heads: Heads, path: Path) -> None:
+@lab.style()
+def _draw(rows: list[dict], heads: str, length: int):
     """A panel per method: mean, median and middle 80% of heads; the trained length marked."""
-    cols = min(len(rows), 2)
-    count = -(-len(rows) // cols)
-    fig, axes = report.subplots(
-        count, cols, size=(4.6 * cols, 3 * count), sharex=True, sharey=True, squeeze=False
-    )
-    shown = report.colours([row["method"] for row in rows])
-    for ax in axes.flat[len(rows) :]:
-        ax.set_visible(False)
-    for ax, row, colour in zip(axes.flat, rows, shown, strict=False):
+    fig, axes = lab.panels(len(rows), 2, each=(4.6, 3))
+    for ax, row, colour in zip(axes, rows, lab.colours([r["method"] for r in rows]), strict=True):
         x = row["distances"] + 1
         ax.fill_between(x, row["low"], row["high"], color=colour, alpha=0.2, linewidth=0)
         ax.plot(x, row["median"], "--", color=colour, linewidth=1)
         ax.plot(x, row["mean"], color=colour, linewidth=2)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.axvline(heads.length, color="black", linestyle=":", linewidth=1)
+        ax.axvline(length, color="black", linestyle=":", linewidth=1)
         ax.set(xscale="log")
         ax.set_title(row["method"], fontsize=11)
     fig.supxlabel("distance + 1, tokens (dotted: trained length)", fontsize=11)
     fig.supylabel("expected score, relative to distance 0", fontsize=11)
-    layers, count = heads.moments.shape[:2]
-    fig.suptitle(f"{layers * count} heads: mean (line), median (dashes), middle 80% (shade)")
-    report.save_figure(fig, path)
+    fig.suptitle(f"{heads}: mean (line), median (dashes), middle 80% (shade)")
+    return fig
+
+
+if __name__ == "__main__":
+    lab.run(main, "experiments.trained_heads")

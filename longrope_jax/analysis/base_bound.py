@@ -14,7 +14,7 @@ up to rounding (below 1e-9 for a million tokens, against which stands a margin o
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -85,31 +85,31 @@ def first_failure(base: float, length: int, *, head_dim: int) -> int | None:
     return int(found[0]) if found.size else None
 
 
-def infima(lengths: Sequence[int], *, head_dim: int) -> list[Infimum]:
-    """The smallest base above 1 for each length, in tokens; certified, see the module.
+def infimum(length: int, *, head_dim: int, above: float = 1.0) -> Infimum:
+    """The smallest base above `above` that meets the requirement for `length`, certified.
 
-    A base that fails a length fails all longer ones, so each search starts where the one before
-    ended. For H = 128 the search takes 2 s up to 32k and a minute up to 1M.
+    A base that fails a length fails all longer ones, so the search for a length may start at the
+    `low` that was found for a shorter one. In such steps the search takes 2 s up to 32k tokens and
+    a minute up to 1M, for H = 128.
+
+    Args:
+        length: tokens.
+        head_dim: H, even, at least 6: for less no base is sure to exist.
+        above: where the search starts, at least 1.
 
     Raises:
-        ValueError: head dimension odd or below 6 (no base is sure to exist), length below 2.
+        ValueError: an argument out of range.
     """
-    found, start = {}, 0.0
-    for length in sorted(set(lengths)):
-        found[length] = _infimum(length, start, head_dim)
-        start = math.log(found[length].low)
-    return [found[length] for length in lengths]
-
-
-def _infimum(length: int, start: float, head_dim: int) -> Infimum:
-    _check(length, head_dim)
+    _check(length, head_dim, above)
     low = None
-    for piece in _sweep(length, start, math.inf, head_dim):
-        if piece.kind != "fails" and low is None:
-            low = piece.low
+    for piece in _sweep(length, math.log(above), math.inf, head_dim):
+        if piece.kind == "fails":
+            continue
+        low = piece.low if low is None else low
         if piece.kind == "holds":
             values = _scan(piece.low, length, head_dim)
             return Infimum(length, math.exp(low), math.exp(piece.low), int(values.argmin()))
+    raise AssertionError("a sweep without an end reaches the sufficient base")
 
 
 def intervals(
@@ -127,11 +127,9 @@ def intervals(
         count: stop after this many intervals; default: all.
 
     Raises:
-        ValueError: as `infima`, or `above` below 1.
+        ValueError: as `infimum`.
     """
-    if not above >= 1:
-        raise ValueError(f"above must be at least 1, got {above}")
-    _check(length, head_dim)
+    _check(length, head_dim, above)
     stop = math.log(sufficient_base(length, head_dim=head_dim))
     found, low, high = [], None, None
     for piece in _sweep(length, math.log(above), stop, head_dim):
@@ -153,7 +151,7 @@ def sufficient_base(length: int, *, head_dim: int) -> float:
     the sum grows with the base.
 
     Raises:
-        ValueError: as `infima`.
+        ValueError: as `infimum`.
     """
     _check(length, head_dim)
     c, u = np.arange(head_dim // 2) * 2 / head_dim, 0.0
@@ -233,9 +231,11 @@ def _exponents(head_dim: int) -> np.ndarray:
     return np.arange(0, head_dim, 2) / head_dim
 
 
-def _check(length: int, head_dim: int) -> int:
+def _check(length: int, head_dim: int, above: float = 1.0) -> int:
     if head_dim < 6 or head_dim % 2:
         raise ValueError(f"head_dim must be even and at least 6, got {head_dim}")
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")
+    if not above >= 1:
+        raise ValueError(f"above must be at least 1, got {above}")
     return int(length)
