@@ -18,6 +18,7 @@ _CPU = {
     # The model whose reach with those bases 2310.05209 predicts: tokens of pretraining, of tuning.
     "trained": 4096,
     "tuned": 16_384,
+    "machine": {},  # fields of lab.Machine
 }
 
 _PRESETS = {

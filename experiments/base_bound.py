@@ -105,7 +105,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     reach = [_reach(base, config) for base in config.bases]
     cells = plan(config, folder)
     functions = {"smallest": functools.partial(_smallest, folder, cells), "intervals": _intervals}
-    lab.complete(folder, cells, functions, lab.Machine())
+    lab.complete(folder, cells, functions, lab.Machine(**config.machine))
     found = {cell: _read(folder, cell) for cell in cells}
     rows = [_row(cell, found[cell]) for cell in cells if cell.kind == "smallest"]
     intervals = {cell.what[1]: found[cell] for cell in cells if cell.kind == "intervals"}
@@ -147,7 +147,7 @@ def _intervals(cell: lab.Cell) -> dict[str, str]:
 
 def _read(folder: Path, cell: lab.Cell):
     """What a cell found: text, since a cell's arrays have fewer digits than these bases need."""
-    return json.loads(str(lab.read(folder, cell)["found"]))
+    return json.loads(str(lab.needed(folder, cell)["found"]))
 
 
 # Numbers

@@ -45,9 +45,7 @@ _DEFINITIONS = (
 
 def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
     """The one cell: mean products of queries and keys, per head."""
-    machine = lab.Machine(**config.machine)
-    load = functools.partial(lab.model, config.model, machine)
-    return [_cell(config, lab.facts(folder, config.model, load, machine))]
+    return [_cell(config, lab.facts(folder, config.model, lab.Machine(**config.machine)))]
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
@@ -58,11 +56,10 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
             method whose scores are no function of distance.
     """
     machine = lab.Machine(**config.machine)
-    load = functools.cache(functools.partial(lab.model, config.model, machine))
-    facts = lab.facts(folder, config.model, load, machine)
+    facts = lab.facts(folder, config.model, machine)
     methods, cell = _methods(config, facts), _cell(config, facts)
-    lab.complete(folder, [cell], {"moments": lambda _: _measure(config, load(), cell)}, machine)
-    moments = lab.read(folder, cell)["moments"]
+    lab.complete(folder, [cell], {"moments": functools.partial(_measure, config, machine)}, machine)
+    moments = lab.needed(folder, cell)["moments"].astype(np.float64)
     layout = facts.config.rotary_layout
     rows = [curve(method, moments, config.max_distance, layout=layout) for method in methods]
     length = cell.what[-1]
@@ -107,16 +104,17 @@ def _cell(config: ConfigDict, facts: lab.Facts) -> lab.Cell:
     return lab.Cell("moments", Path(config.model).name, what=what)
 
 
-def _measure(config: ConfigDict, model, cell: lab.Cell) -> dict[str, np.ndarray]:
+def _measure(config: ConfigDict, machine: lab.Machine, cell: lab.Cell) -> dict[str, np.ndarray]:
     """Moments [L, N, H, H] of the model on held-out windows of its trained length."""
-    _, (*_, bos), windows, length = cell.what
+    source, (*_, bos), windows, length = cell.what
+    model = lab.model(source, machine)
     text = lab.text(config, model.tokenizer, bos=bos, length=length, windows=windows)
-    tokens = text.windows(length, windows)[0][:, :length]
-    machine = lab.Machine(**config.machine)
+    tokens, _ = text.windows(length, windows)
     rot = rotary.make(model.method, head_dim=model.config.head_dim, seq_len=length)
+    rows = machine.rows(length)
     with jax.set_mesh(machine.mesh()):
         found = query_key_moments(
-            model.config, model.params, rot, tokens, batch_size=machine.rows(length)
+            model.config, model.params, rot, tokens[:, :length], batch_size=rows
         )
     return {"moments": found}
 

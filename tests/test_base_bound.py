@@ -19,7 +19,7 @@ def brute_force(base, length, head_dim):
 
 @pytest.fixture(scope="module")
 def found():
-    return base_bound.infima(list(SU), head_dim=128)
+    return [base_bound.infimum(length, head_dim=128) for length in SU]
 
 
 @pytest.mark.parametrize("m", [1, 1009, 131_071, 2**20 - 1])
@@ -77,13 +77,13 @@ def test_no_base_below_the_infimum_meets_the_requirement(found):
     assert all(brute_force(b, found[0].length, 128) < 0 for b in [*below, *close])
 
 
-def test_infima_come_in_the_order_of_the_lengths():
-    lengths = [256, 64, 128]
-    together = base_bound.infima(lengths, head_dim=32)
-    assert [i.length for i in together] == lengths
-    for length, one in zip(lengths, together, strict=True):
-        alone = base_bound.infima([length], head_dim=32)[0]
-        assert one.high == pytest.approx(alone.high, rel=1e-7)
+def test_a_search_may_start_where_a_shorter_length_fails():
+    start = 1.0
+    for length in (64, 128, 256):
+        found = base_bound.infimum(length, head_dim=32, above=start)
+        alone = base_bound.infimum(length, head_dim=32)
+        assert found.length == length and found.high == pytest.approx(alone.high, rel=1e-7)
+        start = found.low
 
 
 @pytest.mark.parametrize(("length", "head_dim"), [(60, 16), (300, 64), (1024, 128)])
@@ -143,14 +143,14 @@ def test_reach_is_where_the_parabola_ends(gap, slope, curvature):
     ("call", "match"),
     [
         (lambda: base_bound.criterion(1.0, 5, head_dim=8), "base must be finite and above 1"),
-        (lambda: base_bound.infima([64], head_dim=4), "at least 6"),
-        (lambda: base_bound.infima([1], head_dim=8), "at least 2 tokens"),
+        (lambda: base_bound.infimum(64, head_dim=4), "at least 6"),
+        (lambda: base_bound.infimum(1, head_dim=8), "at least 2 tokens"),
         (lambda: base_bound.first_failure(10.0, 64, head_dim=7), "head_dim must be even"),
         (lambda: base_bound.intervals(64, head_dim=8, above=0.5), "above must be at least 1"),
         (lambda: critical_dimension.critical_dimension(6, head_dim=8), "above 2 pi"),
         (lambda: critical_dimension.critical_dimension(64, head_dim=7), "even"),
         (lambda: critical_dimension.critical_base(64, 32), "at least the trained 64"),
-        (lambda: critical_dimension.small_bases(float("nan")), "above 2 pi"),
+        (lambda: critical_dimension.critical_dimension(float("nan"), head_dim=8), "above 2 pi"),
     ],
 )
 def test_bad_input_is_named(call, match):
@@ -180,6 +180,3 @@ def test_extrapolation_limit_is_the_period_of_the_critical_pair_or_the_tuned_len
     limit = critical_dimension.extrapolation_limit
     assert limit(1e6, 4096, 16_384, head_dim=128) == pytest.approx(2 * np.pi * 1e6 ** (92 / 128))
     assert limit(7e4, 4096, 16_384, head_dim=128) == 16_384
-    assert critical_dimension.small_bases(4096) == critical_dimension.SmallBases(
-        *(pytest.approx(x, abs=0.05) for x in (2607.6, 1303.8, 651.9))
-    )

@@ -393,6 +393,22 @@ def test_a_bad_command_line_is_one_line_that_says_what_to_do(arguments, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_workdir_that_cannot_be_used_is_refused_at_once(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    # Root, as whom tests may run, may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    for workdir, words in (
+        (closed / "new" / "folder", ("no permission", str(closed))),
+        (__file__, ("is a file",)),
+    ):
+        with pytest.raises(ValueError) as error:
+            cli.parse("docs.examples.two_methods", [f"--workdir={workdir}"])
+        assert all(word in str(error.value) for word in ("--workdir", *words)), error.value
+    assert not list(closed.iterdir())
+
+
 def test_errors_and_interrupts_are_one_line(capsys):
     def stop(*_):
         raise KeyboardInterrupt

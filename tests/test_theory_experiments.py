@@ -11,23 +11,26 @@ import pytest
 from configs.base_bound import get_config as bound_config
 from configs.granularity import get_config as granularity_config
 from experiments import base_bound as bound_script
-from experiments import cli
 from experiments import granularity as granularity_script
+from experiments import lab
 from longrope_jax.analysis import base_bound
 
 
 def test_granularity_writes_everything(tmp_path, capsys):
-    result = granularity_script.main(granularity_config("tiny"), tmp_path, "the command")
+    report = granularity_script.main(granularity_config("tiny"), tmp_path, "the command")
     found = {p.name for p in tmp_path.iterdir()}
-    assert found == {"results.json", "granularity.csv", "granularity.png", "report.html"}
+    csvs = {"granularity.csv", "spheres.csv", "interpolation.csv"}
+    assert found == {"results.json", "granularity.png", "report.html"} | csvs
+    result = report.results
     assert [r["method"] for r in result["constants"]] == ["RoPE", "PI 0.25", "PI 0.125", "ABF 50"]
-    assert not any(r["printed_holds"] for r in result["constants"])
+    assert {r["holds"] for r in result["constants"]} == {"no"}
+    assert "fails for 4 of 4 methods" in report.claims[0]
     saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["command"] == "the command"
     assert saved["interpolation"]["worst"]["value"] < saved["interpolation"]["corrected_bound"]
     # RoPE's encodings of trained positions are where they were, of the others they are not.
     rope = result["spheres"][0]
-    assert rope["distance"] > 0.5 and rope["printed_distance"] == pytest.approx(0, abs=1e-6)
+    assert rope["d from trained RoPE"] > 0.5
+    assert rope["d as printed"] == pytest.approx(0, abs=1e-6)
     assert "ABF 50" in capsys.readouterr().out
 
 
@@ -38,37 +41,60 @@ def bounds(tmp_path_factory):
 
 
 def test_base_bound_writes_everything(bounds):
-    folder, result = bounds
+    folder, report = bounds
     found = {p.name for p in folder.iterdir()}
-    assert found == {
-        "results.json", "bounds.csv", "intervals.csv", "bounds.png", "intervals.png", "report.html",
-    }  # fmt: skip
+    csvs = {"bounds.csv", "intervals.csv", "bases.csv"}
+    assert found == {"cells", "results.json", "bounds.png", "intervals.png", "report.html"} | csvs
     rows = list(csv.DictReader((folder / "bounds.csv").open()))
     assert [int(r["length"]) for r in rows] == [64, 256, 1024]
-    assert float(rows[2]["high"]) == pytest.approx(4293.4376, abs=1e-3)
+    assert float(rows[2]["smallest"]) == pytest.approx(4293.4376, abs=1e-3)
     saved = json.loads((folder / "results.json").read_text())
-    assert saved["intervals"]["1024"][0]["low"] == pytest.approx(result["bounds"][2]["high"])
+    smallest = report.results["bounds"][2]["smallest"]
+    assert saved["intervals"]["1024"][0][0] == pytest.approx(smallest, rel=1e-8)
+
+
+def test_base_bound_searches_nothing_again_and_another_length_alone(bounds, monkeypatch):
+    folder, report = bounds
+    monkeypatch.setattr(base_bound, "intervals", lambda *_, **__: pytest.fail("searches again"))
+    again = bound_script.main(bound_config("tiny"), folder)
+    assert again.results["bounds"] == report.results["bounds"]
+    config = bound_config("tiny")
+    config.lengths = (*config.lengths, 2048)
+    (new,) = lab.missing(folder, bound_script.plan(config, folder))
+    assert (new.kind, new.row) == ("smallest", "2k")
 
 
 def test_four_digits_meet_the_requirement_and_are_rounded_up(bounds):
-    for row in bounds[1]["bounds"]:
-        base = row["four_digits"]
-        assert row["high"] <= base < row["high"] * 1.001
+    for row in bounds[1].results["bounds"]:
+        base = row["4 digits"]
+        assert row["smallest"] <= base < row["smallest"] * 1.001
         assert base_bound.first_failure(base, row["length"], head_dim=128) is None
     assert bound_script._four_digits(58_496_174.4, 58_496_423.1) is None
     assert bound_script._four_digits(26_952.34, 26_973.0) == 26_960
 
 
+def published_row(head_dim):
+    cell = lab.Cell("smallest", "4k", what=(head_dim, 4096))
+    return bound_script._row(cell, {"low": 26_952.3, "high": 26_952.4, "until": 26_973, "at": 4012})
+
+
 def test_failing_entries_are_named(bounds):
-    row = bounds[1]["bounds"][2]
-    assert row["paper"] == row["su"] == 4300 and row["paper_fails_at"] is None
-    assert bound_script._published(4096, 128) == {
-        "paper": 2.7e4, "paper_fails_at": 4079, "su": 2.7e4, "su_fails_at": 4079,
-    }  # fmt: skip
-    assert set(bound_script._published(4096, 64).values()) == {None}
-    known = [dict(row) | {"length": 4096} | bound_script._published(4096, 128)]
-    text = bound_script._verdict({"bounds": known, "fits": {}})
-    assert "2405.14591: 1 of 1 entries fail: 27,000 at 4k (m = 4,079)." in text
+    row = bounds[1].results["bounds"][2]
+    assert row["2405.14591"] == row["Su"] == 4300 and row["2405.14591 fails at"] is None
+    row, other = published_row(128), published_row(64)
+    assert row["2405.14591"] == row["Su"] == 2.7e4
+    assert row["2405.14591 fails at"] == row["Su fails at"] == 4079
+    assert {other[name] for name in ("2405.14591", "Su", "Su fails at")} == {None}
+    claims = bound_script._claims({"bounds": [row], "fits": {}})
+    assert "2405.14591: 1 of 1 entries fail: 27,000 at 4k (m = 4,079)." in claims
+
+
+def test_both_theories_of_reach_stand_beside_each_other(bounds):
+    config = bound_config("full")
+    config.lengths = (1024, 32_768)
+    reach = bound_script._reach(1e6, config)
+    assert reach["fails_at"] == 27_115
+    assert reach["works_to"] == pytest.approx(2 * np.pi * 1e6 ** (92 / 128))
 
 
 COMMITTED = Path(__file__).parents[1] / "docs" / "results" / "base_bound" / "results.json"
@@ -82,17 +108,17 @@ def test_committed_bounds_touch_zero_and_failing_entries_fail(row):
         with mpmath.workdps(40):
             return sum(mpmath.cos(m * mpmath.mpf(base) ** (-mpmath.mpf(j) / 64)) for j in range(64))
 
-    m = row["touches_at"]
-    assert m < row["length"] and row["high"] / row["low"] - 1 < 1e-7
-    assert exact(row["low"] * (1 - 1e-6), m) < 0 <= exact(row["high"], m) < 1e-3
-    assert row["high"] < row["until"]
-    for who in ("paper", "su"):
-        fails = row[f"{who}_fails_at"]
+    m = row["touches 0 at"]
+    assert m < row["length"] and row["smallest"] / row["low"] - 1 < 1e-7
+    assert exact(row["low"] * (1 - 1e-6), m) < 0 <= exact(row["smallest"], m) < 1e-3
+    assert row["smallest"] < row["until"]
+    for who in bound_script.PUBLISHED:
+        fails = row[f"{who} fails at"]
         assert fails is None or (fails < row["length"] and exact(row[who], fails) < 0)
 
 
 def test_fit_is_a_power_law():
-    rows = [{"length": n, "high": 0.5 * n**1.5} for n in (100, 1000, 5000)]
+    rows = [{"length": n, "smallest": 0.5 * n**1.5} for n in (100, 1000, 5000)]
     fit = bound_script._fits(rows)["these bases"]
     assert (fit["factor"], fit["power"]) == pytest.approx((0.5, 1.5))
     assert fit["rms_log"] == pytest.approx(0, abs=1e-9)
@@ -100,21 +126,22 @@ def test_fit_is_a_power_law():
 
 
 @pytest.mark.parametrize(
-    ("script", "args", "message"),
+    ("script", "args", "words"),
     [
-        ("granularity", ["--config.alphas=(2.0,)"], "alphas must be above 0"),
-        ("granularity", ["--config.head_dim=7"], "head_dim must be even"),
-        ("granularity", ["--config.base=0.5"], "base must be finite"),
-        ("base_bound", ["--config.lengths=(64,)"], "lengths must name at least two"),
-        ("base_bound", ["--config.head_dim=4"], "head_dim must be even and at least 6"),
-        ("base_bound", ["--config.lengths=(1, 64)"], "length must be at least 2"),
-        ("base_bound", ["--config.bases=(1.0,)"], "base must be finite and above 1"),
+        ("granularity", ["--config.alphas=(2.0,)"], ("--config.alphas", "got 2.0")),
+        ("granularity", ["--config.head_dim=7"], ("head_dim must be even",)),
+        ("granularity", ["--config.base=0.5"], ("base must be finite",)),
+        ("base_bound", ["--config.lengths=(64,)"], ("--config.lengths", "at least two")),
+        ("base_bound", ["--config.head_dim=4"], ("head_dim must be even and at least 6",)),
+        ("base_bound", ["--config.lengths=(1, 64)"], ("length must be at least 2",)),
+        ("base_bound", ["--config.bases=(1.0,)"], ("base must be finite and above 1",)),
     ],
 )
-def test_errors_are_one_line(tmp_path, capsys, script, args, message):
+def test_errors_are_one_line(tmp_path, capsys, script, args, words):
     main = {"granularity": granularity_script.main, "base_bound": bound_script.main}[script]
-    argv = [script, f"--config={cli.CONFIGS}/{script}.py:tiny", f"--workdir={tmp_path}", *args]
+    argv = [script, f"--config=configs/{script}.py:tiny", f"--workdir={tmp_path}", *args]
     with pytest.raises(SystemExit) as end:
-        cli.run(main, script, argv)
+        lab.run(main, f"experiments.{script}", argv)
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words) and not list(tmp_path.iterdir())

@@ -1,53 +1,77 @@
-import json
+"""Scores by distance of a model's own queries and keys, from a run and without it."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from configs.attention_decay import get_config
-from configs.base_frequency_ablation import get_config as study_config
-from experiments import attention_decay, report, trained_heads
-from experiments.ablation import plan, train
-from experiments.ablation.study import Study
-from longrope_jax import rotary
+from configs.trained_heads import get_config
+from experiments import lab, trained_heads
+from longrope_jax import rotary, runs
 from longrope_jax.analysis import decay
-from longrope_jax.training import checkpoints, step
+from longrope_jax.training import checkpoints
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A study's pretraining whose training was skipped: fresh parameters, saved."""
-    workdir = tmp_path_factory.mktemp("study")
-    config = study_config("tiny")
-    config.corpus = str(workdir / "text")
-    (workdir / "text").mkdir()
-    for name in range(4):
-        sentences = (f"Line {i} of {name}." for i in range(400))
-        (workdir / "text" / f"{name}.txt").write_text("\n\n".join(sentences))
-    report.save_json(workdir / "results.json", {"config": config})
-    study = Study(config, workdir)
-    optimizer = train.optimizer_config(config.continuation, 1.0)
-    state = step.init_state(study.model, optimizer, study.mesh, seed=0)
-    folder = workdir / "runs" / plan.runs(config)[0].pretrained
-    with checkpoints.RunCheckpoints(folder / "checkpoints") as saved:
-        saved.save(1, state)
+    """A run of ours whose training was skipped: a random model of 64 tokens, saved."""
+    folder = tmp_path_factory.mktemp("study") / "runs" / "train-rope-seed0-12345678"
+    model = dataclasses.replace(lab.model("random", lab.Machine()), trained_length=64)
+    method = rotary.RoPE(base=625.0)
+    record = runs.RunRecord(model.config, method, model.tokenizer, model.trained_length)
+    runs.save(folder, record)
+    checkpoints.save_params(folder / "checkpoints", 1, model.params)
     return folder
 
 
 @pytest.fixture(scope="module")
-def heads(run_folder):
-    return trained_heads.load(run_folder, windows=2)
+def text(tmp_path_factory):
+    """A folder of four documents."""
+    folder = tmp_path_factory.mktemp("text")
+    for name in range(4):
+        sentences = (f"Line {i} of {name}." for i in range(400))
+        (folder / f"{name}.txt").write_text("\n\n".join(sentences))
+    return folder
 
 
-def test_a_run_is_found_with_its_method_length_and_parameters(heads):
-    config = study_config("tiny")
-    assert heads.method == plan.pretraining_method(config) and heads.length == 64
-    assert heads.moments.shape == (1, 1, 64, 64) and np.ptp(heads.moments) > 0
-    assert heads.values["abf"] == 50 * heads.values["base"]
+def config(run_folder, text, **changes):
+    given = {"model": str(run_folder), "corpus": str(text), "bos": "<bos>"}
+    settings = get_config("tiny")
+    settings.update(given | changes)
+    return settings
 
 
-def test_curves_are_means_of_expected_scores_over_bins(heads):
-    (row,) = trained_heads.curves(heads, ("xpos",), 200)
-    scores = decay.expected_score(rotary.XPos(), np.arange(201), heads.moments)[0, 0]
+@pytest.fixture(scope="module")
+def study(run_folder, text, tmp_path_factory):
+    """The folder and the report of the measured run."""
+    folder = tmp_path_factory.mktemp("heads")
+    return folder, trained_heads.main(config(run_folder, text), folder, "the command")
+
+
+def test_a_run_says_its_base_and_its_length(study):
+    _, report = study
+    methods = [curve["method"] for curve in report.results["curves"]]
+    assert methods[0] == "rope:base=625.0" and methods[2] == "rope:base=31250.0"
+    assert methods[3].endswith("scale_base=64") and report.results["heads"] == 2
+    assert "at 64 tokens" in report.sections[0].blocks[0].caption
+
+
+def test_other_methods_are_drawn_without_the_run(study, run_folder, text, monkeypatch):
+    folder, report = study
+    monkeypatch.setattr(lab, "model", lambda *_: pytest.fail("loads the model again"))
+    settings = config(
+        run_folder, text, methods=("rope:base={base}", "yarn:factor=2,original_length=64")
+    )
+    again = trained_heads.main(settings, folder)
+    first = again.results["curves"][0]
+    np.testing.assert_array_equal(first["mean"], report.results["curves"][0]["mean"])
+    assert again.results["curves"][1]["method"].startswith("yarn")
+
+
+def test_curves_are_means_of_expected_scores_over_bins():
+    moments = np.random.default_rng(0).normal(size=(1, 1, 8, 8))
+    row = trained_heads.curve(rotary.XPos(), moments, 200, layout="half")
+    scores = decay.expected_score(rotary.XPos(), np.arange(201), moments)[0, 0]
     middles = row["distances"]
     assert middles[0] == row["mean"][0] == 0 and np.all(np.diff(middles) > 0)
     np.testing.assert_allclose(row["mean"][1:9], scores[1:9] - scores[0], atol=1e-12)
@@ -59,26 +83,16 @@ def test_curves_are_means_of_expected_scores_over_bins(heads):
         np.testing.assert_allclose(row[name], row["mean"])
 
 
-def test_curves_refuse_methods_that_need_more_than_a_distance(heads):
-    text = "log_n:inner=(rope),original_length=64"
-    with pytest.raises(ValueError, match="depend on more than the distance"):
-        trained_heads.curves(heads, (text,), 100)
-
-
-def test_script_draws_the_heads_under_the_study_s_own_methods(run_folder, tmp_path, capsys):
-    config = get_config("trained")
-    config.update(checkpoint=str(run_folder), max_distance=255, heatmap_points=8)
-    rows = attention_decay.main(config, tmp_path, "the command")
-    assert rows[0]["curve"] == "rope:base=156.25"
-    saved = json.loads((tmp_path / "heads.json").read_text())
-    assert [c["method"] for c in saved["curves"]] == [r["curve"] for r in rows]
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 3
-    assert f"Expected score of {run_folder.name}" in capsys.readouterr().out
-    config.methods = ("rope:base={bse}",)
-    with pytest.raises(ValueError, match="unknown number of a study 'bse'; did you mean 'base'"):
-        attention_decay.main(config, tmp_path / "other")
-
-
-def test_unknown_runs_are_named(run_folder):
-    with pytest.raises(ValueError, match=r"unknown run of .*results\.json"):
-        trained_heads.load(run_folder.parent / "pretraining-seed9-0", windows=1)
+def test_what_cannot_be_drawn_is_refused(study, run_folder, text, tmp_path):
+    folder, _ = study
+    for changes, words in (
+        ({"methods": ("rope:base={bse}",)}, ("'bse'", "'base'")),
+        ({"methods": ("log_n:inner=(rope),original_length=64",)}, ("log_n", "--config.methods")),
+        ({"bos": ""}, ("--config.bos",)),
+        ({"bos": "<start>"}, ("<start>", "<bos>")),
+        ({"model": "random"}, ("random", "--config.length")),
+        ({"model": ""}, ("--config.model",)),
+    ):
+        with pytest.raises(ValueError) as error:
+            trained_heads.main(config(run_folder, text, **changes), folder)
+        assert all(word in str(error.value) for word in words), error.value

@@ -13,7 +13,7 @@ A study is one file on top of it:
         lab.run(main, "my_study")
 """
 
-from experiments.lab.cells import Cell, complete, missing, path, read, run_folder
+from experiments.lab.cells import Cell, complete, missing, needed, path, read, run_folder
 from experiments.lab.checkpoint import Facts, beginning, check_bos, check_length, facts
 from experiments.lab.cli import run
 from experiments.lab.corpus import Text, document, text
@@ -83,6 +83,7 @@ __all__ = [
     "judged",
     "missing",
     "model",
+    "needed",
     "panels",
     "path",
     "publish",

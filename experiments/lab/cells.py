@@ -92,6 +92,20 @@ def read(folder: Path, cell: Cell) -> dict[str, np.ndarray] | None:
     return arrays and {name: array for name, array in arrays.items() if name != _RECORD}
 
 
+def needed(folder: Path, cell: Cell) -> dict[str, np.ndarray]:
+    """The arrays of a cell without which there is nothing to show.
+
+    Raises:
+        ValueError: the cell is not finished, or its file is damaged.
+    """
+    arrays = read(folder, cell)
+    if arrays is None:
+        raise ValueError(
+            f"{folder} has no {cell.name} to show: leave out --config.machine.measure=False"
+        )
+    return arrays
+
+
 def record(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """What stands beside a finished cell's numbers: `identity`, `machine`, `versions`, `seconds`.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.lab.cells import Cell, complete, read
+from experiments.lab.cells import Cell, complete, needed
 from experiments.lab.files import plain
 from experiments.lab.machine import Machine
 from experiments.lab.training import opened
@@ -53,10 +53,7 @@ def facts(folder: Path, source: str, machine: Machine) -> Facts:
     """
     cell = Cell("model", source, what=(source,))
     complete(folder, [cell], {"model": lambda _: {"facts": json.dumps(_facts(source))}}, machine)
-    arrays = read(folder, cell)
-    if arrays is None:
-        raise ValueError(f"{folder} has no cell to show: leave out --config.machine.measure=False")
-    found = json.loads(str(arrays["facts"]))
+    found = json.loads(str(needed(folder, cell)["facts"]))
     return Facts(
         config=LlamaConfig(**found["config"]),
         method=rotary.parse(found["method"]),

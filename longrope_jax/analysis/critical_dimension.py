@@ -4,23 +4,9 @@ Pairs whose period is longer than the trained length never complete a turn in tr
 the critical dimension. Formulas follow the authors' summary in OpenLMLab/scaling-rope.
 """
 
-import dataclasses
 import math
 
 from longrope_jax.rotary import check_base
-
-
-@dataclasses.dataclass(frozen=True)
-class SmallBases:
-    """Bases below which fine-tuning on `length` tokens extrapolates better and better.
-
-    The slowest pair, of about 1/base radians per token, turns by pi/2 within T tokens at `first`
-    (2T/pi), by pi at `second` (T/pi), by a whole turn at `third` (T/(2 pi)).
-    """
-
-    first: float
-    second: float
-    third: float
 
 
 def critical_dimension(length: float, *, head_dim: int, base: float = 10_000.0) -> int:
@@ -73,16 +59,6 @@ def extrapolation_limit(
         return float(tuned)
     share = critical_dimension(trained, head_dim=head_dim, base=pretrained_base) / head_dim
     return 2 * math.pi * base**share
-
-
-def small_bases(length: float) -> SmallBases:
-    """beta_1, beta_2, beta_3 for fine-tuning on `length` tokens: 2T/pi, T/pi, T/(2 pi).
-
-    Raises:
-        ValueError: length not above 2 pi tokens.
-    """
-    _check(length, "length")
-    return SmallBases(2 * length / math.pi, length / math.pi, length / (2 * math.pi))
 
 
 def _check(length: float, name: str) -> None:
