@@ -101,7 +101,7 @@ def test_our_own_reader_gives_the_same_ids(trained):
 def test_a_vocabulary_that_the_text_cannot_fill_is_one_line(text):
     config = configs.get_config("llama")
     config.update({"corpus": str(text), "held_out": 1})
-    with pytest.raises(ValueError, match="--config.vocab_size=32000") as error:
+    with pytest.raises(ValueError, match="vocab_size=32000") as error:
         train_tokenizer.main(config, text)
     assert "\n" not in str(error.value).strip()
 
