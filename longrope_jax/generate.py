@@ -47,19 +47,19 @@ class Generation:
 def generate(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary,
+    method: rotary.Method | rotary.Rotary | str,
     prompts: Sequence[Sequence[int]] | np.ndarray,
-    new_tokens: int,
+    max_new_tokens: int,
     *,
     rotary_length: str = "final",
     refresh_every: int = 1,
     sampling: Sampling = GREEDY,
     stop: Sequence[Sequence[int]] = (),
-    stream: Callable[[list[np.ndarray]], None] | None = None,
+    stream: Callable[[list[np.ndarray]], Sequence[bool] | None] | None = None,
     cache_dtype: str | None = None,
     prefill_chunk: int = 512,
 ) -> Generation:
-    """Continues each prompt by up to `new_tokens` tokens; each row as if it were alone.
+    """Continues each prompt by up to `max_new_tokens` tokens; each row as if it were alone.
 
     Beyond the first layer no cache can follow a change of frequencies, since cached keys and values
     come from hidden states under the old ones. Hence two meanings of a method that depends on the
@@ -70,15 +70,17 @@ def generate(
     Args:
         config: of the model.
         params: of the model.
-        method: a rotary method; or a Rotary from `rotary.make`, which then stays as it is.
+        method: a rotary method or its text; or a Rotary from `rotary.make`, which then stays as it
+            is.
         prompts: token ids of each row, at least one.
-        new_tokens: at most so many per row.
+        max_new_tokens: the most tokens that are added to a row.
         rotary_length: "final" or "current".
         refresh_every: with "current", tokens between two looks at the length; 1 is exact, more
             leaves the frequencies up to this many tokens behind.
         sampling: greedy by default.
         stop: sequences of tokens that end a row, e.g. ((eos,),).
-        stream: is given each row's new tokens a few at a time; together they are the result.
+        stream: is given each row's new tokens a few at a time; together they are the result. It may
+            return a bool per row: True ends that row.
         cache_dtype: default the model's; "bfloat16" halves a float32 cache.
         prefill_chunk: tokens of a prompt per pass, a power of two.
 
@@ -90,22 +92,23 @@ def generate(
             cannot come, an option out of range, lengths beyond what the method allows.
     """
     rows = _checked_prompts(prompts, config.vocab_size)
-    stop = _checked_stops(stop, config.vocab_size)
-    _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk)
-    run = _Run(config, params, rows, new_tokens, cache_dtype, prefill_chunk, sampling)
+    stops = _checked_stops(stop, config.vocab_size)
+    _check_options(max_new_tokens, rotary_length, refresh_every, prefill_chunk)
+    run = _Run(config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling)
+    method = rotary.parse(method) if isinstance(method, str) else method
     schedule = _Schedule(
-        method, config.head_dim, run.lengths, new_tokens, rotary_length, refresh_every
+        method, config.head_dim, run.lengths, max_new_tokens, rotary_length, refresh_every
     )
-    output = _Output(len(rows), stop, stream)
+    output = _Output(len(rows), stops, stream)
     done = 0
-    while done < new_tokens and output.active.any():
+    while done < max_new_tokens and output.active.any():
         rot, until = schedule.at(done, output.active)
         run.prefill(rot, done)
         while done < until and output.active.any():
             steps = min(_STEPS, until - done)
             new = run.decode(rot, done, steps)
             done += steps
-            output.add(new, last=done == new_tokens)
+            output.add(new, last=done == max_new_tokens)
     return Generation(
         output.tokens(), run.prefilled, run.decoded, run.prefill_seconds, run.decode_seconds
     )
@@ -135,9 +138,9 @@ def _checked_stops(stop, vocab_size: int) -> list[list[int]]:
     return stops
 
 
-def _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk) -> None:
-    if new_tokens < 1:
-        raise ValueError(f"new_tokens must be at least 1, got {new_tokens}")
+def _check_options(max_new_tokens, rotary_length, refresh_every, prefill_chunk) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if rotary_length not in ROTARY_LENGTHS:
         raise ValueError(unknown_name("rotary_length", str(rotary_length), ROTARY_LENGTHS))
     if refresh_every < 1:
@@ -151,21 +154,21 @@ def _check_options(new_tokens, rotary_length, refresh_every, prefill_chunk) -> N
 class _Schedule:
     """Which frequencies are in force when, told from the frequencies themselves."""
 
-    def __init__(self, method, head_dim, lengths, new_tokens, rotary_length, every):
+    def __init__(self, method, head_dim, lengths, max_new_tokens, rotary_length, every):
         self._method, self._head_dim, self._lengths = method, head_dim, lengths
-        self._new_tokens, self._every = new_tokens, every
+        self._max_new_tokens, self._every = max_new_tokens, every
         self._current = rotary_length == "current" and not isinstance(method, rotary.Rotary)
         self._known: dict[int, rotary.Frequencies] = {}
 
     def at(self, done: int, active: np.ndarray) -> tuple[rotary.Rotary, int]:
         """The rotary when `done` tokens are new, and up to how many it stays for active rows."""
         if isinstance(self._method, rotary.Rotary):
-            return self._method, self._new_tokens
+            return self._method, self._max_new_tokens
         if not self._current:
-            return self._rotary(self._lengths + self._new_tokens), self._new_tokens
+            return self._rotary(self._lengths + self._max_new_tokens), self._max_new_tokens
         lengths = self._lengths + done
         until = done + 1
-        while until < self._new_tokens and self._stays(done, until, active):
+        while until < self._max_new_tokens and self._stays(done, until, active):
             until += 1
         return self._rotary(lengths), until
 
@@ -186,7 +189,7 @@ class _Schedule:
     def _rotary(self, lengths: np.ndarray) -> rotary.Rotary:
         """One rotary, or one per row where rows differ; positions reach the longest row's end."""
         rows = [self._frequencies(length) for length in lengths]
-        longest = int(self._lengths.max()) + self._new_tokens
+        longest = int(self._lengths.max()) + self._max_new_tokens
         rotaries = [rotary.from_frequencies(f, seq_len=longest) for f in rows]
         if all(_same(rows[0], row) for row in rows[1:]):
             return rotaries[0]
@@ -201,10 +204,10 @@ def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
 class _Run:
     """Tokens and cache on the device, and the clock."""
 
-    def __init__(self, config, params, rows, new_tokens, cache_dtype, prefill_chunk, sampling):
+    def __init__(self, config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling):
         self.lengths = np.asarray([len(row) for row in rows], np.int32)
         longest = int(self.lengths.max())
-        size = _BUCKET * -(-(longest + new_tokens) // _BUCKET)
+        size = _BUCKET * -(-(longest + max_new_tokens) // _BUCKET)
         tokens = np.zeros((len(rows), size), np.int32)
         for row, prompt in zip(tokens, rows, strict=True):
             row[: len(prompt)] = prompt
@@ -212,7 +215,7 @@ class _Run:
         self._cache, self._cache_dtype = None, cache_dtype
         self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
         self._config, self._params, self._decode_params = config, params, None
-        self._new_tokens = new_tokens
+        self._max_new_tokens = max_new_tokens
         self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))
         self.prefilled = self.decoded = 0
         self.prefill_seconds = self.decode_seconds = 0.0
@@ -241,7 +244,7 @@ class _Run:
 
         if self._decode_params is None:
             self._decode_params = self._params
-            if _unstacking_pays(self._config, self._params, self._new_tokens):
+            if _unstacking_pays(self._config, self._params, self._max_new_tokens):
                 self._decode_params = llama.unstack_layers(self._config, self._params)
 
         def go(steps):
@@ -291,10 +294,10 @@ def _prefill(config, chunk: int, params, rot, tokens, cache, longest):
     return jax.lax.fori_loop(0, -(-longest // chunk), one, cache)
 
 
-def _unstacking_pays(config, params, new_tokens: int) -> bool:
+def _unstacking_pays(config, params, max_new_tokens: int) -> bool:
     """Whether a CPU saves more by reading each layer in place than it takes to compile all L."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["layers"]))
-    saved = new_tokens * size * _SAVED_PER_BYTE
+    saved = max_new_tokens * size * _SAVED_PER_BYTE
     return sharding.platform() == "cpu" and saved > config.n_layers * _COMPILED_PER_LAYER
 
 
@@ -332,7 +335,10 @@ class _Output:
                 del row[end:]
                 self.active[i] = False
         if self._stream is not None:
-            self._stream([self._fresh(i, last=last) for i in range(len(self._rows))])
+            ended = self._stream([self._fresh(i, last=last) for i in range(len(self._rows))])
+            for i in np.flatnonzero(ended if ended is not None else ()):
+                del self._rows[i][self._sent[i] :]  # what was held back is not the result's
+                self.active[i] = False
 
     def tokens(self) -> list[np.ndarray]:
         """What every row has."""

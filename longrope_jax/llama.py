@@ -394,8 +394,29 @@ def output_table(config: LlamaConfig, params: dict) -> jax.Array:
     return params["embed"].T if config.tie_embeddings else params["unembed"]
 
 
-def logits(config: LlamaConfig, params: dict, tokens: jax.Array, rotary) -> jax.Array:
-    """Logits float32 [B, T, V]: a convenience for small inputs."""
+def logits(
+    config: LlamaConfig,
+    params: dict,
+    tokens: jax.Array,
+    rotary: rotary_lib.Method | rotary_lib.Rotary | str,
+) -> jax.Array:
+    """Logits of the next token at every position, float32 [B, T, V]: for small inputs.
+
+    Args:
+        config: the architecture.
+        params: the parameters.
+        tokens: int32 [B, T].
+        rotary: a rotary method or its text, made for T tokens; or a Rotary from `rotary.make`.
+
+    Raises:
+        ValueError: As `rotary.as_rotary`.
+    """
+    rot = rotary_lib.as_rotary(rotary, head_dim=config.head_dim, seq_len=tokens.shape[1])
+    return _logits(config, params, tokens, rot)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens, rotary):
     hidden, _ = Llama(config).apply({"params": params}, tokens, rotary=rotary)
     return unembed(config, params, hidden)
 

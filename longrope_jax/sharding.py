@@ -5,6 +5,7 @@ NamedShardings and the compiler inserts the collectives.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import flax.linen as nn
@@ -104,6 +105,13 @@ def _mesh_of(*arrays: jax.Array) -> bool:
 def context_shape() -> dict[str, int]:
     """Sizes of the axes of the mesh that is set: empty without one."""
     return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def mesh_of(params: Any) -> AbstractContextManager:
+    """A context in which functions of `params` run: their mesh is set, where they lie on one."""
+    leaf = jax.tree.leaves(params)[0]
+    mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def platform() -> str:

@@ -1,4 +1,4 @@
-"""Loss by position in the context: curves, blocks, bins for the power law, prefixes.
+"""Loss by position in the context: whole windows, curves, blocks, and bins for the power law.
 
 Column t of `nll` [n, T] is the loss of a token that sees t + 1 tokens before it (BOS included).
 Means are host float64, one row per sample, ready for `statistics` and `power_law.bootstrap_fit`.
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
-from longrope_jax.evaluation.perplexity import as_rotary, check_vocabulary, score_tokens
+from longrope_jax.evaluation.perplexity import check_vocabulary, score_tokens
 
 
 class ContextBins(NamedTuple):
@@ -21,17 +21,50 @@ class ContextBins(NamedTuple):
     nll: np.ndarray
 
 
+def whole_windows(
+    documents: Sequence[ArrayLike], length: int, *, bos: int | None = None
+) -> np.ndarray:
+    """Documents cut into windows that predict `length` tokens each, int [n, length + 1].
+
+    Windows of a document do not overlap, and what does not fill one is left out.
+
+    Args:
+        documents: token ids [T] of each, without BOS if `bos` is given.
+        length: tokens that a window predicts.
+        bos: token put before every window.
+
+    Raises:
+        ValueError: `length` is below 1, or no document fills a window.
+    """
+    if length < 1:
+        raise ValueError(f"length must be at least 1 token, got {length}")
+    size = length + (bos is None)
+    rows = []
+    for document in map(np.asarray, documents):
+        count = len(document) // size
+        windows = document[: count * size].reshape(count, size)
+        rows.append(windows if bos is None else np.insert(windows, 0, bos, axis=1))
+    found = np.concatenate(rows) if rows else np.zeros((0, size), np.int32)
+    if not len(found):
+        longest = max(map(len, documents), default=0)
+        raise ValueError(
+            f"no document fills a window of {size} tokens, the longest has {longest}: take a "
+            "smaller length"
+        )
+    return found
+
+
 def nll_by_position(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary,
+    method: rotary.Method | rotary.Rotary | str,
     tokens: ArrayLike,
     *,
     batch_size: int = 8,
 ) -> np.ndarray:
     """Loss in nats, float32 [n, T] on the host, of samples `tokens` [n, T+1].
 
-    `method` is a rotary method, made for T tokens, or the result of `rotary.make`. Samples
+    `method` is a rotary method or its text, made for T tokens, or a Rotary. Samples
     (memory-mapped or not) go through in batches of one shape. ValueError: not [n, T+1] integers
     with n, T >= 1, or ids that aren't in the vocabulary.
     """
@@ -43,7 +76,7 @@ def nll_by_position(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_vocabulary(config, "a sample", tokens)
-    rot = as_rotary(config, method, tokens.shape[1] - 1)
+    rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=tokens.shape[1] - 1)
     nll = np.empty((len(tokens), tokens.shape[1] - 1), np.float32)
     for start in range(0, len(tokens), batch_size):
         rows = nll[start : start + batch_size]
@@ -83,20 +116,6 @@ def context_bins(nll: ArrayLike, edges: Sequence[int]) -> ContextBins:
     log_context = np.log(np.arange(1, stop + 1))[None]
     lengths = np.exp(_segment_means(log_context, starts)[0])
     return ContextBins(lengths, _segment_means(nll[:, :stop], starts))
-
-
-def prefix_means(nll: ArrayLike, lengths: Sequence[int]) -> np.ndarray:
-    """Mean over the first c tokens for each c of `lengths`: [n, len(lengths)].
-
-    exp of it is the perplexity of one pass at length c, all lengths from one forward. ValueError:
-    a length that isn't an integer in 1..T.
-    """
-    nll, lengths = _curves(nll), np.asarray(lengths)
-    T = nll.shape[1]
-    whole = lengths.ndim == 1 and lengths.size and np.issubdtype(lengths.dtype, np.integer)
-    if not whole or lengths.min() < 1 or lengths.max() > T:
-        raise ValueError(f"lengths must be integers in 1..{T}, got {lengths}")
-    return np.cumsum(nll, axis=1, dtype=np.float64)[:, lengths - 1] / lengths
 
 
 def _segment_means(nll: np.ndarray, starts: np.ndarray) -> np.ndarray:

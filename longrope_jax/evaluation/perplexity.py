@@ -64,7 +64,7 @@ class PerplexityResult:
 def perplexity(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary,
+    method: rotary.Method | rotary.Rotary | str,
     documents: Sequence[ArrayLike],
     windowing: Windowing,
     *,
@@ -76,7 +76,7 @@ def perplexity(
     Args:
         config: of the model.
         params: of the model.
-        method: a rotary method, made for windowing.length tokens, or the result of `rotary.make`.
+        method: a rotary method or its text, made for windowing.length tokens; or a Rotary.
         documents: of any length, memory-mapped or not.
         windowing: `windowing.OnePass` or `windowing.Sliding`; its length fixes the compiled shape.
         bos: token put before every window.
@@ -85,7 +85,7 @@ def perplexity(
     Raises:
         ValueError: no documents, one without a token to score, ids that aren't in the vocabulary.
     """
-    rot = as_rotary(config, method, windowing.length)
+    rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=windowing.length)
     documents = [np.asarray(document) for document in documents]
     for i, document in enumerate(documents):
         check_vocabulary(config, f"document {i}", document)
@@ -148,15 +148,6 @@ def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int,
         for row, (i, (start, end, first)) in zip(nll, batch, strict=False):
             origin = start + 1 - len(prefix)  # the token that the first output predicts
             yield i, row[first - origin : end - origin]
-
-
-def as_rotary(
-    config: llama.LlamaConfig, method: rotary.Method | rotary.Rotary, length: int
-) -> rotary.Rotary:
-    """`method` made for `length` tokens unless it is made already."""
-    if isinstance(method, rotary.Rotary):
-        return method
-    return rotary.make(method, head_dim=config.head_dim, seq_len=length)
 
 
 def check_vocabulary(config: llama.LlamaConfig, what: str, ids: ArrayLike) -> None:

@@ -12,6 +12,7 @@ from longrope_jax.rotary.arrays import (
     Phase,
     Phases,
     Rotary,
+    as_rotary,
     from_frequencies,
     is_structural,
     make,
@@ -21,6 +22,7 @@ from longrope_jax.rotary.arrays import (
 from longrope_jax.rotary.compare import diff
 from longrope_jax.rotary.config_keys import audit
 from longrope_jax.rotary.explanation import explain
+from longrope_jax.rotary.for_checkpoint import parse_for_checkpoint
 from longrope_jax.rotary.frequencies import (
     MAX_POSITION,
     Frequencies,
@@ -115,6 +117,7 @@ __all__ = [
     "XPos",
     "YaRN",
     "alibi_slopes",
+    "as_rotary",
     "audit",
     "build",
     "check_base",
@@ -131,6 +134,7 @@ __all__ = [
     "names",
     "notation",
     "parse",
+    "parse_for_checkpoint",
     "phases",
     "positions",
     "register",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tokens
-from longrope_jax.rotary.registry import Method
+from longrope_jax.rotary.registry import Method, parse
 from longrope_jax.rotary.score_rule import ScoreRule
 
 # Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
@@ -115,6 +115,24 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
         return stack_rotaries([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)
     return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
+
+
+def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> Rotary:
+    """The Rotary that a function of `seq_len` tokens needs, whatever it was given.
+
+    Args:
+        method: a rotary method or its text, which is made for `seq_len` tokens; or a Rotary from
+            `make`, which stays as it is.
+        head_dim: H, even.
+        seq_len: tokens.
+
+    Raises:
+        ValueError: As `make`, or text that cannot be read.
+    """
+    if isinstance(method, Rotary):
+        return method
+    spec = parse(method) if isinstance(method, str) else method
+    return make(spec, head_dim=head_dim, seq_len=seq_len)
 
 
 def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:

@@ -1,13 +1,11 @@
-"""Real checkpoints in and out: Hugging Face folders, GGUF files, Meta's folders.
+"""Checkpoints of other software, read and written: Hugging Face, GGUF, and Meta's folders.
 
-loaded = weights.load("path/to/checkpoint")
-rot = rotary.make(loaded.rotary_spec, head_dim=loaded.config.head_dim, seq_len=4096)
-logits = llama.logits(loaded.config, loaded.params, tokens, rot)
-weights.save("out", loaded.config, loaded.params, loaded.rotary_spec, loaded.tokenizer)
+`longrope_jax.load` and `Model.save` are the door; this is what stands behind it.
 """
 
 import dataclasses
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,52 +28,27 @@ from longrope_jax.weights import (
 )
 from longrope_jax.weights.foreign import ForeignCheckpoint
 
-__all__ = ["FORMATS", "Loaded", "check_save", "load", "open_checkpoint", "save"]
+__all__ = ["FORMATS", "check_save", "open_checkpoint", "read_params", "save"]
 
 _WRITERS = {"hf": huggingface, "gguf": gguf_export}
 FORMATS = tuple(_WRITERS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A checkpoint in memory.
-
-    Attributes:
-        config: the architecture.
-        params: parameters, on the mesh or the default device, in config.param_dtype.
-        rotary_spec: the method that the checkpoint was trained or extended with.
-        tokenizer: its own, or None where it has none that is known here (see notes).
-        context_length: tokens that the checkpoint declares, or None.
-        special_ids: "bos" and "eos" where the checkpoint says them.
-        stop_ids: every id at which its own software ends a text, "eos" first: Llama 3 Instruct has
-            several.
-        adds_bos: whether its own software begins every prompt with "bos".
-        notes: what was recognised, in words.
-    """
-
-    config: llama.LlamaConfig
-    params: dict[str, Any]
-    rotary_spec: Method
-    tokenizer: Tokenizer | None
-    context_length: int | None
-    special_ids: dict[str, int]
-    stop_ids: tuple[int, ...]
-    adds_bos: bool
-    notes: tuple[str, ...]
-
-
 def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
-    """Headers, config and tokenizer of a checkpoint; no tensor is read.
+    """Headers, config and tokenizer of a checkpoint; no tensor is read and nothing is executed.
+
+    Args:
+        path: a Hugging Face folder, a .gguf file, Meta's folder, or a name of `pretrained.MODELS`.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: There is no such checkpoint, it is damaged, it is of another architecture, or a
+            package is missing that reads it.
     """
     if str(path) in pretrained.MODELS and not Path(path).exists():
         path = pretrained.fetch(str(path))
     path = Path(path).expanduser()
     if not os.path.exists(path):
-        known = ", ".join(pretrained.MODELS)
-        raise ValueError(f"no checkpoint at {path}: expected a folder, a .gguf file or {known}")
+        raise ValueError(_nothing_at(path))
     try:
         found = _read(path)
     except (ValueError, OSError) as error:
@@ -83,10 +56,22 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
         text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
     if found.tokenizer is not None:
-        both = [found.special_ids.get(role) for role in ("bos", "eos")]
-        special = SpecialTokens(*both, found.adds_bos, found.stop_ids[1:], found.chat_template)
-        found.tokenizer = dataclasses.replace(found.tokenizer, special_tokens=special)
+        tokenizer = dataclasses.replace(found.tokenizer, special_tokens=found.special_tokens)
+        found.tokenizer = tokenizer
     return found
+
+
+def _nothing_at(path: Path) -> str:
+    """The message for a path that does not exist; a hub id says how to download it."""
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
+        name = path.name
+        return (
+            f"no checkpoint at {path}: to take it from the Hugging Face hub, run "
+            f"`hf download {path} --local-dir {name}` (pip install huggingface_hub), then load "
+            f"{name}"
+        )
+    known = ", ".join(pretrained.MODELS)
+    return f"no checkpoint at {path}: expected a folder, a .gguf file or {known}"
 
 
 def _read(path: Path) -> ForeignCheckpoint:
@@ -105,55 +90,46 @@ def _read(path: Path) -> ForeignCheckpoint:
     )
 
 
-def load(
-    path: str | Path,
+def read_params(
+    found: ForeignCheckpoint,
     *,
     mesh: Mesh | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
     rotary_layout: str = "auto",
-) -> Loaded:
-    """A Hugging Face folder, a GGUF file or Meta's folder; nothing in it is executed.
+) -> tuple[llama.LlamaConfig, dict[str, Any], tuple[str, ...]]:
+    """The configuration, the parameters, and what was recognised in words.
 
     Tensors go to their devices in slices of rows: beside what the devices hold, the host has a few
-    slices of 4 MiB. Of a tied model the head is the embedding.
+    slices of 4 MiB. If embeddings are tied, no separate output head is loaded.
 
     Args:
-        path: the folder, the .gguf file, or a name of `pretrained.MODELS`.
+        found: from `open_checkpoint`.
         mesh: where the parameters go; None is the default device.
-        dtype: of activations, config.dtype.
-        param_dtype: of parameters, whatever the file's is.
-        rotary_layout: "auto" is the format's: "half" for Hugging Face, "interleaved" for GGUF and
-            Meta. A probe of the weights warns where they look like the other; "half" or
+        dtype: dtype of activations, `config.dtype`.
+        param_dtype: dtype of the parameters, whatever the file's is.
+        rotary_layout: "auto" is the format's own: "half" for Hugging Face, "interleaved" for GGUF
+            and Meta. Loading warns where the weights look like the other layout; "half" or
             "interleaved" then overrules.
 
     Raises:
-        ValueError: no such checkpoint, another architecture, damage of any kind, a mesh that does
-            not divide, a missing package.
+        ValueError: Tensors are missing, damaged or of another shape, a value does not fit
+            `param_dtype`, or the mesh does not divide an axis.
     """
-    found = open_checkpoint(path)
     config = dataclasses.replace(found.config, dtype=dtype, param_dtype=param_dtype)
+    notes = tuple(found.notes)
     if rotary_layout != "auto":
         if rotary_layout not in LAYOUTS:
             raise ValueError(unknown_name("rotary_layout", str(rotary_layout), ("auto", *LAYOUTS)))
-        found.notes.append(f"layout {rotary_layout}, as asked for")
+        notes += (f"layout {rotary_layout}, as asked for",)
         config = dataclasses.replace(config, rotary_layout=rotary_layout)
     stream.check(config, found.source, found.form, ignored=found.ignored)
     params = stream.place(config, found.source, found.form, mesh)
     verdict, doubt = _layout_verdict(found, config, params)
     if doubt and rotary_layout == "auto":
-        warnings.warn(f"{path}: {verdict}: see rotary_layout of weights.load", stacklevel=2)
-    return Loaded(
-        config=config,
-        params=params,
-        rotary_spec=found.rotary,
-        tokenizer=found.tokenizer,
-        context_length=found.context_length,
-        special_ids=found.special_ids,
-        stop_ids=found.stop_ids,
-        adds_bos=found.adds_bos,
-        notes=(*found.notes, verdict),
-    )
+        text = f"{found.source.where}: {verdict}: see rotary_layout of longrope_jax.load"
+        warnings.warn(text, stacklevel=3)
+    return config, params, (*notes, verdict)
 
 
 def _layout_verdict(found: ForeignCheckpoint, config, params) -> tuple[str, bool]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.rotary import Method
 from longrope_jax.weights.files import TensorSource
@@ -24,6 +24,14 @@ class ForeignCheckpoint:
     chat_template: str | None = None  # Jinja, never run
     ignored: tuple[str, ...] = ()  # endings of tensor names that are left out
     notes: list[str] = field(default_factory=list)  # what was recognised, in words
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The ids that begin and end a text, and the chat template."""
+        ids, more = self.special_ids, self.stop_ids[1:]
+        return SpecialTokens(
+            ids.get("bos"), ids.get("eos"), self.adds_bos, more, self.chat_template
+        )
 
 
 def extended_length(spec: Method) -> int:

@@ -10,7 +10,6 @@ stored interleaved (python -m longrope_jax.weights inspect smollm2-135m --layout
 Fresh random weights differ by noise alone, mean 0.8/sqrt(D), and say nothing.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from longrope_jax import llama, rotary
+from longrope_jax import llama, rotary, sharding
 
 ABOVE, BELOW = 1.6, 1.3  # ratios between them say nothing
 # Melville, Moby-Dick (1851), chapter 1.
@@ -79,7 +78,7 @@ def score(config: llama.LlamaConfig, params: dict, spec, tokenizer) -> dict[str,
     tokens = np.atleast_2d(tokens)
     rot = rotary.make(spec, head_dim=config.head_dim, seq_len=tokens.shape[1])
     found = {}
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    with sharding.mesh_of(params):
         for layout in rotary.LAYOUTS:
             one = dataclasses.replace(config, rotary_layout=layout)
             found[layout] = float(_loss(one, params, tokens, rot))
