@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+import longrope_jax
 from benchmarks.work import SPEC, Sizes
 from configs import base_frequency_ablation
 from experiments.ablation import plan
@@ -51,7 +52,7 @@ def tokens(config: llama.LlamaConfig, rows: int, count: int) -> np.ndarray:
 
 def logits(sizes: Sizes, folder: Path) -> np.ndarray:
     """[T, V] of a few tokens."""
-    loaded = weights.load(folder / "model")
+    loaded = longrope_jax.load(folder / "model")
     row = tokens(loaded.config, 1, sizes.prompt)[:, :64]
     f = jax.jit(llama.logits, static_argnums=0)
     return np.asarray(f(loaded.config, loaded.params, row, _rotary(loaded.config, 64)))[0]
@@ -59,7 +60,7 @@ def logits(sizes: Sizes, folder: Path) -> np.ndarray:
 
 def prefill(sizes: Sizes, folder: Path):
     """`generate` up to the first new token: the cache in chunks, and one step."""
-    loaded = weights.load(folder / "model")
+    loaded = longrope_jax.load(folder / "model")
     prompt = tokens(loaded.config, 1, sizes.prefill)
 
     def once():
@@ -71,7 +72,7 @@ def prefill(sizes: Sizes, folder: Path):
 
 def forward(sizes: Sizes, folder: Path):
     """The model over the whole prompt at once, no cache, and the next token."""
-    loaded = weights.load(folder / "model")
+    loaded = longrope_jax.load(folder / "model")
     config, prompt = loaded.config, tokens(loaded.config, 1, sizes.prefill)
 
     @jax.jit
@@ -91,7 +92,7 @@ def forward(sizes: Sizes, folder: Path):
 
 def decode(sizes: Sizes, folder: Path):
     """The decoding phase of `generate`."""
-    loaded = weights.load(folder / "model")
+    loaded = longrope_jax.load(folder / "model")
     prompt = tokens(loaded.config, 1, sizes.prompt)
 
     def once():
@@ -103,7 +104,7 @@ def decode(sizes: Sizes, folder: Path):
 
 def gradient(sizes: Sizes, folder: Path, *, length: str = "train", remat: str = "none"):
     """Loss and gradient of one row; values are the loss and the gradient's norm."""
-    loaded = weights.load(folder / "model")
+    loaded = longrope_jax.load(folder / "model")
     config, T = dataclasses.replace(loaded.config, remat=remat), getattr(sizes, length)
     run = jax.jit(jax.value_and_grad(mean_loss(config)))
     args = loaded.params, _rotary(config, T), batch(tokens(config, 1, T + 1))
@@ -168,7 +169,7 @@ def batch(rows: np.ndarray) -> dict[str, np.ndarray]:
 def ablation(sizes: Sizes, folder: Path, *, phase: str):
     """Steps of the ablation's training: forward, backward, AdamW; the last loss is the value."""
     settings = ablation_phase(sizes, phase)
-    loaded, mesh = weights.load(folder / "ablation"), sharding.make_mesh(**settings.mesh)
+    loaded, mesh = longrope_jax.load(folder / "ablation"), sharding.make_mesh(**settings.mesh)
     adam = optimizer.OptimizerConfig(**settings.adam)
     train = step.make_train_step(loaded.config, adam, mesh)
     rot = _rotary(loaded.config, settings.length)

@@ -67,7 +67,7 @@ _COMMON = {
     "factor": 8,  # continued length over pretraining length
     "base_per_token": 10_000 / 4096,  # pretraining base = this times the pretraining length
     "abf_factor": 50,  # adjusted base over pretraining base
-    # Instead of pretraining: a run's folder of checkpoints, or what weights.load takes.
+    # Instead of pretraining: a run's folder of checkpoints, or what longrope_jax.load takes.
     "init_checkpoint": "",
     "retrieval": {
         "first_sentence_prompt": "<retrieve>",

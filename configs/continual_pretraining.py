@@ -13,7 +13,7 @@ from longrope_jax.errors import unknown_name
 _BATCH_TOKENS = 2**22
 
 COMMON = {
-    # What longrope_jax.weights.load takes, a folder of our own checkpoints (then `shape`,
+    # What longrope_jax.load takes, a folder of our own checkpoints (then `shape`,
     # `base_method` and `tokenizer` are needed), or "random" for a tiny random model.
     "model": "",
     "shape": {

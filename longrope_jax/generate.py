@@ -91,9 +91,16 @@ def generate(
         ValueError: an empty prompt, a token outside the vocabulary, a stop sequence that
             cannot come, an option out of range, lengths beyond what the method allows.
     """
-    rows = _checked_prompts(prompts, config.vocab_size)
     stops = _checked_stops(stop, config.vocab_size)
-    _check_options(max_new_tokens, rotary_length, refresh_every, prefill_chunk)
+    rows = check(
+        config,
+        prompts,
+        max_new_tokens,
+        rotary_length=rotary_length,
+        refresh_every=refresh_every,
+        cache_dtype=cache_dtype,
+        prefill_chunk=prefill_chunk,
+    )
     run = _Run(config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling)
     method = rotary.parse(method) if isinstance(method, str) else method
     schedule = _Schedule(
@@ -112,6 +119,39 @@ def generate(
     return Generation(
         output.tokens(), run.prefilled, run.decoded, run.prefill_seconds, run.decode_seconds
     )
+
+
+def check(
+    config: llama.LlamaConfig,
+    prompts: Sequence[Sequence[int]] | np.ndarray,
+    max_new_tokens: int,
+    *,
+    rotary_length: str = "final",
+    refresh_every: int = 1,
+    cache_dtype: str | None = None,
+    prefill_chunk: int = 512,
+) -> list[np.ndarray]:
+    """The prompts as arrays, once all that `generate` would refuse of its options is checked.
+
+    Args as in `generate`; no parameters are needed, so it can be asked before they are loaded.
+
+    Raises:
+        ValueError: As `generate`.
+    """
+    rows = _checked_prompts(prompts, config.vocab_size)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if rotary_length not in ROTARY_LENGTHS:
+        raise ValueError(unknown_name("rotary_length", str(rotary_length), ROTARY_LENGTHS))
+    if refresh_every < 1:
+        raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
+    if refresh_every > 1 and rotary_length == "final":
+        raise ValueError("refresh_every needs rotary_length='current'; 'final' never refreshes")
+    if cache_dtype is not None and cache_dtype not in llama.DTYPES:
+        raise ValueError(unknown_name("cache dtype", str(cache_dtype), llama.DTYPES))
+    if prefill_chunk < 1 or prefill_chunk & (prefill_chunk - 1):
+        raise ValueError(f"prefill_chunk must be a power of two, got {prefill_chunk}")
+    return rows
 
 
 def _checked_prompts(prompts, vocab_size: int) -> list[np.ndarray]:
@@ -136,19 +176,6 @@ def _checked_stops(stop, vocab_size: int) -> list[list[int]]:
         if not all(type(at) is int and 0 <= at < vocab_size for at in sequence):
             raise ValueError(f"stop sequence {sequence}: expected tokens 0 to {vocab_size - 1}")
     return stops
-
-
-def _check_options(max_new_tokens, rotary_length, refresh_every, prefill_chunk) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if rotary_length not in ROTARY_LENGTHS:
-        raise ValueError(unknown_name("rotary_length", str(rotary_length), ROTARY_LENGTHS))
-    if refresh_every < 1:
-        raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
-    if refresh_every > 1 and rotary_length == "final":
-        raise ValueError("refresh_every needs rotary_length='current'; 'final' never refreshes")
-    if prefill_chunk < 1 or prefill_chunk & (prefill_chunk - 1):
-        raise ValueError(f"prefill_chunk must be a power of two, got {prefill_chunk}")
 
 
 class _Schedule:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from checkpoints import CONFIG, numbers, tokenizer_json, write_meta
 
+import longrope_jax
 from longrope_jax import llama, rotary, weights
 from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SpecialTokens
 from longrope_jax.weights import huggingface
@@ -157,7 +158,7 @@ def fuzz(count: int, seed: int, *, meta: bool) -> collections.Counter:
     with tempfile.TemporaryDirectory() as name:
         sources = corpus(Path(name), meta=meta)
         for source in sources:
-            weights.load(source)
+            longrope_jax.load(source)
         for at in range(count):
             source = sources[at % len(sources)]
             target = Path(name) / f"damaged-{at}"
@@ -173,7 +174,7 @@ def _attempt(target: Path, which: str) -> str:
     outcome = "loaded"
     try:
         with warnings.catch_warnings(action="ignore"):
-            weights.load(target)
+            longrope_jax.load(target)
     except ValueError as error:
         outcome = "refused"
         text = str(error)

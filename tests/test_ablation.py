@@ -17,10 +17,10 @@ from checkpoints import assert_same, tokenizer_json, write
 
 from configs import base_frequency_ablation as configs
 from configs import reproduce as reproduce_configs
-from experiments import base_frequency_ablation, record, reproduce
+from experiments import base_frequency_ablation, reproduce
 from experiments.ablation import compare, plan, train
 from experiments.ablation.study import Study
-from longrope_jax import llama, weights
+from longrope_jax import llama, runs, weights
 from longrope_jax.data import corpora, tokenizers
 from longrope_jax.training import step
 
@@ -300,8 +300,12 @@ def test_a_study_continues_from_a_given_checkpoint(finished, tiny, tmp_path):
     config.init_checkpoint = str(tmp_path / "nothing")
     with pytest.raises(ValueError, match="no checkpoint at"):
         train.pretrained(Study(config, tmp_path), run, None)
-    known = record.load(finished / "runs" / run.slug)
-    assert known == (study.model, run.method, study.tokenizer)
+    known = runs.load(finished / "runs" / run.slug)
+    assert (known.config, known.method) == (study.model, run.method)
+    assert (known.tokenizer, known.trained_length) == (
+        study.tokenizer,
+        plan.continued_length(config),
+    )
 
 
 @pytest.mark.parametrize("form", weights.FORMATS)

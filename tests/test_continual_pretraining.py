@@ -25,6 +25,7 @@ from experiments.continual import page, train
 from experiments.continual.project import Project
 from experiments.progress import StudyProgress
 from longrope_jax import llama, rotary, weights
+from longrope_jax import model as model_lib
 from longrope_jax.data import tokenizers
 from longrope_jax.training import lora, metrics
 
@@ -246,11 +247,11 @@ def test_an_external_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_pat
     loaded = types.SimpleNamespace(
         config=model,
         params={},
-        rotary_spec=rotary.RoPE(base=1e5),
+        method=rotary.RoPE(base=1e5),
         tokenizer=tokenizers.ByteTokenizer(),
         notes=("what was found",),
-        special_ids={"bos": 256},
-        context_length=None,
+        special_tokens=tokenizers.SpecialTokens(bos=256),
+        trained_length=None,
     )
     asked = {}
 
@@ -258,7 +259,7 @@ def test_an_external_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_pat
         asked.update(options, path=path)
         return loaded
 
-    monkeypatch.setattr(weights, "load", load)
+    monkeypatch.setattr(model_lib, "load", load)
     tiny.update({"model": "checkpoint", "dtype": "bfloat16", "remat": "full"})
     project = Project(tiny, tmp_path)
     base = project.base
@@ -288,13 +289,13 @@ def test_another_trained_length_than_the_checkpoints_is_refused(
     loaded = types.SimpleNamespace(
         config=llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32),
         params={},
-        rotary_spec=spec,
+        method=spec,
         tokenizer=tokenizers.ByteTokenizer(),
         notes=(),
-        special_ids={},
-        context_length=context_length,
+        special_tokens=tokenizers.SpecialTokens(),
+        trained_length=context_length,
     )
-    monkeypatch.setattr(weights, "load", lambda *_, **__: loaded)
+    monkeypatch.setattr(model_lib, "load", lambda *_, **__: loaded)
     tiny.model = "checkpoint"
     if declared is None:
         assert Project(tiny, tmp_path / "run").base.method == spec

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope_jax import rotary
+from longrope_jax.cli import main
 from longrope_jax.rotary import documentation, hf
-from longrope_jax.rotary.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -356,7 +356,6 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, messa
         (("diff", "rope", "abf", "--seq-len", "-5"), "seq_len must be a whole number from 1"),
         (("explain", "ntk:factor=1e300,base=1e300"), "base must be finite, got inf"),
         (("explain", "rope", "--picture", "/nowhere/a.png"), "cannot write the picture"),
-        (("docs", "/nowhere/rotary.md"), "cannot read /nowhere/rotary.md"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
@@ -366,7 +365,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(capsys, arguments, message):
 
 def test_the_module_runs_and_draws_nothing_unasked():
     code = (
-        "import sys; from longrope_jax.rotary.__main__ import main; "
+        "import sys; from longrope_jax.cli import main; "
         "code = main(['explain', 'abf']); print('matplotlib' in sys.modules); sys.exit(code)"
     )
     done = subprocess.run(
@@ -379,7 +378,7 @@ def test_the_module_runs_and_draws_nothing_unasked():
 
 
 def test_the_table_in_the_docs_is_current():
-    """If this fails: python -m longrope_jax.rotary docs."""
+    """If this fails: python -m longrope_jax.rotary.documentation."""
     text = (ROOT / "docs" / "rotary.md").read_text()
     assert documentation.updated(text) == text
     table = documentation.table()
@@ -388,6 +387,8 @@ def test_the_table_in_the_docs_is_current():
     width = len(table.splitlines()[0].replace("\\|", "").split("|"))
     for line in table.splitlines():
         assert len(line.replace("\\|", "").split("|")) == width
+    with pytest.raises(ValueError, match=r"cannot read /nowhere/rotary\.md"):
+        documentation.update(Path("/nowhere/rotary.md"))
 
 
 def test_the_caching_column_is_what_the_frequencies_do(spec):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from checkpoints import CONFIG, tokenizer_json, write
 
-from longrope_jax import rotary, weights
+import longrope_jax
+from longrope_jax import rotary
 from longrope_jax.rotary import documentation, registry
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def test_every_method_is_named():
 
 def test_every_script_is_named():
     scripts = {p.stem for p in (ROOT / "experiments").glob("*.py") if "__main__" in p.read_text()}
-    assert {"reproduce", "generate", "helix"} <= scripts
+    assert {"reproduce", "helix"} <= scripts
     assert [s for s in sorted(scripts) if not re.search(rf"[`.]{s}\b", README)] == []
 
 
@@ -59,16 +60,17 @@ def test_methods_given_as_text_are_read():
 
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
-    (block,) = [code for code in CODE if "weights.load(" in code]
+    (block,) = [code for code in CODE if "longrope_jax.load(" in code]
     path, _ = write(tmp_path, "hf")
     (path / "tokenizer.json").write_text(tokenizer_json())
     monkeypatch.chdir(tmp_path)
     exec(block.replace('"smollm2-135m"', repr(str(path))), space := {})
     assert "yarn (YaRN)" in capsys.readouterr().out
-    assert space["logits"].shape == (1, len(space["prompt"]), CONFIG.vocab_size)
-    saved = weights.load(tmp_path / "out")
-    assert saved.rotary_spec == space["spec"]
-    assert saved.special_ids == space["loaded"].special_ids
+    model = space["model"]
+    assert space["logits"].shape == (len(model.encode("Once upon a time")), CONFIG.vocab_size)
+    saved = longrope_jax.load(tmp_path / "out")
+    assert saved.method == space["spec"]
+    assert saved.special_tokens == model.special_tokens
 
 
 def test_the_method_is_one(monkeypatch):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from checkpoints import CONFIG, assert_same, logits, numbers, tokenizer_json, write, write_meta
 
-from longrope_jax import llama, rotary, weights
+import longrope_jax
+from longrope_jax import cli, llama, rotary, weights
 from longrope_jax.data import tokenizers
-from longrope_jax.weights import __main__ as command
 from longrope_jax.weights import gguf_rotary, huggingface, layout, names, pretrained
 
 gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
@@ -29,8 +29,8 @@ FORMS = ("hf", "gguf")
 def test_saved_and_loaded_gives_the_same_logits(tmp_path, form, stored, tied):
     config = dataclasses.replace(CONFIG, rotary_layout=stored, tie_embeddings=tied)
     path, params = write(tmp_path, form, config)
-    loaded = weights.load(path)
-    assert loaded.rotary_spec == rotary.RoPE()
+    loaded = longrope_jax.load(path)
+    assert loaded.method == rotary.RoPE()
     if loaded.config.rotary_layout == stored:
         assert loaded.config == config
         assert_same(params, loaded.params)
@@ -42,7 +42,7 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path, form, stored, tied):
 def test_each_format_has_the_layout_of_its_software(tmp_path, form):
     """Queries' rows are permuted exactly where the layouts differ, and values' never."""
     params = numbers(CONFIG)
-    loaded = weights.load(write(tmp_path, form)[0])
+    loaded = longrope_jax.load(write(tmp_path, form)[0])
     ours, theirs = params["layers"]["attention"], loaded.params["layers"]["attention"]
     if form == "hf":
         return assert_same(ours, theirs)
@@ -59,10 +59,10 @@ def test_dtypes_of_files_are_rounded_once_and_read_exactly(tmp_path, form, dtype
     config = dataclasses.replace(CONFIG, rotary_layout="half" if form == "hf" else "interleaved")
     path, params = write(tmp_path, form, config, dtype=dtype)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    loaded = weights.load(path, param_dtype="float32")
+    loaded = longrope_jax.load(path, param_dtype="float32")
     embed = params["embed"].astype(kind).astype(np.float32)
     assert_same(embed, loaded.params["embed"])
-    again = weights.load(path, param_dtype="bfloat16", dtype="bfloat16")
+    again = longrope_jax.load(path, param_dtype="bfloat16", dtype="bfloat16")
     assert again.config.dtype == "bfloat16" and again.params["embed"].dtype == "bfloat16"
     assert_same(embed.astype(ml_dtypes.bfloat16), again.params["embed"])
 
@@ -74,7 +74,7 @@ def test_big_folders_are_cut_into_files_with_an_index(tmp_path, monkeypatch):
     index = json.loads((path / huggingface.INDEX).read_text())
     assert len(files) > 3 and set(index["weight_map"].values()) == {f.name for f in files}
     assert all(file.stat().st_size < 12_000 for file in files)
-    assert_same(params, weights.load(path).params)
+    assert_same(params, longrope_jax.load(path).params)
 
 
 def test_of_a_whole_file_and_an_index_the_file_is_read_as_transformers_does(tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_of_a_whole_file_and_an_index_the_file_is_read_as_transformers_does(tmp_
     for file in (tmp_path / "old").glob("model*"):
         shutil.copy(file, path)
     assert (path / huggingface.INDEX).exists()
-    assert_same(params, weights.load(path).params)
+    assert_same(params, longrope_jax.load(path).params)
 
 
 SPECS = [
@@ -103,7 +103,7 @@ DECLARED_BY_GGUF |= {"giraffe_power", "giraffe_truncated"}
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_rotary_methods_come_back(tmp_path, form, spec):
-    got = weights.load(write(tmp_path, form, spec=spec)[0]).rotary_spec
+    got = longrope_jax.load(write(tmp_path, form, spec=spec)[0]).method
     assert type(got) is type(spec)
     one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, got))
     np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
@@ -130,8 +130,8 @@ def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, declared,
     declared = {f"scaling.{key}": value for key, value in declared.items()}
     declared["freq_base"] = spec.base
     monkeypatch.setitem(gguf_rotary._WRITERS, rotary.RoPE, lambda *_: (declared, {}))
-    loaded = weights.load(write(tmp_path, "gguf", context_length=64)[0])
-    one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, loaded.rotary_spec))
+    loaded = longrope_jax.load(write(tmp_path, "gguf", context_length=64)[0])
+    one, other = (s.frequencies(head_dim=8, seq_len=100) for s in (spec, loaded.method))
     np.testing.assert_allclose(other.inv_freq, one.inv_freq, rtol=1e-7)
     assert other.amplitude == pytest.approx(one.amplitude)
     assert any(note in line for line in loaded.notes)
@@ -167,15 +167,15 @@ def test_gguf_says_all_of_a_method_or_refuses_it(tmp_path, spec):
 def test_ntk_aware_is_exported_as_the_base_it_equals(tmp_path):
     spec = rotary.NTKAware(factor=4.0)
     for form in FORMS:
-        got = weights.load(write(tmp_path / form, form, spec=spec)[0]).rotary_spec
+        got = longrope_jax.load(write(tmp_path / form, form, spec=spec)[0]).method
         assert got.base == pytest.approx(10_000 * 4 ** (8 / 6), rel=1e-7)
 
 
 def test_one_factor_per_pair_of_no_known_rule_survives_gguf(tmp_path):
     factors = (1.0, 1.5, 2.25, 7.0)
     spec = rotary.LongRoPE(factors, 2048, 1.0, short_factor=factors)
-    loaded = weights.load(write(tmp_path, "gguf", spec=spec)[0])
-    assert loaded.rotary_spec.long_factor == loaded.rotary_spec.short_factor == factors
+    loaded = longrope_jax.load(write(tmp_path, "gguf", spec=spec)[0])
+    assert loaded.method.long_factor == loaded.method.short_factor == factors
     assert any("no known rule" in note for note in loaded.notes)
     with pytest.raises(ValueError, match=r"every pair .* by one frequency at all lengths"):
         longer = dataclasses.replace(spec, short_factor=1.0)
@@ -226,8 +226,8 @@ def test_old_configs_with_defaults_left_out_are_understood(tmp_path):
         del raw[key]
     raw |= {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     (path / "config.json").write_text(json.dumps(raw))
-    loaded = weights.load(path)
-    assert loaded.rotary_spec == rotary.PositionInterpolation(2.0, 5e5)
+    loaded = longrope_jax.load(path)
+    assert loaded.method == rotary.PositionInterpolation(2.0, 5e5)
     assert_same(params, loaded.params)
 
 
@@ -236,7 +236,7 @@ def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
     raw = json.loads((path / "config.json").read_text())
     raw |= {"model_type": "mistral", "sliding_window": None}
     (path / "config.json").write_text(json.dumps(raw))
-    assert_same(params, weights.load(path).params)
+    assert_same(params, longrope_jax.load(path).params)
     del raw["sliding_window"]
     (path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="says no sliding_window, which is 4096 in transformers"):
@@ -263,7 +263,7 @@ def test_a_tied_model_may_hold_its_head_twice(tmp_path):
     weights.save(tmp_path / "m", CONFIG, params, rotary.RoPE())
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
-    loaded = weights.load(tmp_path / "m")
+    loaded = longrope_jax.load(tmp_path / "m")
     del params["unembed"]
     assert_same(params, loaded.params)
     assert any("equal to the embedding" in note for note in loaded.notes)
@@ -279,8 +279,8 @@ def test_model_parallel_shards_are_merged(tmp_path, parts, embed):
         CONFIG, rotary_layout="interleaved", d_ff=llama.swiglu_width(32, multiple_of=16)
     )
     params = numbers(config)
-    loaded = weights.load(write_meta(tmp_path / "meta", config, params, parts, embed))
-    assert loaded.config == config and loaded.rotary_spec == rotary.RoPE()
+    loaded = longrope_jax.load(write_meta(tmp_path / "meta", config, params, parts, embed))
+    assert loaded.config == config and loaded.method == rotary.RoPE()
     assert_same(params, loaded.params)
 
 
@@ -288,8 +288,8 @@ def test_llama_3_params_json(tmp_path):
     pytest.importorskip("torch", reason="LOUD SKIP: Meta's pickles need torch")
     config = dataclasses.replace(CONFIG, d_ff=llama.swiglu_width(32, multiple_of=16))
     raw = {"rope_theta": 5e5, "use_scaled_rope": True, "vocab_size": 40, "ffn_dim_multiplier": 1.0}
-    loaded = weights.load(write_meta(tmp_path / "m", config, numbers(config), **raw))
-    assert loaded.rotary_spec == rotary.Llama3()
+    loaded = longrope_jax.load(write_meta(tmp_path / "m", config, numbers(config), **raw))
+    assert loaded.method == rotary.Llama3()
     assert any("Llama 3.2" in note for note in loaded.notes)
 
 
@@ -320,9 +320,9 @@ def test_a_doubtful_layout_warns_and_can_be_overruled(tmp_path):
     lie = trained_looking("interleaved", config)
     weights.save(tmp_path / "m", config, lie, rotary.RoPE())
     with pytest.warns(UserWarning, match="they look interleaved, the format says half"):
-        weights.load(tmp_path / "m")
+        longrope_jax.load(tmp_path / "m")
     with warnings.catch_warnings(action="error"):
-        loaded = weights.load(tmp_path / "m", rotary_layout="interleaved")
+        loaded = longrope_jax.load(tmp_path / "m", rotary_layout="interleaved")
     assert loaded.config.rotary_layout == "interleaved"
 
 
@@ -333,11 +333,11 @@ def test_random_weights_say_nothing():
 
 def test_inspect_prints_without_reading_tensors(tmp_path, capsys):
     path, _ = write(tmp_path, "gguf", spec=SPECS[2], context_length=256)
-    assert command.main(["inspect", str(path)]) == 0
+    assert cli.main(["inspect", str(path)]) == 0
     printed = capsys.readouterr().out
-    for expected in ("context_length   256", "YaRN(factor=4.0", "interleaved layout", "21 F32"):
+    for expected in ("trained_length   256", "YaRN(factor=4.0", "interleaved layout", "21 F32"):
         assert expected in printed
-    assert command.main(["inspect", str(tmp_path / "nothing")]) == 2
+    assert cli.main(["inspect", str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.startswith("error: no checkpoint at")
 
 
@@ -390,7 +390,7 @@ def test_a_model_by_name_is_verified_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGROPE_CACHE", str(tmp_path))
     (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"expected sha256 b179c9523d0e.*delete it"):
-        weights.load("smollm2-135m")
+        longrope_jax.load("smollm2-135m")
     with pytest.raises(ValueError, match="did you mean 'smollm2-135m'"):
         pretrained.fetch("smollm2-135")
 

@@ -16,6 +16,7 @@ from fuzz_checkpoints import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import longrope_jax
 from longrope_jax import llama, weights
 from longrope_jax.weights import gguf_file, gguf_header, huggingface, safetensors_file
 
@@ -43,7 +44,7 @@ def copy(whole, tmp_path):
 def refused(path, message):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as error:
-        weights.load(path)
+        longrope_jax.load(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
@@ -191,9 +192,9 @@ def test_weights_that_are_not_finite(tmp_path):
     from longrope_jax import rotary
 
     weights.save(tmp_path / "m", CONFIG, params, rotary.RoPE())
-    assert weights.load(tmp_path / "m").params["embed"][3, 3] == np.float32(1e30)
+    assert longrope_jax.load(tmp_path / "m").params["embed"][3, 3] == np.float32(1e30)
     with pytest.raises(ValueError, match=r"embed_tokens.weight holds .* beyond float16"):
-        weights.load(tmp_path / "m", param_dtype="float16")
+        longrope_jax.load(tmp_path / "m", param_dtype="float16")
 
 
 # The index
@@ -304,7 +305,7 @@ def test_any_bytes_as_a_gguf_header_are_refused(tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "any.gguf"
     file.write_bytes(b"GGUF\3\0\0\0" + data)
     with pytest.raises(ValueError):
-        weights.load(file)
+        longrope_jax.load(file)
 
 
 # Meta's pickles
@@ -350,7 +351,7 @@ def test_dtypes_and_flags_of_torch(tmp_path):
     tensors = torch.load(file, weights_only=True)
     norm = tensors["norm.weight"]
     torch.save(tensors | {"norm.weight": norm.requires_grad_()}, file)
-    scale = weights.load(tmp_path).params["final_norm"]["scale"]
+    scale = longrope_jax.load(tmp_path).params["final_norm"]["scale"]
     np.testing.assert_array_equal(scale, norm.detach().numpy())
     for bad in (norm.detach().to(torch.complex64), norm.detach().to(torch.float8_e4m3fn)):
         torch.save(tensors | {"norm.weight": bad}, file)

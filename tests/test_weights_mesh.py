@@ -14,7 +14,8 @@ import pytest
 import weights_driver
 from checkpoints import CONFIG, assert_same, tokenizer_json, write
 
-from longrope_jax import llama, sharding, weights
+import longrope_jax
+from longrope_jax import llama, sharding
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import layout
 
@@ -27,7 +28,7 @@ def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "SLICE_VALUES", 400)  # many slices, cut across shards
     path, params = write(tmp_path, "gguf", dataclasses.replace(CONFIG, rotary_layout="interleaved"))
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    loaded = weights.load(path, mesh=mesh)
+    loaded = longrope_jax.load(path, mesh=mesh)
     assert_same(params, loaded.params)
     wq = loaded.params["layers"]["attention"]["wq"]
     assert wq.sharding.spec == sharding.partition_spec("layers", "embed", "heads", "head_dim")
@@ -38,11 +39,9 @@ def test_tensors_go_to_their_shards(tmp_path, monkeypatch):
 def test_the_text_tells_the_layout_on_a_mesh_too(tmp_path, axes):
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, "hf", tokenizer=tokenizer)
-    alone, devices = weights.load(path), jax.devices()[: math.prod(axes.values())]
-    on_mesh = weights.load(path, mesh=sharding.make_mesh(**axes, devices=devices))
-    one, other = (
-        layout.score(x.config, x.params, x.rotary_spec, x.tokenizer) for x in (alone, on_mesh)
-    )
+    alone, devices = longrope_jax.load(path), jax.devices()[: math.prod(axes.values())]
+    on_mesh = longrope_jax.load(path, mesh=sharding.make_mesh(**axes, devices=devices))
+    one, other = (layout.score(x.config, x.params, x.method, x.tokenizer) for x in (alone, on_mesh))
     tokens = len(tokenizer.encode(layout.TEXT))
     assert one == pytest.approx(other, abs=1e-5 if tokens % 8 == 0 or "tensor" in axes else 0.05)
 
@@ -73,8 +72,8 @@ def test_two_processes_load_their_own_shards_and_say_the_same(tmp_path):
     assert set(one["wq"]).isdisjoint(other["wq"]) and len(one["wq"]) == 2
     assert one["share"] == other["share"] < 0.6  # norms lie on every device
     assert one["notes"] == other["notes"]
-    alone = weights.load(path)
-    expected = layout.score(alone.config, alone.params, alone.rotary_spec, alone.tokenizer)
+    alone = longrope_jax.load(path)
+    expected = layout.score(alone.config, alone.params, alone.method, alone.tokenizer)
     assert one["losses"] == other["losses"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -84,6 +83,7 @@ def test_host_memory_beside_the_devices_stays_below_one_and_a_half_tensors(tmp_p
     config = llama.LlamaConfig(6144, 1024, 8, 8, 2, 128, 2048, tie_embeddings=True)
     script = f"""
         import ctypes, resource, sys, jax, numpy as np
+        import longrope_jax
         from longrope_jax import llama, rotary, weights
         from longrope_jax.weights import names, stream
         config = llama.{config!r}
@@ -97,17 +97,18 @@ def test_host_memory_beside_the_devices_stays_below_one_and_a_half_tensors(tmp_p
     for path in (tmp_path / "big", tmp_path / "big.gguf"):
         measure = f"""
             import gc, jax
+            import longrope_jax
             from longrope_jax import weights
             def status(key):
                 lines = open("/proc/self/status").read().splitlines()
                 return next(int(x.split()[1]) for x in lines if x.startswith(key)) * 1024
-            small = weights.load({str(path)!r})     # compiles every update
+            small = longrope_jax.load({str(path)!r})     # compiles every update
             size = sum(x.nbytes for x in jax.tree.leaves(small.params))
             del small
             gc.collect()
             before = status("VmRSS")
             open("/proc/self/clear_refs", "w").write("5")   # VmHWM starts again
-            loaded = weights.load({str(path)!r})
+            loaded = longrope_jax.load({str(path)!r})
             print(status("VmHWM") - before, size)
         """
         over, size = (int(n) for n in run_python(measure).split())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import CONFIG, TOKENS, logits, numbers, write_meta
 
+import longrope_jax
 from longrope_jax import generate, llama, rotary, weights
 from longrope_jax.data import corpora, tokenizers
 from longrope_jax.weights import layout, pretrained
@@ -104,13 +105,13 @@ def test_every_rope_type_there_and_back(transformers, tmp_path, rope):
     parameters, positions = ROPES[rope]
     hf_llama(transformers, tmp_path / "in", THETA | parameters, positions)
     expected = theirs(transformers, tmp_path / "in")
-    loaded = weights.load(tmp_path / "in")
-    ours = logits(loaded.config, loaded.params, loaded.rotary_spec)
+    loaded = longrope_jax.load(tmp_path / "in")
+    ours = logits(loaded.config, loaded.params, loaded.method)
     np.testing.assert_allclose(ours, expected, atol=2e-5)
     # A method that did nothing would pass otherwise.
     plain = logits(loaded.config, loaded.params, rotary.RoPE(1000.0))
     assert (np.abs(plain - expected).max() > 1e-3) == (rope != "default")
-    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.rotary_spec)
+    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.method)
     np.testing.assert_allclose(theirs(transformers, tmp_path / "out"), expected, atol=1e-6)
 
 
@@ -130,10 +131,10 @@ SHAPES = {
 def test_every_shape_there_and_back(transformers, tmp_path, shape):
     hf_llama(transformers, tmp_path / "in", ROPES["yarn"][0] | THETA, **SHAPES[shape])
     expected = theirs(transformers, tmp_path / "in")
-    loaded = weights.load(tmp_path / "in")
-    ours = logits(loaded.config, loaded.params, loaded.rotary_spec)
+    loaded = longrope_jax.load(tmp_path / "in")
+    ours = logits(loaded.config, loaded.params, loaded.method)
     np.testing.assert_allclose(ours, expected, atol=2e-5)
-    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.rotary_spec)
+    weights.save(tmp_path / "out", loaded.config, loaded.params, loaded.method)
     np.testing.assert_allclose(theirs(transformers, tmp_path / "out"), expected, atol=1e-6)
 
 
@@ -203,7 +204,7 @@ def assert_same_greedy(loaded, model, prompts, new=200):
     found = []
 
     def ours(rows, count):
-        settings = loaded.config, loaded.params, loaded.rotary_spec
+        settings = loaded.config, loaded.params, loaded.method
         return generate.generate(*settings, rows, count).tokens
 
     for prompt, row in zip(prompts, ours(prompts, new), strict=True):
@@ -230,7 +231,7 @@ def test_greedy_equals_transformers_for_200_tokens(transformers, tmp_path, rope)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 40, size).tolist() for size in (1, 9, 30)]
     with warnings.catch_warnings(action="ignore"):  # yarn's factor against the longer context
-        loaded = weights.load(tmp_path / "in")
+        loaded = longrope_jax.load(tmp_path / "in")
     found = assert_same_greedy(loaded, model, prompts)
     assert len(np.unique(found, axis=0)) == 3 and len(np.unique(found)) > 3  # not one loop
 
@@ -245,7 +246,7 @@ def smollm2():
         pretrained.fetch("smollm2-135m")
     except ValueError as error:
         pytest.skip(f"LOUD SKIP: the real model is not tested: {error}")
-    return weights.load("smollm2-135m")
+    return longrope_jax.load("smollm2-135m")
 
 
 def losses(config, params, spec, T):
@@ -282,15 +283,13 @@ def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_pa
     run = PEERS["runs"]["default_base1e5"]
     path = tmp_path / ("m.gguf" if form == "gguf" else "m")
     one = smollm2
-    length = {"context_length": one.context_length}
-    weights.save(
-        path, one.config, one.params, one.rotary_spec, one.tokenizer, format=form, **length
-    )
-    again = weights.load(path)
-    assert again.rotary_spec == one.rotary_spec == rotary.RoPE(100_000.0)
-    assert (again.context_length, again.special_ids) == (8192, {"bos": 1, "eos": 2})
-    assert not again.adds_bos
-    assert_recorded(run, again.config, again.params, again.rotary_spec)
+    length = {"context_length": one.trained_length}
+    weights.save(path, one.config, one.params, one.method, one.tokenizer, format=form, **length)
+    again = longrope_jax.load(path)
+    assert again.method == one.method == rotary.RoPE(100_000.0)
+    assert (again.trained_length, again.special_tokens.ids()) == (8192, {"bos": 1, "eos": 2})
+    assert not again.special_tokens.adds_bos
+    assert_recorded(run, again.config, again.params, again.method)
     mixed = PEERS["mixed"]
     assert again.tokenizer.encode(mixed["text"]).tolist() == mixed["ids"]
 
@@ -298,7 +297,7 @@ def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_pa
 @pytest.mark.slow
 def test_smollm2s_greedy_text_equals_transformers_for_200_tokens(transformers, smollm2, tmp_path):
     one = smollm2
-    weights.save(tmp_path / "m", one.config, one.params, one.rotary_spec, one.tokenizer)
+    weights.save(tmp_path / "m", one.config, one.params, one.method, one.tokenizer)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     prompt = one.tokenizer.encode(layout.TEXT).tolist()
     assert_same_greedy(one, model, [prompt])
@@ -311,7 +310,7 @@ def test_both_probes_tell_smollm2s_layout(smollm2):
     assert "interleaved, as expected" in verdict and not doubt
     lie = dataclasses.replace(smollm2.config, rotary_layout="half")
     assert layout.probe(lie, smollm2.params)[1]
-    found = layout.score(smollm2.config, smollm2.params, smollm2.rotary_spec, smollm2.tokenizer)
+    found = layout.score(smollm2.config, smollm2.params, smollm2.method, smollm2.tokenizer)
     assert found["interleaved"] < found["half"] - 0.5
 
 
@@ -392,12 +391,12 @@ def test_sentencepiece_models_by_file_and_by_gguf(sentencepiece_model, tmp_path,
     params = numbers(config)
     path = tmp_path / "m.gguf"
     weights.save(path, config, params, rotary.RoPE(), one, format="gguf")
-    other = weights.load(path).tokenizer
+    other = longrope_jax.load(path).tokenizer
     assert other.encode(text).tolist() == expected
     assert other.decode(expected) == text
     # Once more, now from the tokenizer.json that a GGUF's vocabulary became.
     weights.save(tmp_path / "n.gguf", config, params, rotary.RoPE(), other, format="gguf")
-    assert weights.load(tmp_path / "n.gguf").tokenizer.encode(text).tolist() == expected
+    assert longrope_jax.load(tmp_path / "n.gguf").tokenizer.encode(text).tolist() == expected
 
 
 def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model, tmp_path):
@@ -406,20 +405,22 @@ def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model,
     config = llama.LlamaConfig(340, 32, 2, 4, 2, 8, 96, rotary_layout="interleaved")
     folder = write_meta(tmp_path / "meta", config, numbers(config))
     shutil.copy(sentencepiece_model, folder / "tokenizer.model")
-    one = weights.load(folder)
-    assert one.special_ids == {"bos": 1, "eos": 2} and one.adds_bos
+    one = longrope_jax.load(folder)
+    assert one.special_tokens.ids() == {"bos": 1, "eos": 2} and one.special_tokens.adds_bos
     path = tmp_path / "m.gguf"
-    weights.save(path, one.config, one.params, one.rotary_spec, one.tokenizer, format="gguf")
-    two = weights.load(path)
-    assert two.special_ids == one.special_ids and two.adds_bos
+    weights.save(path, one.config, one.params, one.method, one.tokenizer, format="gguf")
+    two = longrope_jax.load(path)
+    assert two.special_tokens.ids() == one.special_tokens.ids() and two.special_tokens.adds_bos
     for name, tokenizer in (("model", one.tokenizer), ("json", two.tokenizer)):
-        weights.save(tmp_path / name, one.config, one.params, one.rotary_spec, tokenizer)
+        weights.save(tmp_path / name, one.config, one.params, one.method, tokenizer)
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
         for text in ("the fox 1984", "  two blanks  first", "\n\tcode 🙂", " "):
             assert theirs(text).input_ids == [1, *tokenizer.encode(text)]
         assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
         again = weights.open_checkpoint(tmp_path / name)
-        assert again.special_ids == one.special_ids and again.adds_bos
+        assert (
+            again.special_tokens.ids() == one.special_tokens.ids() and again.special_tokens.adds_bos
+        )
 
 
 def sentencepiece_of(folder, **changes):

@@ -6,6 +6,7 @@ import json
 import pytest
 from checkpoints import CONFIG, assert_same, numbers, tokenizer_json, write
 
+import longrope_jax
 from longrope_jax import rotary, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.weights import gguf_vocabulary
@@ -18,11 +19,11 @@ FORMS = weights.FORMATS
 def test_the_tokenizer_comes_back(tmp_path, form):
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     path, _ = write(tmp_path, form, tokenizer=tokenizer, special_ids={"eos": 0})
-    loaded = weights.load(path)
+    loaded = longrope_jax.load(path)
     text = "the cat sat on the mat 42"
     assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
-    assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_ids == {"eos": 0}
+    assert loaded.tokenizer.specials == ("<eos>",) and loaded.special_tokens.ids() == {"eos": 0}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -30,18 +31,18 @@ def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
     """From file to file with nothing but what `load` gave; what is said outright wins."""
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
     first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
-    one = weights.load(first)
-    assert one.special_ids == {"bos": 0, "eos": 3} and not one.adds_bos
+    one = longrope_jax.load(first)
+    assert one.special_tokens.ids() == {"bos": 0, "eos": 3} and not one.special_tokens.adds_bos
     begun = dataclasses.replace(one.tokenizer.special_tokens, adds_bos=True)
     begun = dataclasses.replace(one.tokenizer, special_tokens=begun)
     for other in FORMS:
         path, _ = write(tmp_path / other, other, tokenizer=begun)
         two = weights.open_checkpoint(path)
-        assert two.special_ids == one.special_ids and two.adds_bos
+        assert two.special_tokens.ids() == one.special_tokens.ids() and two.special_tokens.adds_bos
         assert two.tokenizer.special_tokens == begun.special_tokens
     path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
     three = weights.open_checkpoint(path)
-    assert three.special_ids == {"eos": 5} and not three.adds_bos
+    assert three.special_tokens.ids() == {"eos": 5} and not three.special_tokens.adds_bos
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -50,12 +51,14 @@ def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
     special_tokens = tokenizers.SpecialTokens(0, 3, False, [5, 7])
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
     first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
-    one = weights.load(first)
-    assert one.special_ids == {"bos": 0, "eos": 3} and one.stop_ids == (3, 5, 7)
+    one = longrope_jax.load(first)
+    assert one.special_tokens.ids() == {"bos": 0, "eos": 3}
+    assert one.special_tokens.stops == (3, 5, 7)
     for other in FORMS:
         path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
         two = weights.open_checkpoint(path)
-        assert two.stop_ids == one.stop_ids and two.tokenizer.special_tokens == special_tokens
+        assert two.stop_ids == one.special_tokens.stops
+        assert two.tokenizer.special_tokens == special_tokens
     for at, (declared, expected) in enumerate(
         [
             ({"special_ids": {"eos": 9}}, (9,)),
@@ -77,7 +80,7 @@ def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
     for first in FORMS:
         path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
-        one = weights.load(path)
+        one = longrope_jax.load(path)
         for other in FORMS:
             path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
             assert weights.open_checkpoint(path).tokenizer.special_tokens == special_tokens

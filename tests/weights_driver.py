@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from checkpoints import numbers
 
-from longrope_jax import sharding, weights
+import longrope_jax
+from longrope_jax import sharding
 from longrope_jax.weights import layout
 
 
@@ -20,7 +21,7 @@ def main(address, process, path):
     jax.distributed.initialize(address, num_processes=2, process_id=int(process))
     # In this order the heads lie on different processes.
     mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=_crossed(jax.devices()))
-    loaded = weights.load(path, mesh=mesh)
+    loaded = longrope_jax.load(path, mesh=mesh)
     expected = numbers(loaded.config)
     equal = jax.tree.map(
         lambda x, whole: all(np.array_equal(s.data, whole[s.index]) for s in x.addressable_shards),
@@ -33,7 +34,7 @@ def main(address, process, path):
         "share": held / sum(x.nbytes for x in jax.tree.leaves(expected)),
         "wq": [str(s.index) for s in _wq(loaded.params).addressable_shards],
         "notes": loaded.notes,
-        "losses": layout.score(loaded.config, loaded.params, loaded.rotary_spec, loaded.tokenizer),
+        "losses": layout.score(loaded.config, loaded.params, loaded.method, loaded.tokenizer),
     }
     print(json.dumps(found))
     jax.distributed.shutdown()

@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import record
 from experiments.ablation import plan
 from experiments.ablation.study import Study
 from experiments.progress import StudyProgress
-from longrope_jax import rotary, weights
+from longrope_jax import model, rotary, runs
 from longrope_jax.data import packing
 from longrope_jax.training import checkpoints, loop, step
 from longrope_jax.training.optimizer import OptimizerConfig
@@ -32,7 +31,7 @@ def pretrained(study: Study, run: plan.Run, progress: StudyProgress):
     config = study.config
     if study.given:
         param_dtype = study.model.param_dtype
-        return weights.load(config.init_checkpoint, mesh=study.mesh, param_dtype=param_dtype).params
+        return model.load(config.init_checkpoint, mesh=study.mesh, param_dtype=param_dtype).params
     if config.init_checkpoint:
         folder = Path(config.init_checkpoint)
     else:
@@ -94,9 +93,10 @@ def _fit(
     study, state, optimizer, folder, *, phase, taught, seed, method, progress, hooks=None
 ) -> step.TrainState:
     settings = study.config[phase]
-    if study.writes:
-        record.save(folder, record.Record(study.model, method, study.tokenizer))
     maker = study.training_windows(phase, taught=taught)
+    if study.writes:
+        known = study.model, method, study.tokenizer, maker.length
+        runs.save(folder, runs.RunRecord(*known))
     costs = plan.costs(study.config, study.model)
     flops = costs.pretraining if phase == "pretraining" else costs.continuation
     train_step = step.make_train_step(study.model, optimizer, study.mesh)

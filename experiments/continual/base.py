@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from longrope_jax import llama, rotary, weights
+from longrope_jax import llama, rotary
+from longrope_jax import model as model_lib
 from longrope_jax.data import tokenizers
 from longrope_jax.errors import unknown_name
 from longrope_jax.training import checkpoints, step
@@ -128,21 +129,21 @@ def _own(config: ConfigDict, mesh: Mesh) -> Base:
 
 
 def _external(config: ConfigDict, mesh: Mesh) -> Base:
-    found = weights.load(
+    found = model_lib.load(
         config.model, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )
     tokenizer = tokenizers.load(config.tokenizer) if config.tokenizer else found.tokenizer
     _check_trained_length(config, found)
     if tokenizer is None:
         raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
-    spec = rotary.parse(config.base_method) if config.base_method else found.rotary_spec
-    ids = None if config.tokenizer else found.special_ids
+    spec = rotary.parse(config.base_method) if config.base_method else found.method
+    ids = None if config.tokenizer else found.special_tokens.ids()
     return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)
 
 
-def _check_trained_length(config: ConfigDict, found: weights.Loaded) -> None:
+def _check_trained_length(config: ConfigDict, found: model_lib.Model) -> None:
     """Raises ValueError where the checkpoint declares another one, its method's before its own."""
-    declared = getattr(found.rotary_spec, "original_length", None) or found.context_length
+    declared = getattr(found.method, "original_length", None) or found.trained_length
     if declared is not None and declared != config.trained_length:
         raise ValueError(
             f"{config.model} declares a trained length of {declared:g} tokens, the config says "

@@ -1,13 +1,17 @@
-"""The table of methods in docs/rotary.md, written from the code."""
+"""The table of methods in docs/rotary.md, written from the code by
+
+python -m longrope_jax.rotary.documentation [docs/rotary.md]
+"""
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 from longrope_jax.rotary import docstrings, hf
 from longrope_jax.rotary.registry import classes, defaults, names_of
 
-BEGIN = "<!-- the table is written by: python -m longrope_jax.rotary docs -->"
+BEGIN = "<!-- the table is written by: python -m longrope_jax.rotary.documentation -->"
 END = "<!-- end of the table -->"
 _COLUMNS = ("method", "formula", "options", "source", "Hugging Face", "rotated keys", "peers")
 
@@ -36,7 +40,7 @@ def updated(text: str) -> str:
 
 def table() -> str:
     """Every registered method of this package as a row of a Markdown table."""
-    own = __name__.partition(".")[0]
+    own = (__package__ or "").partition(".")[0]
     rows = [row(cls) for cls in classes() if cls.__module__.partition(".")[0] == own]
     lines = [_COLUMNS, ["---"] * len(_COLUMNS), *sorted(rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -121,3 +125,7 @@ def _cell(text: str) -> str:
 
 def _papers(text: str) -> str:
     return re.sub(r"\((\d{4}\.\d{5})\)", r"([\1](https://arxiv.org/abs/\1))", text)
+
+
+if __name__ == "__main__":
+    update(Path(*sys.argv[1:2] or ["docs/rotary.md"]))

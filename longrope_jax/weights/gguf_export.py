@@ -21,7 +21,7 @@ DTYPES = {
 def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
     """Writes the file. Raises ValueError: what GGUF or this writer can't say, or it exists."""
     if path.exists():
-        raise ValueError(f"{path} exists already: choose another name")
+        raise ValueError(f"{path} is there already: delete the file first, or save to another")
     metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
     kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}

@@ -246,7 +246,9 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     path.mkdir(parents=True, exist_ok=True)
     # A tokenizer or an index of another model would be read as this one's.
     if old := sorted(path.iterdir()):
-        raise ValueError(f"{path} holds {old[0].name} already: save into an empty folder")
+        raise ValueError(
+            f"{path} holds {old[0].name} already: delete the folder first, or save into another"
+        )
     if tokenizer is not None:
         _save_tokenizer(path, tokenizer, special)
     dtype = jnp.dtype(dtype)

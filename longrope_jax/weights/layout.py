@@ -6,7 +6,7 @@ of one frequency in the half layout, far apart in the interleaved one; 2j and 2j
 the interleaved layout and neighbours in the half one. So with
     ratio = mean |log n[j] - log n[j + H/2]| / mean |log n[2j] - log n[2j + 1]|, n = norms of rows,
 about 1 means half and well above 1 interleaved. SmolLM2-135M: 0.96 when stored half, 2.76 when
-stored interleaved (python -m longrope_jax.weights inspect smollm2-135m --layout prints the second).
+stored interleaved (`longrope inspect smollm2-135m --layout` prints the second).
 Fresh random weights differ by noise alone, mean 0.8/sqrt(D), and say nothing.
 """
 

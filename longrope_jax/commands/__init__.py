@@ -1,0 +1,1 @@
+"""The commands of `longrope`, a module each; see `cli`."""
