@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
 from longrope_jax.evaluation.perplexity import check_vocabulary, score_tokens
+from longrope_jax.evaluation.windowing import Sliding, score_windows
 
 
 class ContextBins(NamedTuple):
@@ -83,6 +84,49 @@ def nll_by_position(
         batch = np.zeros((batch_size, tokens.shape[1]), np.int32)  # the last one is padded
         batch[: len(rows)] = tokens[start : start + batch_size]
         rows[:] = np.asarray(score_tokens(config, params, rot, batch).nll)[: len(rows)]
+    return nll
+
+
+def cropped_nll(
+    config: llama.LlamaConfig,
+    params: dict,
+    method: rotary.Method | str,
+    tokens: ArrayLike,
+    *,
+    length: int,
+    stride: int | None = None,
+    batch_size: int = 8,
+) -> np.ndarray:
+    """Loss in nats, float32 [n, T], of a model that reads no more than the last `length` tokens.
+
+    This is what a context can be had for without extending it, and so what an extension is compared
+    with. A window of `length` tokens begins every `stride` tokens, behind the sample's own first
+    token, and scores what no window before it has scored: a prediction sees at least
+    `length - stride` tokens, as far as there are so many.
+
+    Args:
+        config: of the model.
+        params: of the model.
+        method: the rotary method or its text, made for `length` tokens.
+        tokens: samples [n, T+1]; the first token of each begins every window.
+        length: tokens that the model reads.
+        stride: tokens between two windows; None is an eighth of `length`.
+        batch_size: windows per step.
+
+    Raises:
+        ValueError: a length or stride below 1, or what `nll_by_position` refuses.
+    """
+    tokens = np.asarray(tokens)
+    layout = score_windows(
+        tokens.shape[1] - 1, Sliding(length, stride or max(length // 8, 1)), bos=True
+    )
+    nll = np.empty((len(tokens), tokens.shape[1] - 1), np.float32)
+    for start, end, first in layout:
+        # The last window may be short: what pads it is to the right, where no prediction looks.
+        rows = np.zeros((len(tokens), length + 1), tokens.dtype)
+        rows[:, 0], rows[:, 1 : end - start + 1] = tokens[:, 0], tokens[:, start + 1 : end + 1]
+        found = nll_by_position(config, params, method, rows, batch_size=batch_size)
+        nll[:, first:end] = found[:, first - start : end - start]
     return nll
 
 
