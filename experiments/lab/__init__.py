@@ -14,12 +14,23 @@ A study is one file on top of it:
 """
 
 from experiments.lab.cells import Cell, complete, missing, needed, path, read, run_folder
-from experiments.lab.checkpoint import Facts, beginning, check_bos, check_length, facts
+from experiments.lab.checkpoint import (
+    Facts,
+    beginning,
+    check_bos,
+    check_length,
+    facts,
+    filled,
+    method,
+)
 from experiments.lab.cli import run
-from experiments.lab.corpus import Text, document, text
+from experiments.lab.corpus import Text, check_held_out, document, text
+from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
+from experiments.lab.losses import losses
 from experiments.lab.machine import Machine, start, writes
+from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
 from experiments.lab.quantities import (
@@ -29,6 +40,7 @@ from experiments.lab.quantities import (
     Scores,
     against,
     check,
+    check_hypotheses,
     check_text,
     difference,
     judged,
@@ -42,7 +54,9 @@ from experiments.lab.training import (
     copied,
     fresh,
     model,
+    opened,
     read_method,
+    speed,
     train,
     trained,
     windows,
@@ -57,6 +71,7 @@ __all__ = [
     "Figure",
     "Hypothesis",
     "Machine",
+    "Models",
     "Paragraphs",
     "Recipe",
     "Report",
@@ -68,6 +83,8 @@ __all__ = [
     "beginning",
     "check",
     "check_bos",
+    "check_held_out",
+    "check_hypotheses",
     "check_length",
     "check_recipe",
     "check_text",
@@ -78,12 +95,17 @@ __all__ = [
     "document",
     "draw_band",
     "facts",
+    "filled",
     "fresh",
     "join",
     "judged",
+    "losses",
+    "method",
     "missing",
     "model",
+    "naming",
     "needed",
+    "opened",
     "panels",
     "path",
     "publish",
@@ -95,6 +117,7 @@ __all__ = [
     "save_json",
     "scores",
     "show",
+    "speed",
     "start",
     "style",
     "subplots",

@@ -196,7 +196,7 @@ def measured_by(folder: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
             key = json.dumps(made, sort_keys=True)
             group = groups.setdefault(key, made | {"cells": 0, "seconds": 0.0})
             group["cells"] += 1
-            group["seconds"] += found["seconds"]
+            group["seconds"] += found["seconds"] or 0.0  # of cells of long ago it is not known
     return list(groups.values())
 
 
@@ -221,7 +221,7 @@ def _seconds_by_kind(folder: Path, cells: Sequence[Cell]) -> dict[str, list[floa
     seconds: dict[str, list[float]] = {}
     for cell in cells:
         found = record(folder, cell)
-        if found:
+        if found and found["seconds"]:
             seconds.setdefault(cell.kind, []).append(found["seconds"])
     return seconds
 

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.lab.cells import Cell, read
 from longrope_jax.data import corpora, documents
 from longrope_jax.data.corpora import Document
 from longrope_jax.data.documents import TokenizedDocument
@@ -103,6 +104,29 @@ def text(
     for note in notes:
         print(f"text: {note}", flush=True)
     return Text(tokenizer, bos, tuple(training), tuple(held_out), tuple(notes))
+
+
+def check_held_out(folder: Path, cells: Iterable[Cell], text: Text) -> None:
+    """Refuses to measure a finished run on a document that it was trained on.
+
+    A number in `--config.held_out` chooses among the documents that hold their windows, so longer
+    or more windows may choose others, while the runs that are trained already keep their names.
+
+    Raises:
+        ValueError: such documents, named.
+    """
+    for cell in cells:
+        arrays = read(folder, cell) or {}
+        kept = set(np.asarray(arrays.get("held_out", ())).tolist())
+        trained_on = [one.name for one in text.held_out if kept and one.name not in kept]
+        if trained_on:
+            raise ValueError(
+                f"{cell.name} was trained on {', '.join(trained_on)}, which this evaluation would "
+                "measure it on: take the windows that its held-out documents "
+                f"({', '.join(sorted(kept))}) hold, or train anew with the documents' names in "
+                "--config.held_out"
+            )
+        check_held_out(folder, cell.after, text)
 
 
 def document(name: str, tokenizer: Tokenizer, sentence_tokens: Sequence[int]) -> TokenizedDocument:

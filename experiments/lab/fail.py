@@ -1,7 +1,21 @@
-"""How a script ends that cannot do what it was asked."""
+"""How a study says that it cannot do what it was asked."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
+
+
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Puts `--config.FIELD: ` before the message of any ValueError in the block below it.
+
+    For checks that lie deep in the library, which does not know a config's fields.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--config.{field}: {error}") from error
 
 
 def fail(message: str) -> NoReturn:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lab.cells import Cell, read
+from experiments.lab.fail import naming
 from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.statistics import (
     Interval,
@@ -51,6 +52,15 @@ class Scores:
             seeds = min(len(self.values[row]), len(other.values[row]))
             values[row] = self.values[row][:seeds] - other.values[row][:seeds]
         return Scores(values, {row: self.documents[row] for row in rows})
+
+    def repeated(self, rows: Iterable[str]) -> "Scores":
+        """The scores with `rows`, measured once since no seed enters them, for every seed.
+
+        Such a row is a model before training: each seed of a trained row is compared with it.
+        """
+        seeds = max((len(values) for values in self.values.values()), default=0)
+        once = {row: np.repeat(self.values[row][:1], seeds, 0) for row in rows if row in self.rows}
+        return Scores(self.values | once, self.documents)
 
     def only(self, rows: Iterable[str]) -> "Scores":
         """The scores of these rows, in this order; rows that are not there are left out."""
@@ -206,6 +216,20 @@ def check_text(text: str, quantities: Iterable[str], rows: Iterable[str]) -> Non
             raise ValueError(unknown_name("row", row, rows))
     if margin < 0:
         raise ValueError(f"the bound of the check {text!r} must not be negative")
+
+
+def check_hypotheses(
+    hypotheses: Mapping[str, Mapping], quantities: Iterable[str], rows: Iterable[str]
+) -> None:
+    """Refuses the texts of all gates and checks of a config's `hypotheses` before any work.
+
+    Raises:
+        ValueError: as `check_text`, with the hypothesis.
+    """
+    for name, hypothesis in hypotheses.items():
+        for text in (*hypothesis.get("gates", ()), *hypothesis["checks"]):
+            with naming(f"hypotheses.{name}"):
+                check_text(text, quantities, rows)
 
 
 def check(quantities: Mapping[str, Scores], text: str) -> Check:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,8 @@ def train(
         snapshots: steps whose parameters are kept beside the last.
 
     Returns:
-        What was logged, one array per metric [lines], and how many numbers train.
+        What was logged, one array per metric [lines], `trainable`, how many numbers train, and
+        `held_out`, the names of the documents that it was not trained on.
     """
     config, optimizer, lora, mesh = _setting(model, recipe, machine)
     train_step = step.make_train_step(config, optimizer, mesh, lora)
@@ -248,7 +249,17 @@ def train(
     logged = metrics.read(folder)
     names = [name for name in logged[0] if all(name in line for line in logged)]
     arrays = {name: np.asarray([line[name] for line in logged]) for name in names}
-    return arrays | {"trainable": np.int64(trainable)}
+    held_out = np.asarray([document.name for document in text.held_out])
+    return arrays | {"trainable": np.int64(trainable), "held_out": held_out}
+
+
+def speed(logged: Mapping[str, np.ndarray]) -> float:
+    """Tokens per second of a finished training: the median of what `train` logged.
+
+    The first line is left out where there are more, since it counts compilation.
+    """
+    lines = np.asarray(logged["tokens_per_second"])
+    return float(np.median(lines[1:] if len(lines) > 1 else lines))
 
 
 def trained(
