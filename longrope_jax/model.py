@@ -301,8 +301,8 @@ class Model:
             format: "hf" for a Hugging Face folder or "gguf" for a file; None is "gguf" where the
                 path ends in .gguf, else "hf".
             dtype: dtype of the tensors in the file; None is that of the parameters.
-            context_length: tokens to declare; None is `trained_length`, or where that is unknown
-                what the method reaches.
+            context_length: tokens to declare; None is the longer of `trained_length` and what the
+                method reaches, its original_length times its factor.
 
         Raises:
             ValueError: The format lacks the method, the tokenizer or the dtype, or something is at
@@ -320,10 +320,16 @@ class Model:
             tokenizer,
             format=format,
             dtype=dtype,
-            context_length=context_length or self.trained_length,
+            context_length=context_length or self._declared_length(),
             special_ids=special.ids(),
             stop_ids=special.stops,
         )
+
+    def _declared_length(self) -> int | None:
+        reached = (getattr(self.method, "original_length", None) or 0) * getattr(
+            self.method, "factor", 1
+        )
+        return max(self.trained_length or 0, int(reached)) or None
 
     def _params(self) -> Any:
         if self.params is None:

@@ -13,11 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 # Rooms of the package from top to bottom. A room imports only from floors below its own.
 FLOORS = (
+    ("cli",),
+    ("commands",),
     ("model", "aot"),
-    ("evaluation", "search"),
+    ("evaluation", "runs", "search"),
     ("generate", "training", "weights"),
     ("data", "llama"),
-    ("analysis", "attention", "linear", "sampling"),
+    ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
     ("errors",),
 )

@@ -1,4 +1,4 @@
-"""Curves of loss by position: means over blocks, bins and prefixes are plain means of the nll."""
+"""Curves of loss by position: means over blocks, and bins are plain means of the nll."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from longrope_jax.evaluation.by_position import (
     context_bins,
     nll_by_position,
     position_blocks,
-    prefix_means,
+    whole_windows,
 )
 from longrope_jax.evaluation.perplexity import perplexity, score_tokens
 from longrope_jax.evaluation.power_law import PowerLaw, fit
@@ -48,7 +48,6 @@ def test_the_mean_over_positions_is_the_loss_of_one_pass(params):
     nll = nll_by_position(CONFIG, params, SPEC, TOKENS, batch_size=2)
     result = perplexity(CONFIG, params, SPEC, list(TOKENS), OnePass(20))
     np.testing.assert_allclose(nll.sum(1), result.document_nll, rtol=1e-5)
-    assert prefix_means(nll, [20]).mean() == pytest.approx(result.nll, rel=1e-6)
 
 
 def test_figure_9a_has_66_points_with_a_short_last_block():
@@ -73,9 +72,14 @@ def test_blocks_bins_and_prefixes_are_plain_means(T, data):
         inside = (low <= contexts) & (contexts < high)
         np.testing.assert_allclose(bins.nll[:, i], nll[:, inside].mean(1, dtype=np.float64))
         assert bins.lengths[i] == pytest.approx(np.exp(np.log(contexts[inside]).mean()))
-    lengths = data.draw(st.lists(st.integers(1, T), min_size=1, max_size=4))
-    wanted = [nll[:, :c].mean(1, dtype=np.float64) for c in lengths]
-    np.testing.assert_allclose(prefix_means(nll, lengths), np.stack(wanted, 1))
+
+
+@pytest.mark.parametrize("bos", [None, 9])
+def test_whole_windows_are_the_documents_in_order_without_what_is_left(bos):
+    found = whole_windows([np.arange(7), np.arange(2), np.arange(10, 16)], 2, bos=bos)
+    each = {None: [[0, 1, 2], [3, 4, 5], [10, 11, 12], [13, 14, 15]]}
+    each[9] = [[9, a, a + 1] for a in (0, 2, 4, 0, 10, 12, 14)]
+    np.testing.assert_array_equal(found, each[bos])
 
 
 def test_bins_give_a_power_law_of_the_context_back():
@@ -98,9 +102,9 @@ def test_bins_give_a_power_law_of_the_context_back():
         (lambda: context_bins(losses(2, 8), [1, 10]), "rising integers"),
         (lambda: context_bins(losses(2, 8), [1, 4, 4]), "rising integers"),
         (lambda: context_bins(losses(2, 8), [1.0, 4.5]), "rising integers"),
-        (lambda: prefix_means(losses(2, 8), [0]), r"integers in 1\.\.8, got \[0\]"),
-        (lambda: prefix_means(losses(2, 8), [9]), "integers in"),
-        (lambda: prefix_means(losses(2, 8), []), "integers in"),
+        (lambda: whole_windows([[1, 2]], 0), "length must be at least 1"),
+        (lambda: whole_windows([[1, 2]], 2), "window of 3 tokens, the longest has 2"),
+        (lambda: whole_windows([], 2), "the longest has 0"),
         (lambda: by_position([[1, 2], [3, 67]]), r"a sample has token 67, .* 0\.\.66"),
         (lambda: by_position([[1], [3]]), r"got int64 \(2, 1\)"),
         (lambda: by_position([1, 3]), r"got int64 \(2,\)"),

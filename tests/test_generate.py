@@ -164,7 +164,7 @@ def test_current_and_final_length_differ_where_the_frequencies_change(method, pa
 def test_prefix_is_computed_again_only_where_frequencies_change(params):
     """Once for plain RoPE, twice across LongRoPE's switch, every `n` tokens for dynamic NTK."""
     prompt = PROMPTS[:1, :10]
-    run = partial(generate.generate, TINY, params, prompts=prompt, new_tokens=8)
+    run = partial(generate.generate, TINY, params, prompts=prompt, max_new_tokens=8)
     counts = {
         "rope": run(METHODS[0], rotary_length="current").prefilled,
         "longrope": run(LONGROPE, rotary_length="current").prefilled,
@@ -347,7 +347,7 @@ def test_streamed_pieces_are_the_result(params):
         ({"prompts": [[1, 2], []]}, "prompt 1 is .*at least one integer token"),
         ({"prompts": [[1, V]]}, f"prompt 0 has tokens 1 to {V}: expected 0 to {V - 1}"),
         ({"prompts": ["text"]}, "prompt 0 is "),
-        ({"new_tokens": 0}, "new_tokens must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"rotary_length": "curent"}, "unknown rotary_length 'curent'; did you mean 'current'"),
         ({"refresh_every": 0, "rotary_length": "current"}, "refresh_every must be at least 1"),
         ({"refresh_every": 2}, "refresh_every needs rotary_length='current'"),
@@ -362,7 +362,7 @@ def test_streamed_pieces_are_the_result(params):
     ],
 )
 def test_what_cannot_be_done_is_refused(change, message, params):
-    options = {"prompts": [[1, 2, 3]], "new_tokens": 2} | change
+    options = {"prompts": [[1, 2, 3]], "max_new_tokens": 2} | change
     with pytest.raises(ValueError, match=message):
         generate.generate(TINY, params, METHODS[0], **options)
 

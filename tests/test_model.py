@@ -181,6 +181,15 @@ def test_saved_loaded_and_saved_again_is_the_same(tiny, form, tmp_path):
     assert_same(*(longrope_jax.load(path).params for path in paths))
 
 
+def test_an_extended_model_declares_what_its_method_reaches(tiny, tmp_path, recwarn):
+    tiny.with_rotary("yarn:factor=4").save(tmp_path / "out")
+    found = longrope_jax.load(tmp_path / "out")
+    assert (found.method.original_length, found.trained_length) == (32, 128)
+    tiny.with_rotary("yarn:factor=4").save(tmp_path / "b", context_length=96)
+    assert model.open_model(tmp_path / "b").trained_length == 96
+    assert [str(w.message) for w in recwarn if "declared" in str(w.message)] == []
+
+
 def test_meta_folders_are_saved_as_others(tiny, tmp_path):
     pytest.importorskip("torch", reason="LOUD SKIP: pip install torch to test Meta's folders")
     config = dataclasses.replace(CONFIG, rotary_layout="interleaved")
