@@ -263,11 +263,11 @@ def test_the_audit_says_which_sizes_are_used_for_head_dim():
     def rules(config):
         return {key.name: key.rule for key in rotary.audit(config)}
 
-    rule = "by the method; but used for head_dim = hidden_size / num_attention_heads"
-    assert rules(both) == dict.fromkeys(both, rule)
+    (rule,) = set(rules(both).values())
+    assert "used for head_dim = hidden_size / num_attention_heads" in rule
     found = rules(both | {"head_dim": 32})
-    assert found["head_dim"] == "by the method; but used for head_dim"
-    assert found["hidden_size"] == "by the method, and head_dim comes from head_dim"
+    assert found["head_dim"].endswith("used for head_dim")
+    assert found["hidden_size"].endswith("head_dim comes from head_dim")
     assert rules({"hidden_size": 512})["hidden_size"].endswith("head_dim comes from no key")
 
 

@@ -96,7 +96,7 @@ def test_queries_of_a_group_turn_with_their_key_head():
     keys = rotary.rotate(np.repeat(x, 2, axis=1), ph.key)
     np.testing.assert_array_equal(queries, np.repeat(keys, 3, axis=1))
     assert np.abs(keys[:, 0] - keys[:, 1]).max() > 0.01
-    with pytest.raises(ValueError, match="3 heads are no multiple of the method's 2"):
+    with pytest.raises(ValueError, match="3 heads are not a multiple of the method's 2"):
         rotary.rotate(np.repeat(x, 3, axis=1), ph.query)
 
 

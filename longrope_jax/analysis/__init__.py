@@ -1,4 +1,4 @@
-"""Closed forms in float64 that need no model: decay, helix, granularity, bounds on bases."""
+"""Closed forms in float64 need no model: decay, helix, granularity, bounds on bases."""
 
 from longrope_jax.analysis import (
     base_bound,

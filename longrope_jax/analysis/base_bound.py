@@ -1,15 +1,15 @@
-"""Lower bound on RoPE's base for a context length: Men et al. (2405.14591).
+"""The lower bound on RoPE's base for a context length is searched here: Men et al. (2405.14591).
 
-Requirement: B_b(m) = sum_j cos(m b^(-2j/H)) >= 0 at every integer distance m below the length. The
-bases that meet it are several intervals, so bisection finds none of their ends reliably. Here ln b
-is swept from left to right. With u = ln b, c_j = 2j/H and x_j = m e^(-c_j u),
+A base b meets the requirement if B_b(m) = sum_j cos(m b^(-2j/H)) >= 0 at every integer distance m
+below the length. Such bases form several intervals, so bisection finds none of their ends reliably.
+Here ln b is swept from left to right. With u = ln b, c_j = 2j/H and x_j = m e^(-c_j u),
 
     dB/du = sum_j c_j x_j sin x_j,    |d2B/du2| <= sum_j c_j^2 (x_j^2 + min(x_j, x_j^2)) =: C,
 
 and C only falls as u grows. So one distance with B < 0 at u excludes every base up to u + h, where
 the parabola B + B' h + C h^2/2 reaches 0; and where B >= 0 at all distances, the smallest h at
-which any of the parabolas B + B' h - C h^2/2 reaches 0 is safe. Each sweep thus proves its answer,
-up to rounding (below 1e-9 for a million tokens, against which stands a margin of 1e-8).
+which any of the parabolas B + B' h - C h^2/2 reaches 0 is safe. Each sweep thus proves its answer
+up to rounding, which is below 1e-9 for a million tokens; the margin against it is 1e-8.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ import numpy as np
 from longrope_jax.rotary import check_base, rope_inv_freq
 
 _MARGIN = 1e-8  # in B, against rounding
-_RESOLUTION = 1e-8  # in ln b: where steps get shorter, the base is left undecided
+_RESOLUTION = 1e-8  # in ln b; where steps get shorter, the base is left undecided
 _COLUMNS = 1024  # distances per row of the table that is one matrix product
-_REFINED = 256  # distances whose slope is computed; the others get a bound
+_REFINED = 256  # distances whose slope is computed; for the others it is bounded
 
 
 @dataclasses.dataclass(frozen=True)
 class Infimum:
-    """The smallest base that meets the requirement for `length`, between two certified ends.
+    """The smallest base that meets the requirement for a length lies between two certified ends.
 
     Attributes:
-        length: tokens, L.
+        length: the length L in tokens.
         low: no base above the search's start and below this one meets the requirement.
-        high: this base meets it.
-        distance: the distance m whose B_b(m) is smallest, about 0, at `high`.
+        high: this base meets the requirement.
+        distance: the distance m at which B_b(m) is smallest, about 0, for the base `high`.
     """
 
     length: int
@@ -45,7 +45,7 @@ class Infimum:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Bases from `low` to `high` (may be infinite) all meet the requirement."""
+    """All bases from `low` to `high`, which may be infinite, meet the requirement."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """A stretch of ln b that `_sweep` decided ("fails", "holds") or could not ("open")."""
+    """A stretch of ln b that a sweep decided ("fails", "holds") or could not decide ("open")."""
 
     kind: str
     low: float
@@ -61,13 +61,14 @@ class _Piece:
 
 
 def criterion(base: float, distances: np.ndarray, *, head_dim: int) -> np.ndarray:
-    """B_b(m) = sum_j cos(m base^(-2j/H)) at distances m [...], dimensionless; H/2 at m = 0.
+    """Returns B_b(m) = sum_j cos(m base^(-2j/H)) at distances m [...], dimensionless.
 
-    Proportional to how much more attention a similar key gets than a random one, on average.
-    Source: 2405.14591. Equals `decay.score` of RoPE times sqrt(H)/2.
+    It is proportional to how much more attention a similar key gets than a random one, on average,
+    and H/2 at m = 0. It equals `decay.score` of RoPE times sqrt(H)/2.
+    Source: 2405.14591.
 
     Raises:
-        ValueError: base not above 1, odd head dimension.
+        ValueError: the base is not above 1, or the head dimension is odd.
     """
     check_base(base)
     angles = np.multiply.outer(np.asarray(distances, np.float64), rope_inv_freq(base, head_dim))
@@ -75,10 +76,11 @@ def criterion(base: float, distances: np.ndarray, *, head_dim: int) -> np.ndarra
 
 
 def first_failure(base: float, length: int, *, head_dim: int) -> int | None:
-    """The first distance m in 0..length-1 with B_b(m) < 0, or None: the base meets the requirement.
+    """Returns the first distance m below `length` with B_b(m) < 0, None if the base meets it.
 
     Raises:
-        ValueError: base not above 1, length below 1, odd head dimension.
+        ValueError: the base is not above 1, the length is below 2, or the head dimension is odd or
+            below 6.
     """
     check_base(base)
     found = np.flatnonzero(_scan(math.log(base), _check(length, head_dim), head_dim) < 0)
@@ -86,19 +88,19 @@ def first_failure(base: float, length: int, *, head_dim: int) -> int | None:
 
 
 def infimum(length: int, *, head_dim: int, above: float = 1.0) -> Infimum:
-    """The smallest base above `above` that meets the requirement for `length`, certified.
+    """Returns the smallest base above `above` that meets the requirement for `length`.
 
-    A base that fails a length fails all longer ones, so the search for a length may start at the
-    `low` that was found for a shorter one. In such steps the search takes 2 s up to 32k tokens and
-    a minute up to 1M, for H = 128.
+    It lies between two certified ends. A base that fails a length fails all longer ones, so the
+    search may start at the `low` that was found for a shorter length. In such steps it takes 2 s up
+    to 32k tokens and a minute up to 1M, for H = 128.
 
     Args:
         length: tokens.
-        head_dim: H, even, at least 6: for less no base is sure to exist.
+        head_dim: H, even and at least 6, since for less no base is sure to exist.
         above: where the search starts, at least 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
     _check(length, head_dim, above)
     low = None
@@ -115,10 +117,10 @@ def infimum(length: int, *, head_dim: int, above: float = 1.0) -> Infimum:
 def intervals(
     length: int, *, head_dim: int, above: float = 1.0, count: int | None = None
 ) -> list[Interval]:
-    """Every interval of bases above `above` that meets the requirement, in order, certified.
+    """Returns all intervals of bases above `above` that meet the requirement, in order.
 
-    The last one is infinite, see `sufficient_base`. Ends are exact to 1e-8 of the base; an interval
-    or a hole narrower than that may go unseen.
+    They are certified. The last one is infinite, see `sufficient_base`. Ends are exact to 1e-8 of
+    the base; an interval or a hole narrower than that may go unseen.
 
     Args:
         length: tokens.
@@ -127,7 +129,7 @@ def intervals(
         count: stop after this many intervals; default: all.
 
     Raises:
-        ValueError: as `infimum`.
+        ValueError: an argument is out of range.
     """
     _check(length, head_dim, above)
     stop = math.log(sufficient_base(length, head_dim=head_dim))
@@ -145,13 +147,13 @@ def intervals(
 
 
 def sufficient_base(length: int, *, head_dim: int) -> float:
-    """A base from which on every base meets the requirement, to 0.1%; far from the smallest.
+    """Returns a base from which on all bases meet the requirement; it is far from the smallest.
 
-    For it sum_j cos(min(L theta_j, pi)) >= 0: no distance below L gives a pair less than that, and
-    the sum grows with the base.
+    It is the smallest base, to 0.1%, with sum_j cos(min(L theta_j, pi)) >= 0: no distance below L
+    gives a pair a smaller cosine, and the sum grows with the base.
 
     Raises:
-        ValueError: as `infimum`.
+        ValueError: an argument is out of range.
     """
     _check(length, head_dim)
     c, u = np.arange(head_dim // 2) * 2 / head_dim, 0.0
@@ -161,7 +163,7 @@ def sufficient_base(length: int, *, head_dim: int) -> float:
 
 
 def _sweep(length: int, start: float, stop: float, head_dim: int) -> Iterator[_Piece]:
-    """Pieces of ln b from `start` to `stop`, left to right, without a gap."""
+    """Yields pieces of ln b from `start` to `stop`, left to right, without a gap."""
     u = start
     while u < stop:
         values = _scan(u, length, head_dim)
@@ -175,7 +177,7 @@ def _sweep(length: int, start: float, stop: float, head_dim: int) -> Iterator[_P
 
 
 def _scan(u: float, length: int, head_dim: int) -> np.ndarray:
-    """[length] values B at ln b = u, as one product: cos(r + s) = cos r cos s - sin r sin s."""
+    """Returns B [length] at ln b = u as one product: cos(r + s) = cos r cos s - sin r sin s."""
     theta = np.exp(-_exponents(head_dim) * u)
     rows = np.outer(np.arange(0, length, _COLUMNS), theta)
     columns = np.outer(theta, np.arange(min(length, _COLUMNS)))
@@ -184,18 +186,18 @@ def _scan(u: float, length: int, head_dim: int) -> np.ndarray:
 
 
 def _excluded(u: float, values: np.ndarray, head_dim: int) -> float:
-    """The longest step in ln b over which one distance stays below zero; 0 if none is."""
+    """Returns the longest step in ln b over which a distance stays below zero; 0 without one."""
     m = np.flatnonzero(values < -_MARGIN)
     if not m.size:
         return 0.0
-    if m.size > _REFINED:  # deep and near, the ones that stay negative longest
+    if m.size > _REFINED:  # deep and near distances stay negative longest
         m = m[np.argpartition(values[m] / m, _REFINED)[:_REFINED]]
     slope, curvature = _slope(u, m, head_dim), _curvature(u, m, head_dim)
     return _reach(-values[m] - _MARGIN, -slope, curvature).max()
 
 
 def _safe(u: float, values: np.ndarray, head_dim: int) -> float:
-    """The longest step in ln b over which all distances stay above zero; 0 if one is not now."""
+    """Returns the longest step in ln b that keeps all distances above zero; 0 if one is below."""
     m, gap = np.arange(1, len(values)), values[1:] - _MARGIN
     if gap.min() <= 0:
         return 0.0
@@ -208,7 +210,7 @@ def _safe(u: float, values: np.ndarray, head_dim: int) -> float:
 
 
 def _reach(gap: np.ndarray, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-    """Largest h with gap + slope h - curvature h^2/2 >= 0, for gap >= 0; no cancellation."""
+    """Returns the largest h with gap + slope h - curvature h^2/2 >= 0, without cancellation."""
     root = np.sqrt(slope**2 + 2 * curvature * gap)
     down = np.where(slope < 0, root - slope, 1.0)
     return np.where(slope < 0, 2 * gap / down, (slope + root) / curvature)

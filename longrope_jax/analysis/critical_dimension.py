@@ -1,7 +1,8 @@
-"""Critical dimension and the bases it leads to: Liu et al., Scaling Laws of RoPE (2310.05209).
+"""The critical dimension says how far a base reaches: Scaling Laws of RoPE (2310.05209).
 
-Pairs whose period is longer than the trained length never complete a turn in training; the rest are
-the critical dimension. Formulas follow the authors' summary in OpenLMLab/scaling-rope.
+Pairs whose period is longer than the trained length never complete a turn in training; the features
+of the other pairs are the critical dimension. Formulas follow the authors' summary in
+OpenLMLab/scaling-rope.
 """
 
 import math
@@ -10,12 +11,14 @@ from longrope_jax.rotary import check_base
 
 
 def critical_dimension(length: float, *, head_dim: int, base: float = 10_000.0) -> int:
-    """Features of a head whose pairs see a full period within `length` tokens.
+    """Returns how many features of a head belong to pairs with a full period within `length`.
 
-    2 ceil((H/2) log_base(length / 2 pi)), at most H. Source: 2310.05209, d_extra.
+    It is 2 ceil((H/2) log_base(length / 2 pi)), at most H.
+    Source: 2310.05209, d_extra.
 
     Raises:
-        ValueError: length not above 2 pi tokens, base not above 1, odd head dimension.
+        ValueError: the length is not above 2 pi tokens, the base is not above 1, or the head
+            dimension is odd.
     """
     _check(length, "length")
     check_base(base)
@@ -26,14 +29,18 @@ def critical_dimension(length: float, *, head_dim: int, base: float = 10_000.0) 
 
 
 def critical_base(trained: float, tuned: float, *, base: float = 10_000.0) -> float:
-    """beta_0 = base^(log_{T/2pi}(T'/2pi)): the base whose critical pair has period T' = `tuned`.
+    """Returns the base whose critical pair has the period `tuned`: base^(log_{T/2pi}(T'/2pi)).
+
+    Source: 2310.05209, beta_0.
 
     Args:
-        trained: T, tokens of pretraining with `base`.
-        tuned: T', tokens of fine-tuning, at least T.
+        trained: the length T of pretraining with `base`, in tokens.
+        tuned: the length T' of fine-tuning in tokens, at least T.
+        base: the base of pretraining.
 
     Raises:
-        ValueError: a length not above 2 pi, `tuned` below `trained`, base not above 1.
+        ValueError: a length is not above 2 pi, `tuned` is below `trained`, or the base is not above
+            1.
     """
     _check(trained, "trained")
     check_base(base)
@@ -46,13 +53,21 @@ def critical_base(trained: float, tuned: float, *, base: float = 10_000.0) -> fl
 def extrapolation_limit(
     base: float, trained: float, tuned: float, *, head_dim: int, pretrained_base: float = 10_000.0
 ) -> float:
-    """Tokens up to which a model tuned with `base` works: T_extra = 2 pi base^(d_extra/H).
+    """Returns how many tokens a model tuned with `base` reaches: T_extra = 2 pi base^(d_extra/H).
 
-    d_extra is pretraining's critical dimension. At or below `critical_base` the limit is `tuned`
-    itself. Source: 2310.05209, the extended scaling law.
+    d_extra is the critical dimension of pretraining. At or below `critical_base` the model reaches
+    `tuned` tokens.
+    Source: 2310.05209, the extended scaling law.
+
+    Args:
+        base: the base of fine-tuning.
+        trained: the length of pretraining in tokens.
+        tuned: the length of fine-tuning in tokens, at least `trained`.
+        head_dim: H, even.
+        pretrained_base: the base of pretraining.
 
     Raises:
-        ValueError: as `critical_base` and `critical_dimension`.
+        ValueError: an argument is out of range.
     """
     check_base(base)
     if base <= critical_base(trained, tuned, base=pretrained_base):

@@ -1,7 +1,7 @@
-"""Attention score against distance for all-ones queries and keys, in float64.
+"""The attention score of all-ones queries and keys is a function of distance, here in float64.
 
-The curves of Llama 2 Long (2309.16039) Figure 4. Its axis says "score before softmax"; the drawn
-values are divided by sqrt(H).
+Figure 4 of Llama 2 Long (2309.16039) draws these curves. Its axis says "score before softmax"; the
+drawn values are divided by sqrt(H).
 """
 
 import dataclasses
@@ -20,30 +20,32 @@ def score(
     head_dim: int,
     seq_len: int | None = None,
 ) -> np.ndarray:
-    """Score of an all-ones query and key at each distance, divided by sqrt(H).
+    """Returns the score of an all-ones query and key at each distance, divided by sqrt(H).
 
-    (1/sqrt(H)) * (sum_j 2 A^2 exp(log_decay_j * distance) cos(inv_freq_j * distance) + H - 2R):
-    Figure 4 of Llama 2 Long, with A the amplitude (1 but for YaRN and its kin) and H - 2R the
-    features that partial rotary leaves alone. It is the part that depends on distance alone: the
-    other frequencies of LongRoPE's first positions and log-n scaling are left out. Memory grows
-    with the number of distances, not with their product with H.
+    It is (1/sqrt(H)) * (sum_j 2 A^2 exp(log_decay_j * distance) cos(inv_freq_j * distance)
+    + H - 2R) as in Figure 4 of Llama 2 Long, with A the amplitude (1 except for YaRN and related
+    methods) and H - 2R the number of features that partial rotary leaves alone. Only what depends
+    on distance alone is included: the frequencies of LongRoPE's first positions and log-n scaling
+    are left out. Memory grows with the number of distances, not with their product with H.
 
     Under remapped positions (ReRoPE, Self-Extend, dual chunk ...) it is what the last of `seq_len`
-    tokens sees: for those of them that know no relative position alone, one row of `heatmap`.
+    tokens sees. Where the score does not depend on the relative position alone, that is one row of
+    `heatmap`.
 
     Args:
         method: a rotary method, or its frequencies.
-        distances: query position minus key position, tokens, not negative; any shape.
+        distances: query position minus key position in tokens, not negative; any shape.
         head_dim: H, even.
-        seq_len: tokens that a method depending on the length is told; default: just enough for
-            the largest distance.
+        seq_len: the length in tokens at which the method is evaluated; default just enough for the
+            largest distance.
 
     Returns:
         float64 in the shape of `distances`, dimensionless.
 
     Raises:
-        ValueError: a negative distance, no distance, an odd `head_dim`; remapped positions at
-            distances that are not whole or not below `seq_len`; ALiBi, FoPE (see `heatmap`).
+        ValueError: there is no distance, a distance is negative, `head_dim` is odd, distances under
+            remapped positions are not whole or not below `seq_len`, or the method is ALiBi or FoPE
+            (see `heatmap`).
     """
     d = np.asarray(distances, np.float64)
     if d.size == 0 or d.min() < 0:
@@ -63,10 +65,10 @@ def heatmap(
     head_dim: int,
     seq_len: int | None = None,
 ) -> np.ndarray:
-    """Score of an all-ones query at position m and key at position n, divided by sqrt(H).
+    """Returns the score of an all-ones query at m and key at n, divided by sqrt(H).
 
-    Unlike `score` it takes the angles at both positions, so LongRoPE's first positions and log-n
-    scaling act, and remapped positions wherever they are. For FoPE it is that of head 0.
+    Unlike `score` it uses the angles at both positions, so that LongRoPE's first positions, log-n
+    scaling and every remapping of positions act. For FoPE it is the score of head 0.
     Source: the quantity of footnote 3 of Llama 2 Long for all-ones vectors.
 
     Args:
@@ -74,14 +76,15 @@ def heatmap(
         queries: [T] positions m in tokens, not negative.
         keys: [S] positions n in tokens, not negative.
         head_dim: H, even.
-        seq_len: as in `score`.
+        seq_len: the length in tokens at which the method is evaluated; default just enough for the
+            last position.
 
     Returns:
         float64 [T, S], NaN where the key comes after the query.
 
     Raises:
-        ValueError: a negative position, no position, an odd `head_dim`; remapped positions that
-            are not whole; ALiBi.
+        ValueError: there is no position, a position is negative, `head_dim` is odd, remapped
+            positions are not whole, or the method is ALiBi.
     """
     m, n = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
     if m.size == 0 or n.size == 0 or min(m.min(), n.min()) < 0:
@@ -92,7 +95,7 @@ def heatmap(
 
 
 def _pair_totals(f: Frequencies, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """[T, S] sum over pairs of the cosine of query angle minus key angle, with decay."""
+    """Returns [T, S], the sum over pairs of cos(query angle - key angle), with decay."""
     query_angle, key_angle = _angles(f, m), _angles(f, n)
     distance = np.maximum(m[:, None] - n, 0)
     if f.mixing is not None:
@@ -109,13 +112,13 @@ def _pair_totals(f: Frequencies, m: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def _mixed(f: Frequencies, angle: np.ndarray, which: int) -> np.ndarray:
-    """[T, P] cosines (0) or sines (1) of head 0, from angles [T, R]."""
+    """Returns mixed cosines (0) or sines (1) of head 0, [T, P], from angles [T, R]."""
     waves = (np.cos, np.sin)[which](angle)
     return np.hstack([waves, np.ones((len(waves), 1))]) @ f.mixing[which, 0]
 
 
 def _relative(rule: ScoreRule, m, n) -> np.ndarray:
-    """The distance that each pair is scored at; pairs above the diagonal do not matter."""
+    """Returns the distance at which query and key are scored; those above the diagonal are moot."""
     if rule.slopes(1) is not None:
         raise ValueError(
             "alibi rotates nothing and has another bias in each head: its scores fall by "
@@ -137,27 +140,29 @@ def expected_score(
     layout: str = "half",
     seq_len: int | None = None,
 ) -> np.ndarray:
-    """Mean score of a head's queries and keys at each distance, divided by sqrt(H).
+    """Returns the mean score of a head's queries and keys at each distance, divided by sqrt(H).
 
-    (1/sqrt(H)) * (sum_j A^2 exp(log_decay_j * distance) Re(c_j exp(i inv_freq_j * distance)) + r),
-    with c_j the mean of q_j conj(k_j) over pair j as a complex number and r that of the features
-    that partial rotary leaves alone: the expectation over queries and keys of Llama 2 Long's
-    footnote 3, for content that does not depend on the distance. All-ones moments give `score`,
-    whose limits it shares: see `depends_on_distance_alone`.
+    It is (1/sqrt(H)) * (sum_j A^2 exp(log_decay_j * distance) Re(c_j exp(i inv_freq_j * distance))
+    + r), with c_j the mean of q_j conj(k_j) over pair j as a complex number and r the mean product
+    of the features that partial rotary leaves alone. This is the expectation over queries and keys
+    of Llama 2 Long's footnote 3, for content that does not depend on the distance. All-ones moments
+    give `score`. It is defined where `depends_on_distance_alone` is true.
 
     Args:
         method: a rotary method, or its frequencies.
-        distances: [S] query position minus key position, tokens, not negative.
-        moments: [..., H, H] mean of q_a k_b before rotation, from a model
-            (`evaluation.attention_statistics`) or assumed.
+        distances: [S] query position minus key position in tokens, not negative.
+        moments: [..., H, H] mean of q_a k_b before rotation, measured on a model by
+            `evaluation.attention_statistics`, or assumed.
         layout: how the model pairs features, see `rotary.rotate`.
-        seq_len: as in `score`.
+        seq_len: the length in tokens at which the method is evaluated; default just enough for the
+            largest distance.
 
     Returns:
         float64 [..., S].
 
     Raises:
-        ValueError: as `score`, moments that are not square, an unknown layout.
+        ValueError: `score` refuses the method or a distance, the moments are not square, or the
+            layout is unknown.
     """
     d, moments = np.asarray(distances, np.float64), np.asarray(moments, np.float64)
     if d.ndim != 1 or d.size == 0 or d.min() < 0:
@@ -172,10 +177,10 @@ def expected_score(
 
 
 def depends_on_distance_alone(frequencies: Frequencies) -> bool:
-    """Whether scores are a function of distance.
+    """Says whether scores are a function of distance.
 
-    Not with start tokens, log-n scaling or FoPE, nor where the relative position follows chunks or
-    groups of tokens (dual chunk, Self-Extend).
+    They are not with start tokens, log-n scaling or FoPE, nor where the relative position follows
+    chunks or groups of tokens (dual chunk, Self-Extend).
     """
     f = frequencies
     if f.start_count or np.isfinite(f.logn_length) or f.mixing is not None:
@@ -183,17 +188,18 @@ def depends_on_distance_alone(frequencies: Frequencies) -> bool:
     if f.score_rule is None:
         return True
     distances = np.unique(np.geomspace(1, 2**20, 200).astype(np.int64))
-    n = 797 * np.arange(400)[:, None]  # a prime, so that every place in a chunk or group occurs
+    # 797 is prime, so that every place in a chunk or group occurs.
+    n = 797 * np.arange(400)[:, None]
     relative = f.score_rule.relative_position(n + distances, n)
     return bool(np.all(relative == relative[0]))
 
 
 def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
-    """The first distance with a score below zero, in tokens, or None.
+    """Returns the first distance in tokens with a score below zero, or None.
 
     Args:
-        scores: [N].
-        distances: [N], growing; default 0, 1, 2, ...
+        scores: [N] scores.
+        distances: [N] growing distances; default 0, 1, 2, ...
     """
     found = np.flatnonzero(np.asarray(scores) < 0)
     if not found.size:
@@ -202,22 +208,22 @@ def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> i
 
 
 def oscillation(scores: np.ndarray, *, tail: float = 0.5) -> float:
-    """How much a curve swings at long range: RMS distance from its best non-increasing fit.
+    """Returns how much a curve swings at long range: RMS distance from its best non-increasing fit.
 
-    Taken over the last `tail` of the range, where Llama 2 Long (section 4.1) worries about
-    oscillation; the fit is the least-squares one (isotonic regression). Half of peak to trough or a
-    standard deviation would count decay itself as oscillation, a moving average needs a window;
-    this is zero for any curve that only falls, however steeply, and needs no scale of its own.
+    It is taken over the last `tail` of the range, where Llama 2 Long (section 4.1) worries about
+    oscillation; the fit is by least squares (isotonic regression). The measure is zero for any
+    curve that only falls, however steeply, and has no scale of its own; half of peak to trough or a
+    standard deviation would count decay itself as oscillation, and a moving average needs a window.
 
     Args:
-        scores: [N] at growing distances, evenly spaced.
+        scores: [N] scores at growing, evenly spaced distances.
         tail: share of the range that counts, above 0, at most 1.
 
     Returns:
-        In the units of `scores`.
+        The distance in the units of `scores`.
 
     Raises:
-        ValueError: `tail` out of range.
+        ValueError: `tail` is out of range.
     """
     if not 0 < tail <= 1:
         raise ValueError(f"tail must be above 0 and at most 1, got {tail}")
@@ -228,7 +234,7 @@ def oscillation(scores: np.ndarray, *, tail: float = 0.5) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One curve in numbers; scores are dimensionless, distances are tokens."""
+    """A summary has one curve in numbers; scores are dimensionless, distances are in tokens."""
 
     at_zero: float
     minimum: float
@@ -239,7 +245,7 @@ class Summary:
 
 
 def summarize(scores: np.ndarray) -> Summary:
-    """Summary of `scores` [N] at distances 0, 1, ..., N-1."""
+    """Returns the summary of `scores` [N] at distances 0, 1, ..., N-1."""
     scores = np.asarray(scores, np.float64)
     lowest = int(np.argmin(scores))
     return Summary(
@@ -253,7 +259,7 @@ def summarize(scores: np.ndarray) -> Summary:
 
 
 def _at_distances(method, d, head_dim: int, seq_len: int | None):
-    """Frequencies, and the distances that the last of `seq_len` tokens scores those in `d` at."""
+    """Returns frequencies, and the distances at which the last token scores those in `d`."""
     last = seq_len - 1 if seq_len else int(d.max())
     f = _frequencies(method, head_dim, last + 1)
     if f.mixing is not None:
@@ -272,7 +278,7 @@ def _frequencies(method: Method | Frequencies, head_dim: int, seq_len: int) -> F
 
 
 def _pair_moments(moments: np.ndarray, count: int, layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Complex means [..., count] of q conj(k) per rotated pair, and the sum over other features."""
+    """Returns the mean of q conj(k) per rotated pair [..., count], and the sum over the rest."""
     if layout not in LAYOUTS:
         raise ValueError(unknown_name("rotary layout", layout, LAYOUTS))
     pairs = np.arange(2 * count).reshape((2, count) if layout == "half" else (count, 2))

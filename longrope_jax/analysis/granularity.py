@@ -1,11 +1,11 @@
-"""Position encodings as points on a sphere: Llama 2 Long (2309.16039) appendix B, corrected.
+"""Position encodings are points on a sphere: Llama 2 Long (2309.16039) appendix B, corrected.
 
 A vector x of H features is encoded at position t as f(x, t)_j = (x_2j + i x_2j+1) e^(i theta_j t),
-always of length ||x|| (an amplitude such as YaRN's is left out). The appendix asks how close a
-method brings neighbouring positions. Its Theorem 1 is false as printed, in two ways:
+whose length is always ||x|| (an amplitude such as YaRN's is left out). The appendix asks how close
+a method brings neighbouring positions. Its Theorem 1 is false as printed, in two ways:
 
-- its upper bound lacks a factor 2: the energy of a pair is up to 2 max_k x_k^2. All-ones x breaks
-  it, with a sine of (2/H) C where the bound says C/H (`SineBounds.printed_holds`);
+- Its upper bound lacks a factor 2, since the energy of a pair is up to 2 max_k x_k^2. All-ones x
+  breaks it, with a sine of (2/H) C where the bound says C/H (`SineBounds.printed_holds`).
 - C = sum_j sin theta_j grows like H/2, so it has no limit. The limits that the paper prints, 0.076
   and 0.027, are those of (2/H) C, and approximate the sine integral in `limit`.
 """
@@ -24,10 +24,12 @@ _ROWS = 256  # positions per block of pairwise products
 
 @dataclasses.dataclass(frozen=True)
 class SineBounds:
-    """Theorem 1 for one vector: sin angle(f(x, n+1), f(x, n)) and what should enclose it.
+    """Theorem 1 for one vector x bounds the sine of the angle between f(x, n+1) and f(x, n).
 
-    `lower` and `upper` are 2 min_k x_k^2 C/||x||^2 and 2 max_k x_k^2 C/||x||^2, which always hold;
-    the printed ones lack the 2.
+    Attributes:
+        lower: 2 min_k x_k^2 C/||x||^2, which always holds; the printed bound lacks the 2.
+        sine: the sine of the angle.
+        upper: 2 max_k x_k^2 C/||x||^2, which always holds; the printed bound lacks the 2.
     """
 
     lower: float
@@ -36,29 +38,29 @@ class SineBounds:
 
     @property
     def printed_lower(self) -> float:
-        """min_k x_k^2 C / ||x||^2."""
+        """The lower bound as printed, min_k x_k^2 C / ||x||^2."""
         return self.lower / 2
 
     @property
     def printed_upper(self) -> float:
-        """max_k x_k^2 C / ||x||^2."""
+        """The upper bound as printed, max_k x_k^2 C / ||x||^2."""
         return self.upper / 2
 
     @property
     def printed_holds(self) -> bool:
-        """Whether the sine lies within the printed bounds."""
+        """True where the sine lies within the printed bounds."""
         return self.printed_lower <= self.sine <= self.printed_upper
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far the encodings of one method are from another's, in units of ||x||.
+    """A distance says how far the encodings of one method are from another's, in units of ||x||.
 
     Attributes:
-        printed: max over x, min over positions of both: the definition as printed. Always 0, since
-            at position 0 both methods return x.
-        farthest: max over x and over the first method's positions, min over the second's: how far
-            from everything it was trained on a model may find itself.
+        printed: the definition as printed, the maximum over x of the minimum over positions of
+            both. It is always 0, since both methods return x at position 0.
+        farthest: the maximum over x and the first method's positions of the minimum over the
+            second's: how far from all that it was trained on a model may find itself.
     """
 
     printed: float
@@ -66,30 +68,31 @@ class Distance:
 
 
 def sine_sum(method: Method | Frequencies, *, head_dim: int) -> float:
-    """C = sum_j sin theta_j, the constant of Theorem 1; grows like H/2.
+    """Returns C = sum_j sin theta_j, the constant of Theorem 1, which grows like H/2.
 
-    A method that depends on the length is taken at 2 tokens; give its `frequencies` for another.
+    A method that depends on the length is evaluated at 2 tokens; give its `frequencies` for another
+    length.
 
     Raises:
-        ValueError: odd head dimension, a method whose encodings lie on no sphere.
+        ValueError: the head dimension is odd, or the method's encodings do not lie on a sphere.
     """
     return float(np.sin(_speeds(method, head_dim, 2)).sum())
 
 
 def mean_sine(method: Method | Frequencies, *, head_dim: int) -> float:
-    """(2/H) C: sin angle(f(x, n+1), f(x, n)) of an all-ones x; tends to `limit`."""
+    """Returns (2/H) C, the sine of the angle between neighbours for all-ones x; see `limit`."""
     return sine_sum(method, head_dim=head_dim) * 2 / head_dim
 
 
 def limit(base: float, *, alpha: float = 1.0) -> float:
-    """(Si(alpha) - Si(alpha/base)) / ln base: `mean_sine` as H goes to infinity.
+    """Returns the limit of `mean_sine` for H to infinity: (Si(alpha) - Si(alpha/base)) / ln base.
 
     Args:
-        base: of the frequencies, above 1; for ABF the adjusted one.
-        alpha: Position Interpolation's trained over extended length, above 0, at most 1.
+        base: the base of the frequencies, above 1; for ABF the adjusted one.
+        alpha: trained over extended length of Position Interpolation, above 0, at most 1.
 
     Raises:
-        ValueError: base or alpha out of range.
+        ValueError: `base` or `alpha` is out of range.
     """
     check_base(base)
     if not 0 < alpha <= 1:
@@ -98,17 +101,19 @@ def limit(base: float, *, alpha: float = 1.0) -> float:
 
 
 def printed_limit(base: float, *, alpha: float = 1.0) -> float:
-    """alpha / ln base: the paper's approximation of `limit` (0.076 for ABF, 0.027 for PI 1/4)."""
+    """Returns alpha / ln base, the paper's approximation of `limit` (ABF 0.076, PI 1/4 0.027)."""
     check_base(base)
     return alpha / math.log(base)
 
 
 def sine_bounds(method: Method | Frequencies, x: np.ndarray) -> SineBounds:
-    """Theorem 1 for x [H], corrected and as printed; the method as in `sine_sum`.
+    """Returns Theorem 1 for a vector x [H], corrected and as printed.
+
+    A method that depends on the length is evaluated at 2 tokens.
 
     Raises:
-        ValueError: x is zero or of odd size; a method whose encodings lie on no sphere or whose
-            pairs turn by more than pi per token, where the theorem says nothing.
+        ValueError: x is zero or has an odd size, the method's encodings do not lie on a sphere, or
+            its pairs turn by more than pi per token, where the theorem says nothing.
     """
     x = np.asarray(x, np.float64)
     speeds = _speeds(method, x.size, 2)
@@ -121,14 +126,16 @@ def sine_bounds(method: Method | Frequencies, x: np.ndarray) -> SineBounds:
 
 
 def granularity(method: Method | Frequencies, x: np.ndarray, *, positions: int) -> float:
-    """q(f): the smallest distance between the encodings of two positions, in units of ||x||.
+    """Returns q(f), the smallest distance between the encodings of two positions over ||x||.
 
-    Euclidean; over all pairs of positions 0..positions-1 and all vectors x [..., H], none zero. It
-    depends on the difference of positions alone. The method is taken at that length. Source:
-    definition in appendix B, section B.1.
+    The distance is Euclidean, and smallest over all pairs of positions 0..positions-1 and all
+    vectors x [..., H], none of them zero. It depends on the difference of positions alone. The
+    method is evaluated at that length.
+    Source: definition in appendix B, section B.1.
 
     Raises:
-        ValueError: fewer than 2 positions, a zero vector, a method without a sphere.
+        ValueError: there are fewer than 2 positions, a vector is zero, or the method's encodings do
+            not lie on a sphere.
     """
     if positions < 2:
         raise ValueError(f"positions must be at least 2, got {positions}")
@@ -145,16 +152,18 @@ def distance(
     *,
     positions: Sequence[int],
 ) -> Distance:
-    """d(f, f^): how far f's encodings are from f^'s, in units of ||x||. See `Distance`.
+    """Returns d(f, f^), how far f's encodings are from f^'s in units of ||x||; see `Distance`.
 
     Args:
-        first: f.
-        second: f^.
-        x: [..., H] vectors, none zero.
-        positions: how many positions, from 0, of f and of f^; each is taken at that length.
+        first: the method f.
+        second: the method f^.
+        x: [..., H] vectors, none of them zero.
+        positions: how many positions, counted from 0, of f and of f^; each method is evaluated at
+            that length.
 
     Raises:
-        ValueError: no position, a zero vector, a method without a sphere.
+        ValueError: there is no position, a vector is zero, or a method's encodings do not lie on a
+            sphere.
     """
     if min(positions) < 1:
         raise ValueError(f"positions must be at least 1 each, got {tuple(positions)}")
@@ -168,7 +177,7 @@ def distance(
 
 
 def _nearest(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[N] distance of each encoding of `first` to the nearest one of `second`."""
+    """Returns the distance [N] of each encoding of `first` to the nearest one of `second`."""
     waves = np.hstack([np.cos(second), np.sin(second)]).T
     closest = []
     for start in range(0, len(first), _ROWS):
@@ -186,7 +195,7 @@ def _speeds(method: Method | Frequencies, head_dim: int, seq_len: int) -> np.nda
     if several or np.any(f.log_decay) or f.start_count or np.isfinite(f.logn_length):
         raise ValueError(
             f"{method} changes lengths, mixes pairs or treats some positions differently, so its "
-            "encodings are no curve on a sphere; granularity is not defined for it"
+            "encodings do not lie on a sphere; granularity is not defined for it"
         )
     speeds = np.zeros(head_dim // 2)
     speeds[: len(f.inv_freq)] = f.inv_freq
@@ -198,7 +207,7 @@ def _energy(x: np.ndarray) -> np.ndarray:
 
 
 def _weights(x: np.ndarray) -> np.ndarray:
-    """[X, H/2] share of each pair in ||x||^2."""
+    """Returns the share of each pair in ||x||^2, [X, H/2]."""
     energy = _energy(np.atleast_2d(np.asarray(x, np.float64)))
     energy = energy.reshape(-1, energy.shape[-1])
     if not np.all(energy.sum(1) > 0):

@@ -1,10 +1,10 @@
-"""How far a score between two trained positions can be off: PI (2306.15595) Theorem 2.1, corrected.
+"""A score between two trained positions is bounded: PI (2306.15595) Theorem 2.1, corrected.
 
 a(s) = Re sum_j h_j e^(i s theta_j), theta_j = base^(-2j/H), is the score at distance s of a query
 and key whose pairs multiply to h_j. Between neighbouring integers it stays close to the straight
-line through its two values. The printed bound on the difference, H max|h| / (32 ln base), is
-too small: the proof takes sum_j base^(-4j/H) <= H/(4 ln base), but the sum is larger. With all
-h_j = 1, H = 128 and base 10,000 the difference is 0.4596, the printed bound 0.4343.
+line through its values there. The printed bound on the difference, H max|h| / (32 ln base), is too
+small: the proof takes sum_j base^(-4j/H) <= H/(4 ln base), but the sum is larger. With all h_j = 1,
+H = 128 and base 10,000 the difference is 0.4596 and the printed bound 0.4343.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ _GRID = 2001  # points between two positions; the deviation is smooth and has on
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """The largest difference from the straight line, and where between the positions it is."""
+    """A deviation from the straight line has its largest value, and the distance it occurs at."""
 
     value: float
     at: float
 
 
 def printed_bound(head_dim: int, base: float = 10_000.0) -> float:
-    """H / (32 ln base): the theorem's bound on the deviation for max|h| = 1. It does not hold.
+    """Returns H / (32 ln base), the printed bound on the deviation for max|h| = 1; it is violated.
 
     Raises:
-        ValueError: base not above 1, odd head dimension.
+        ValueError: the base is not above 1, or the head dimension is odd.
     """
     return 2 * len(_inv_freq(head_dim, base)) / (32 * math.log(base))
 
 
 def corrected_bound(head_dim: int, base: float = 10_000.0) -> float:
-    """1 / (8 (1 - base^(-4/H))): a bound that holds for max|h| = 1 at unit spacing.
+    """Returns 1 / (8 (1 - base^(-4/H))), a bound that holds for max|h| = 1 at unit spacing.
 
-    From |a''| <= max|h| sum_j theta_j^2 and the geometric series.
+    It follows from |a''| <= max|h| sum_j theta_j^2 and the geometric series.
 
     Raises:
-        ValueError: base not above 1, odd head dimension.
+        ValueError: the base is not above 1, or the head dimension is odd.
     """
     _inv_freq(head_dim, base)
     return -1 / (8 * math.expm1(-4 / head_dim * math.log(base)))
@@ -49,17 +49,18 @@ def corrected_bound(head_dim: int, base: float = 10_000.0) -> float:
 def worst_deviation(
     head_dim: int, base: float = 10_000.0, *, h: np.ndarray | None = None, start: float = 0
 ) -> Deviation:
-    """The largest |a(s) - a_lin(s)| for s from `start` to `start` + 1, to 1e-6.
+    """Returns the largest |a(s) - a_lin(s)| for s from `start` to `start` + 1, to 1e-6.
 
     Args:
         head_dim: H, even.
-        base: of the frequencies, above 1.
-        h: [H/2] complex products of query and key pairs; default: the worst with all |h_j| <= 1,
-            for each s, which no `start` changes.
-        start: the first of the two neighbouring distances, tokens.
+        base: the base of the frequencies, above 1.
+        h: [H/2] complex products of query and key pairs; default the worst with all |h_j| <= 1 for
+            each s, for which `start` does not matter.
+        start: the first of the two neighbouring distances, in tokens.
 
     Raises:
-        ValueError: base not above 1, odd head dimension, another number of pairs in `h`.
+        ValueError: the base is not above 1, the head dimension is odd, or `h` has another number of
+            pairs.
     """
     theta, s = _inv_freq(head_dim, base), np.linspace(0, 1, _GRID)
     ends = np.exp(1j * theta * start), np.exp(1j * theta * (start + 1))
@@ -77,13 +78,14 @@ def worst_deviation(
 def extrapolation_bound(
     distances: np.ndarray, *, head_dim: int, base: float = 10_000.0
 ) -> np.ndarray:
-    """B(s) = sum_{k=1}^{H/2} |sum_{j<k} e^(i s theta_j)|: |a(s)| <= 2 max|h| B(s) at any s.
+    """Returns B(s) = sum_{k=1}^{H/2} |sum_{j<k} e^(i s theta_j)|, with |a(s)| <= 2 max|h| B(s).
 
-    Dimensionless, in the shape of `distances` (tokens); H/2 (H/2 + 1)/2 at 0. By Abel summation, as
-    RoFormer's decay argument; PI compares it with the interpolation bound.
+    It is dimensionless, has the shape of `distances` (in tokens), and is H/2 (H/2 + 1)/2 at 0. The
+    inequality holds at any s, by Abel summation as in RoFormer's decay argument; PI compares it
+    with the interpolation bound.
 
     Raises:
-        ValueError: base not above 1, odd head dimension.
+        ValueError: the base is not above 1, or the head dimension is odd.
     """
     angles = np.multiply.outer(np.asarray(distances, np.float64), _inv_freq(head_dim, base))
     return np.abs(np.exp(1j * angles).cumsum(-1)).sum(-1)

@@ -1,4 +1,4 @@
-"""Rotary position encoding: methods as data, exact phases, both layouts.
+"""Rotary position encoding has methods as data, exact phases and both feature layouts.
 
 spec = rotary.RoPE(base=500_000)
 rot = rotary.make(spec, head_dim=128, seq_len=32_768)

@@ -1,8 +1,9 @@
-"""Phases that are exact at every position: fixed-point turns in two 32-bit words.
+"""Phases are exact at every position because frequencies are fixed-point turns of two words.
 
 A float32 angle is wrong by 4e-3 at position 131,071. Here a frequency is a 64-bit fraction of a
-turn; its integer product with the position wraps modulo one turn for free, so what reaches cos and
-sin is always in half a turn of zero, on devices without float64.
+turn, held in two 32-bit words. Its integer product with the position wraps modulo one turn for
+free, so the angle that reaches cos and sin always lies within half a turn of zero, on devices
+without float64.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tok
 from longrope_jax.rotary.registry import Method, parse
 from longrope_jax.rotary.score_rule import ScoreRule
 
-# Opposite gains of xPos stay within 2^-120 .. 2^120, which leaves float32's normal range (2^-126 to
-# 2^127) room for the entries of q and k; devices flush what is smaller to zero.
+# The opposite gains of xPos stay within 2^-120 .. 2^120, which leaves room for the entries of q and
+# k in float32's normal range (2^-126 to 2^127); devices flush smaller numbers to zero.
 _MAX_LOG_GAIN = 120 * math.log(2)
 _RADIANS_PER_WORD = np.float32(2 * np.pi / 2**32)
-# The same in parts of 8, 8 and 24 bits: a 16-bit integer times one of the first two is exact.
+# The same in parts of 8, 8 and 24 bits: a 16-bit integer times either of the first two is exact.
 _RADIANS_1 = np.float32(201 * 2.0**-37)
 _RADIANS_2 = np.float32(15 * 2.0**-45)
 _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
@@ -39,24 +40,25 @@ _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """A method as the compiled model gets it: the same arrays for each, neutral where unused.
+    """A Rotary is a method as the compiled model gets it: arrays that are neutral where unused.
 
-    The structural methods (see `is_structural`) have a static rule, and then a first axis in hi and
-    lo for the rule's branches, or the array `mixing`; they compile on their own.
+    Every method has the same arrays. Structural methods (see `is_structural`) also have a static
+    score rule, and then hi and lo have a first axis for its branches, or they have `mixing`; they
+    need compiled programs of their own.
 
     R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`.
 
     Attributes:
-        hi, lo: uint32 [R], turns per token times 2^64, high and low word.
-        delta: float32 [R], zero; radians per token; carries tangents of the frequencies.
-        amplitude: float32 [], factor on queries and on keys.
-        log_decay: float32 [R], natural log per token.
-        centre: float32 [], the position where xPos gains are one.
-        start_hi, start_lo: uint32 [R], words of the first `start_count` positions.
-        start_count: int32 [].
-        logn_length: float32 [], tokens; infinity is off.
+        hi, lo: uint32 [R], high and low word of the turns per token times 2^64.
+        delta: float32 [R], zero radians per token; it carries tangents of the frequencies.
+        amplitude: float32 [], the factor on queries and on keys.
+        log_decay: float32 [R], natural log of the factor on scores per token of distance.
+        centre: float32 [], the position where the gains of xPos are one.
+        start_hi, start_lo: uint32 [R], hi and lo for the first `start_count` positions.
+        start_count: int32 [], how many positions at the start have words of their own.
+        logn_length: float32 [], length in tokens of log-n scaling; infinity switches it off.
         mixing: float32 [2, K, R + 1, P], see `Frequencies`, or None.
-        score_rule: static; what attention must be told, or None.
+        score_rule: static; what attention does beyond one rotation, or None.
     """
 
     hi: jax.Array
@@ -74,23 +76,23 @@ class Rotary:
 
 
 class Phase(NamedTuple):
-    """cos and sin with the gain folded in, float32 [..., T, R]."""
+    """A phase is cos and sin with the gain folded in, float32 [..., T, R]."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 class HeadPhase(NamedTuple):
-    """As Phase, for each key head its own: float32 [..., T, K, P] (FoPE)."""
+    """A phase that differs by key head is cos and sin, float32 [..., T, K, P] (FoPE)."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 class Phases(NamedTuple):
-    """What queries and what keys are rotated by; they differ for xPos and log-n scaling.
+    """Phases hold what queries and keys are rotated by; the two differ for xPos and log-n scaling.
 
-    A method with a score rule has a tuple of them each: queries by branch, keys by rotation.
+    Under a score rule each is a tuple: one phase per branch for queries, one per rotation for keys.
     """
 
     query: Phase | HeadPhase | tuple
@@ -98,7 +100,7 @@ class Phases(NamedTuple):
 
 
 def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary:
-    """The arrays of `spec` for sequences of up to `seq_len` tokens.
+    """Returns the arrays of a method for sequences of up to `seq_len` tokens.
 
     Args:
         spec: a rotary method.
@@ -106,8 +108,8 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
         seq_len: tokens; a sequence of lengths gives leaves stacked on a new first axis.
 
     Raises:
-        ValueError: no method, a length that is not whole, out of range for positions, or too long
-            for xPos in float32.
+        ValueError: `spec` is not a method, or a length is not whole, out of range for positions, or
+            too long for xPos in float32.
     """
     if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
         raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
@@ -118,7 +120,7 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
 
 
 def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> Rotary:
-    """The Rotary that a function of `seq_len` tokens needs, whatever it was given.
+    """Returns the Rotary that `seq_len` tokens need, from a method, its text or a Rotary.
 
     Args:
         method: a rotary method or its text, which is made for `seq_len` tokens; or a Rotary from
@@ -127,7 +129,7 @@ def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> 
         seq_len: tokens.
 
     Raises:
-        ValueError: As `make`, or text that cannot be read.
+        ValueError: the text cannot be read, or `make` refuses the method.
     """
     if isinstance(method, Rotary):
         return method
@@ -136,7 +138,11 @@ def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> 
 
 
 def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
-    """As `make`, from frequencies that are already computed (e.g. after `rescale`)."""
+    """Returns a Rotary from frequencies that are already computed, e.g. by `rescale`.
+
+    Raises:
+        ValueError: `seq_len` is out of range for positions, or too long for xPos in float32.
+    """
     if not 0 < seq_len <= MAX_POSITION:
         raise ValueError(f"seq_len must be between 1 and {MAX_POSITION}, got {seq_len}")
     centre = seq_len // 2
@@ -163,10 +169,10 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
 
 
 def is_structural(spec: Method, *, head_dim: int) -> bool:
-    """Whether the method needs a compiled program other than plain RoPE's for this head.
+    """Says whether the method needs another compiled program than plain RoPE for this head.
 
-    So do remapped positions, ALiBi's bias, FoPE's mixtures, and a rotary part smaller than the
-    head. All other methods are data of one shape: they share a program and can be stacked.
+    Remapped positions, ALiBi's bias, FoPE's mixtures and a rotary part smaller than the head do.
+    All other methods are data of one shape: they share a program and can be stacked.
     """
     f = spec.frequencies(head_dim=head_dim, seq_len=1)
     return f.score_rule is not None or f.mixing is not None or 2 * f.pairs != head_dim
@@ -176,7 +182,7 @@ def stack_rotaries(rotaries: Sequence[Rotary]) -> Rotary:
     """Stacks rotaries of the same structure on a new first axis, ready for `vmap`.
 
     Raises:
-        ValueError: nothing to stack, or rotaries that differ in more than numbers.
+        ValueError: there is nothing to stack, or the rotaries differ in more than numbers.
     """
     forms = [(r.score_rule, [jnp.shape(x) for x in jax.tree.leaves(r)]) for r in rotaries]
     if any(form != forms[0] for form in forms) or not forms:
@@ -205,21 +211,23 @@ def _turn_words(inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") -> Phases:
-    """cos and sin for every position and pair, with amplitude, decay and log-n folded in.
+    """Returns cos and sin of every position and pair, with amplitude, decay and log-n folded in.
 
     Args:
-        rotary: from `make`; stacked over rows [B], each row of positions [B, T] has its own.
+        rotary: a Rotary from `make`; one that is stacked over rows [B] serves positions [B, T] row
+            by row.
         positions: [..., T] integers from 0 to 2^24 - 1, or float32 (their integer part is exact,
             their fraction is multiplied in float32).
-        precision: "exact", within 1e-6 at every position; or "float32", the rounded product that
-            other software computes, to compare with it.
+        precision: "exact" is within 1e-6 at every position; "float32" is the rounded product that
+            other software computes, for comparison.
 
     Returns:
-        Query and key (cos, sin), float32 [..., T, R]; tuples of them under a score rule.
+        (cos, sin) of queries and of keys, float32 [..., T, R]; tuples of them under a score rule.
 
     Raises:
-        ValueError: concrete positions out of range, positions in 16 bits or not whole under a
-            score rule, unknown precision, another number of stacked rotaries than of rows.
+        ValueError: concrete positions are out of range, positions have 16 bits or are not whole
+            under a score rule, the precision is unknown, or there are not as many stacked rotaries
+            as rows.
     """
     _check_positions(positions)
     if jnp.ndim(rotary.amplitude):
@@ -229,7 +237,8 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
         return jax.vmap(partial(phases, precision=precision))(rotary, jnp.asarray(positions))
     position = jnp.asarray(positions)
     if not jnp.issubdtype(position.dtype, jnp.floating):
-        position = position.astype(jnp.int32)  # rules subtract and shift: uint32 or int8 would wrap
+        # Score rules subtract and shift positions, which would wrap in uint32 or int8.
+        position = position.astype(jnp.int32)
     turn = partial(_turn, precision=precision)
     query_gain, key_gain = _gains(rotary, position[..., None].astype(jnp.float32))
     if rotary.score_rule is None:
@@ -252,7 +261,7 @@ def _branch(rotary: Rotary, r: int) -> Rotary:
 
 
 def _turn(rotary: Rotary, position: jax.Array, precision: str) -> Phase | HeadPhase:
-    """cos and sin without gain."""
+    """Returns cos and sin without the gain."""
     position = position[..., None]
     if precision == "exact":
         angle = _exact_angle(rotary, position)
@@ -268,14 +277,14 @@ def _turn(rotary: Rotary, position: jax.Array, precision: str) -> Phase | HeadPh
 
 
 def _mix(weights: jax.Array, waves: jax.Array) -> jax.Array:
-    """[..., T, K, P] from [K, R + 1, P] and [..., T, R]."""
+    """Mixes waves [..., T, R] by weights [K, R + 1, P] into [..., T, K, P]."""
     waves = jnp.concatenate([waves, jnp.ones_like(waves[..., :1])], axis=-1)
-    # At the highest precision: rounding cos to bfloat16 would undo its exactness.
+    # Lower precision would round cos to bfloat16, which undoes its exactness.
     return jnp.einsum("...R,KRP->...KP", waves, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def _gains(rotary: Rotary, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What queries and keys are multiplied by, [..., T, R]."""
+    """Returns the factors on queries and on keys, each [..., T, R]."""
     log_gain = rotary.log_decay * (position - rotary.centre)
     logn = jnp.maximum(1.0, jnp.log(position + 1) / jnp.log(rotary.logn_length))
     return rotary.amplitude * jnp.exp(log_gain) * logn, rotary.amplitude * jnp.exp(-log_gain)
@@ -283,7 +292,7 @@ def _gains(rotary: Rotary, position: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _scaled(phase: Phase | HeadPhase, gain: jax.Array) -> Phase | HeadPhase:
     if isinstance(phase, HeadPhase):
-        gain = gain[..., None, :1]  # the same for all pairs: no decay is mixed
+        gain = gain[..., None, :1]  # no method mixes and decays, so all pairs have the same gain
     return type(phase)(phase.cos * gain, phase.sin * gain)
 
 
@@ -293,8 +302,9 @@ def _check_positions(positions) -> None:
         raise ValueError(f"positions in {dtype} are rounded beyond 256 or 2048: take int32")
     if isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
         return
-    low, high = np.min(positions).item(), np.max(positions).item()  # int8 < 2^24 would wrap
-    if not (low >= 0 and high < MAX_POSITION):  # so written, NaN is refused too
+    # Python ints, since int8 < 2^24 would wrap.
+    low, high = np.min(positions).item(), np.max(positions).item()
+    if not (low >= 0 and high < MAX_POSITION):  # written so that NaN is refused too
         raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
 
 
@@ -314,7 +324,7 @@ def _words(rotary: Rotary, whole: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _float32_inv_freq(hi: jax.Array, lo: jax.Array) -> jax.Array:
-    """Radians per token rounded once, as if from float64 (1 stays 1): 3 roundings are 0.1 at 1M."""
+    """Returns radians per token rounded once, as if from float64; 3 roundings make 0.1 at 1M."""
     a, b = (hi >> 16).astype(jnp.float32) * 65536.0, (hi & 0xFFFF).astype(jnp.float32)
     rest = a * _RADIANS_3 + b * (_RADIANS_2 + _RADIANS_3)
     rest += lo.astype(jnp.float32) * np.float32(2 * np.pi / 2**64)
@@ -325,7 +335,7 @@ def _float32_inv_freq(hi: jax.Array, lo: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _turn_angle(hi, lo, delta, n):
-    """Angle of n tokens in [-pi, pi): the high word of the 64-bit product n * (hi, lo)."""
+    """Returns the angle of n tokens in [-pi, pi): the high word of the product n * (hi, lo)."""
     n_hi, n_lo = n >> 16, n & 0xFFFF
     lo_hi, lo_lo = lo >> 16, lo & 0xFFFF
     low = n_hi * lo_lo + ((n_lo * lo_lo) >> 16)

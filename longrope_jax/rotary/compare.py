@@ -1,4 +1,4 @@
-"""Where two methods differ: options, and every pair's frequency."""
+"""Two methods are compared by their options and by the frequency of every pair."""
 
 import dataclasses
 import math
@@ -13,15 +13,16 @@ _SAME = 1e-12
 
 
 def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
-    """What differs between two methods, at one head size and length, as text.
+    """Returns, as text, what differs between two methods at one head size and length.
 
-    Options that differ; amplitude, decay, start tokens and log-n scaling where they do; the pair
-    that differs most; and per pair radians per token, wavelength in tokens, the relative difference
-    of frequency (B - A) / A and by how many turns the two are apart after `seq_len` tokens. A pair
-    that only one of them has counts as of zero frequency in the other.
+    The text has the options that differ; amplitude, decay, start tokens and log-n scaling where
+    they differ; the pair that differs most; and a table with a row per pair: radians per token,
+    wavelength in tokens, the relative difference of frequency (B - A) / A, and by how many turns
+    the two are apart after `seq_len` tokens. A pair that only one method has counts as zero
+    frequency in the other.
 
     Raises:
-        ValueError: as `explain`.
+        ValueError: `seq_len` is out of range, or a method does not fit the head.
     """
     check_tokens(seq_len=seq_len)
     fa, fb = (s.frequencies(head_dim=head_dim, seq_len=seq_len) for s in (a, b))
@@ -35,19 +36,19 @@ def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
 
 
 def padded(a: Frequencies, b: Frequencies) -> tuple[np.ndarray, np.ndarray]:
-    """Both methods' radians per token, the shorter filled with zeros."""
+    """Returns both methods' radians per token, the shorter array filled with zeros."""
     size = max(len(a.inv_freq), len(b.inv_freq))
     return tuple(np.pad(f.inv_freq, (0, size - len(f.inv_freq))) for f in (a, b))
 
 
 def relative(wa: np.ndarray, wb: np.ndarray) -> np.ndarray:
-    """(B - A) / A per pair: 0 where both have zero frequency, infinite where A alone does."""
+    """Returns (B - A) / A per pair: 0 where both are zero, infinite where A alone is."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(wa == wb, 0.0, (wb - wa) / wa)
 
 
 def worst(wa: np.ndarray, wb: np.ndarray) -> str:
-    """One line: the pair with the largest ratio of frequencies, whichever is larger."""
+    """Returns one line on the pair with the largest ratio of frequencies, either way round."""
     if _equal(wa, wb):
         return "frequencies: the same for every pair"
     differing = int((abs(relative(wa, wb)) > _SAME).sum())
@@ -60,7 +61,7 @@ def worst(wa: np.ndarray, wb: np.ndarray) -> str:
 
 
 def worst_pair(wa: np.ndarray, wb: np.ndarray) -> int:
-    """The pair whose frequencies have the largest ratio."""
+    """Returns the index of the pair whose frequencies have the largest ratio."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(wa == wb, 0.0, abs(np.log(wb) - np.log(wa)))
     return int(np.argmax(ratio))
@@ -82,7 +83,7 @@ def _options(a: Method, b: Method) -> list[str]:
 
 
 def _flat(spec: Method, prefix: str = "") -> dict:
-    """Option to value, options of an inner method as inner.option."""
+    """Returns the value of each option, with options of an inner method as inner.option."""
     found = {f"{prefix}method": name_of(spec)}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
@@ -94,7 +95,7 @@ def _flat(spec: Method, prefix: str = "") -> dict:
 
 
 def _others(a: Frequencies, b: Frequencies) -> list[str]:
-    """Amplitude always; what else of a method's data differs."""
+    """Returns lines on the amplitude, always, and on what else differs beside frequencies."""
     lines = [f"amplitude on queries and keys: A {a.amplitude:.6g}, B {b.amplitude:.6g}"]
     if [x.start_count for x in (a, b)] != [0, 0]:
         lines.append(f"positions with other frequencies: A {a.start_count}, B {b.start_count}")

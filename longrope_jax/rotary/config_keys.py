@@ -1,4 +1,4 @@
-"""What became of every key of a Hugging Face config: used, ignored or overridden, and why."""
+"""Every key of a Hugging Face config is used, ignored or overridden; here is which, and why."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ _NULL = "null counts as absent"
 
 
 class Key(NamedTuple):
-    """One key of the config: dotted name, value, "used", "ignored" or "overridden", and why."""
+    """A key of a config has a dotted name, a value, a status as in `audit`, and the rule behind."""
 
     name: str
     value: Any
@@ -23,13 +23,13 @@ class Key(NamedTuple):
 
 
 def audit(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]:
-    """Every key of the config in its order, with what `from_hf` does with it.
+    """Returns every key of the config, in its order, with what `from_hf` does with it.
 
-    "used": another value would give another method, or an error. "overridden": another key won.
-    "ignored": no value of it changes the method.
+    A key is "used" if another value would give another method or an error, "overridden" if another
+    key won over it, and "ignored" if no value of it changes the method.
 
     Raises:
-        ValueError: as `from_hf`.
+        ValueError: `from_hf` refuses the config.
     """
     rope_type, parameters = hf.read_parameters(config, layer_type)
     found = []
@@ -42,16 +42,17 @@ def audit(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]
 
 
 def declared_head_dim(config: dict[str, Any]) -> int | None:
-    """Size of the rotated part of a head that the config tells, None if it tells none.
+    """Returns the size of a head's rotated part that the config declares, None if it does not.
 
-    qk_rope_head_dim (multi-head latent attention), head_dim, or hidden_size / num_attention_heads.
+    It is qk_rope_head_dim (multi-head latent attention), head_dim, or hidden_size /
+    num_attention_heads.
     """
     values = [config[name] for name in _head_dim_from(config)]
     return values[0] // values[1] if len(values) == 2 else next(iter(values), None)
 
 
 def _head_dim_from(config: dict[str, Any]) -> tuple[str, ...]:
-    """The keys that `declared_head_dim` comes from."""
+    """Returns the keys that `declared_head_dim` comes from."""
     for name in ("qk_rope_head_dim", "head_dim"):
         if isinstance(config.get(name), int):
             return (name,)
@@ -61,14 +62,14 @@ def _head_dim_from(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _block(block, values, rope_type, parameters, config, layer_type) -> list[Key]:
-    """The keys inside rope_parameters or rope_scaling, those of one layer type below it too."""
+    """Returns the keys inside rope_parameters or rope_scaling, and inside one layer type of it."""
     found = []
     for name, value in values.items():
         dotted = f"{block}.{name}"
         if isinstance(value, dict) and name == layer_type:
             found += _block(dotted, value, rope_type, parameters, config, None)
         elif isinstance(value, dict):
-            found.append(Key(dotted, value, "ignored", f"of other layers than {layer_type}"))
+            found.append(Key(dotted, value, "ignored", f"other layers than {layer_type} have it"))
         else:
             found.append(Key(dotted, value, *_inside(name, value, rope_type, parameters, config)))
     return found
@@ -117,15 +118,15 @@ def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
     if name == _LONGEST:
         return _longest(value, rope_type, parameters, config)
     if name in hf.NOT_THE_METHOD:
-        return "ignored", f"not of the method: {hf.NOT_THE_METHOD[name]}"
+        return "ignored", f"does not belong to the method: {hf.NOT_THE_METHOD[name]}"
     if name in hf.unread(config):
         return "ignored", "about rotary position, but not read: check what it asks for"
     if name in ("head_dim", *_QUOTIENT):
         used = _head_dim_from(config)
         if name in used:
             how = f" = {' / '.join(used)}" if len(used) > 1 else ""
-            return "ignored", f"by the method; but used for head_dim{how}"
-        return "ignored", f"by the method, and head_dim comes from {' / '.join(used) or 'no key'}"
+            return "ignored", f"ignored by the method, but used for head_dim{how}"
+        return "ignored", f"head_dim comes from {' / '.join(used) or 'no key'}"
     return "ignored", _NOT_ROTARY
 
 
@@ -143,7 +144,7 @@ def _longest(value, rope_type, parameters, config) -> tuple[str, str]:
 
 
 def audit_lines(keys: list[Key]) -> list[str]:
-    """The audit as text; keys that are not about positions share the last line."""
+    """Returns the audit as lines of text; keys that are not about positions share the last one."""
     about = [key for key in keys if key.rule != _NOT_ROTARY]
     width = max((len(key.name) for key in about), default=0)
     rows = [f"  {k.name:<{width}}  {k.status:<10}  {_short(k.value)}: {k.rule}" for k in about]

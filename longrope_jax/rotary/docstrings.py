@@ -1,4 +1,4 @@
-"""Facts that a method's docstring holds, read by `explain` and by docs/rotary.md."""
+"""Reads the facts that a method's docstring holds, for `explain` and for docs/rotary.md."""
 
 import inspect
 import re
@@ -10,12 +10,12 @@ _ATTRIBUTE = re.compile(r"    (\w[\w, ]*): (.*)$")
 
 
 def formula(cls: type) -> str:
-    """The first line."""
+    """Returns the first line of a method's docstring, which holds its formula."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
 def section(cls: type, name: str) -> str:
-    """The text after `name:` at the start of a line, with its indented lines; "" without one."""
+    """Returns the text after `name:` at the start of a line, indented lines too; "" without it."""
     text, inside = [], False
     for line in (inspect.getdoc(cls) or "").splitlines():
         head = _HEAD.match(line)
@@ -30,7 +30,7 @@ def section(cls: type, name: str) -> str:
 
 
 def attributes(cls: type) -> dict[str, str]:
-    """What `Attributes:` says of each option; `a, b: text` gives both the same text."""
+    """Returns what `Attributes:` says of each option; `a, b: text` gives both the same text."""
     lines = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")[2].splitlines()
     found, names = {}, ()
     for line in lines:

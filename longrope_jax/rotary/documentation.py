@@ -1,4 +1,4 @@
-"""The table of methods in docs/rotary.md, written from the code by
+"""The table of methods in docs/rotary.md is written from the code by
 
 python -m longrope_jax.rotary.documentation [docs/rotary.md]
 """
@@ -17,10 +17,10 @@ _COLUMNS = ("method", "formula", "options", "source", "Hugging Face", "rotated k
 
 
 def update(path: Path) -> None:
-    """Writes the table between the two marks of the file; what is around it stays.
+    """Writes the table between the two marks of the file; the text around them stays.
 
     Raises:
-        ValueError: no such file, no marks in it, or a method whose docstring lacks a section.
+        ValueError: there is no such file, it has no marks, or a method's docstring lacks a section.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def update(path: Path) -> None:
 
 
 def updated(text: str) -> str:
-    """The text with the current table between its marks."""
+    """Returns the text with the current table between its marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -39,7 +39,7 @@ def updated(text: str) -> str:
 
 
 def table() -> str:
-    """Every registered method of this package as a row of a Markdown table."""
+    """Returns a Markdown table with a row for every registered method of this package."""
     own = (__package__ or "").partition(".")[0]
     rows = [row(cls) for cls in classes() if cls.__module__.partition(".")[0] == own]
     lines = [_COLUMNS, ["---"] * len(_COLUMNS), *sorted(rows)]
@@ -47,10 +47,10 @@ def table() -> str:
 
 
 def row(cls: type) -> list[str]:
-    """The cells of one method.
+    """Returns the cells of one method.
 
     Raises:
-        ValueError: a section is missing; says which, and what to write.
+        ValueError: a section is missing; the message says which, and what to write.
     """
     sections = {name: _section(cls, name) for name in docstrings.SECTIONS}
     formula = docstrings.formula(cls).partition(": ")[2] or docstrings.formula(cls)
@@ -85,10 +85,10 @@ def _name(name: str) -> str:
 
 
 def _options(cls: type) -> list[str]:
-    """One line per text of the docstring: the options that share it, with defaults, and the text.
+    """Returns a line for each text of the docstring: its options with their defaults, and it.
 
     Raises:
-        ValueError: an option of which the docstring says nothing.
+        ValueError: the docstring says nothing about an option.
     """
     described, lines = docstrings.attributes(cls), {}
     for field in dataclasses.fields(cls):
@@ -117,7 +117,7 @@ def _file(cls: type) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escaped for Markdown, but for what stands in backticks."""
+    """Escapes a text for Markdown, except what stands in backticks."""
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

@@ -1,4 +1,4 @@
-"""A method in words and numbers."""
+"""A method is explained in words and numbers."""
 
 import dataclasses
 import itertools
@@ -10,27 +10,28 @@ from longrope_jax.rotary import docstrings
 from longrope_jax.rotary.frequencies import Frequencies, check_tokens, rope_inv_freq
 from longrope_jax.rotary.registry import Method, name_of
 
-_SAME = 1e-12  # relative; frequencies closer than this are equal but for rounding
+_SAME = 1e-12  # relative; frequencies closer than this differ by rounding alone
 _LONGEST_LIST = 4
 
 
 def explain(
     spec: Method, *, head_dim: int, seq_len: int = 4096, trained_length: float | None = None
 ) -> str:
-    """Which method, which options with what the method's docstring says of them, and a table.
+    """Returns, as text, which method it is, its options and what they mean, and a table of pairs.
 
-    The table has a row per pair of dimensions: radians per token, wavelength in tokens, turns over
-    `seq_len` tokens, the factor on a score at the distance of `seq_len` (xPos), turns within the
-    trained length, and how many times slower than in RoPE of the same base it turns.
+    The table has a row per pair of features: radians per token, wavelength in tokens, turns over
+    `seq_len` tokens, the factor on a score at a distance of `seq_len` tokens (xPos), turns within
+    the trained length, and how many times slower the pair turns than in RoPE of the same base.
 
     Args:
         spec: a rotary method.
         head_dim: H.
-        seq_len: tokens of the sequence it is evaluated for.
-        trained_length: tokens; default the method's own original_length, if it has one.
+        seq_len: tokens of the sequence that the method is evaluated for.
+        trained_length: the trained length in tokens; default the method's original_length, if it
+            has one.
 
     Raises:
-        ValueError: a length that no position reaches, a head that the method does not fit.
+        ValueError: `seq_len` is out of range, or the method does not fit the head.
     """
     check_tokens(seq_len=seq_len)
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
@@ -46,7 +47,7 @@ def explain(
 
 
 def option(spec: Method, name: str):
-    """An option of the method, or of the method inside it; None where neither has it."""
+    """Returns an option of the method, or of the method inside it; None where neither has it."""
     while spec is not None:
         value = getattr(spec, name, None)
         if value is not None:
@@ -56,13 +57,13 @@ def option(spec: Method, name: str):
 
 
 def wavelengths(inv_freq: np.ndarray) -> np.ndarray:
-    """Tokens per turn; infinite for pairs of zero frequency."""
+    """Returns tokens per turn of each pair, infinite for a frequency of zero."""
     with np.errstate(divide="ignore"):
         return 2 * np.pi / inv_freq
 
 
 def slowdown(spec: Method, f: Frequencies) -> np.ndarray:
-    """RoPE's frequency over the method's, per pair; NaN for a method without a base."""
+    """Returns RoPE's frequency over the method's, per pair; NaN for a method without a base."""
     base = option(spec, "base")
     if base is None or not len(f.inv_freq):
         return np.full(len(f.inv_freq), np.nan)
@@ -72,14 +73,14 @@ def slowdown(spec: Method, f: Frequencies) -> np.ndarray:
 
 
 def shown(value) -> str:
-    """An option's value; of a long list the ends."""
+    """Returns an option's value as text; a long list is shown by its ends."""
     if isinstance(value, tuple) and len(value) > _LONGEST_LIST:
         return f"({value[0]!r}, {value[1]!r}, ..., {value[-1]!r}) of {len(value)}"
     return repr(value)
 
 
 def _options(spec: Method) -> list[str]:
-    """Values, and what the docstring says of them (once for options that share a text)."""
+    """Returns each option's value and what the docstring says of it, once for shared texts."""
     described = docstrings.attributes(type(spec))
     lines, fields = [], dataclasses.fields(spec)
     for field, after in itertools.zip_longest(fields, fields[1:]):
@@ -111,7 +112,7 @@ def _notes(f: Frequencies, head_dim: int, seq_len: int) -> list[str]:
 
 
 def _lengths(f: Frequencies, slowed: np.ndarray, trained: float | None) -> list[str]:
-    """Wavelengths against the trained length, and what changed against RoPE."""
+    """Returns notes on wavelengths beyond the trained length, and on changes against RoPE."""
     notes, pairs = [], len(f.inv_freq)
     if trained:
         longer = int((wavelengths(f.inv_freq) > trained).sum())

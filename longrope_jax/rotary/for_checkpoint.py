@@ -1,4 +1,4 @@
-"""Reads a method's text for a checkpoint, which knows the options that the text leaves open."""
+"""A method's text is read for a checkpoint, which knows the options that the text leaves open."""
 
 import dataclasses
 import re
@@ -11,11 +11,12 @@ from longrope_jax.rotary.registry import Method, parse
 def parse_for_checkpoint(
     text: str, own: Method, trained_length: int | None
 ) -> tuple[Method, dict[str, Any]]:
-    """The method that a text names, its open options filled from a checkpoint.
+    """Returns the method that a text names, with its open options filled from a checkpoint.
 
-    Filled are `base` (of the checkpoint's pretraining), `original_length` (of its method, or of
-    plain RoPE the trained length) and `inner` (its method, for methods around another): what can be
-    meant in one way only. What the text or the method's name sets is never replaced.
+    The options that can mean one thing only are filled: `base` is that of pretraining,
+    `original_length` is that of the checkpoint's method, or the trained length where that is plain
+    RoPE, and `inner` is the checkpoint's method. What the text or the method's name sets is never
+    replaced.
 
     Args:
         text: as `parse` reads it, such as "yarn:factor=4".
@@ -26,7 +27,7 @@ def parse_for_checkpoint(
         The method, and the options that were filled, by name.
 
     Raises:
-        ValueError: The text cannot be read, or an option is still missing.
+        ValueError: the text cannot be read, or an option is still missing.
     """
     known = _known_options(own, trained_length)
     method = parse(text, known)
@@ -42,13 +43,13 @@ def _known_options(own: Method, trained_length: int | None) -> dict[str, Any]:
         method = method.inner
     if hasattr(method, "base"):
         options["base"] = method.base
-    # A context that a method has extended is no trained length.
+    # A length that a method has extended is not the trained length.
     fallback = trained_length if isinstance(method, RoPE) else None
     length = getattr(method, "original_length", None) or fallback
     return options if length is None else options | {"original_length": length}
 
 
 def _options(method: Any) -> list[tuple[str, Any]]:
-    """The options of a method and of the methods around which it is, as (name, value)."""
+    """Returns the options of a method and of the methods inside it, as (name, value)."""
     own = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method)]
     return own + [item for name, value in own if name == "inner" for item in _options(value)]

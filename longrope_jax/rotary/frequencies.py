@@ -1,4 +1,4 @@
-"""What a rotary method hands over: frequencies in float64 on the host, and shared checks."""
+"""Frequencies are what a rotary method gives, in float64 on the host; shared checks are here."""
 
 import dataclasses
 import math
@@ -8,29 +8,29 @@ import numpy as np
 
 from longrope_jax.rotary.score_rule import ScoreRule
 
-# Positions are exact in float32 and in the fixed-point phases below this bound.
+# Below this bound positions are exact in float32 and in the fixed-point phases.
 MAX_POSITION = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frequencies:
-    """A method evaluated for one head dimension and one length; float64, on the host.
+    """Frequencies hold a method evaluated for one head dimension and one length, in float64.
 
     Attributes:
-        inv_freq: [R] radians per token, one per rotated pair; R is half the rotary dimension,
-            at most H/2. A zero leaves its pair unrotated.
-        amplitude: factor on queries and on keys (scores get its square); YaRN's mscale.
-        log_decay: [R] natural log of the score's factor per token of distance, negative for decay
-            (xPos); None means none.
-        start_inv_freq: [R] radians per token of the first `start_count` positions (LongRoPE);
-            None means `inv_freq`.
+        inv_freq: [R] radians per token, one for each rotated pair; R is half the rotary dimension,
+            at most H/2. A pair of frequency zero does not rotate.
+        amplitude: the factor on queries and on keys, so scores get its square (YaRN's mscale).
+        log_decay: [R] natural log of the factor on scores per token of distance, negative for decay
+            (xPos); None is no decay.
+        start_inv_freq: [R] radians per token at the first `start_count` positions (LongRoPE); None
+            is `inv_freq`.
         start_count: how many positions at the start use `start_inv_freq`.
-        logn_length: tokens; queries at position n are scaled by max(1, ln(n+1)/ln(logn_length)).
-            Infinity switches that off.
-        score_rule: what attention must do beyond one rotation (remapped positions, ALiBi's bias).
-        mixing: [2, K, R + 1, P] weights per key head by which the R cosines (first) and sines, and
-            a constant 1 after them, make the cosines and sines of P pairs (FoPE); None: they are
-            the pairs' own.
+        logn_length: the length L in tokens of log-n scaling, which multiplies a query at position n
+            by max(1, ln(n+1)/ln(L)); infinity switches it off.
+        score_rule: what attention does beyond one rotation (remapped positions, ALiBi's bias).
+        mixing: only for FoPE, [2, K, R + 1, P]: mixing[0] and mixing[1] map the R cosines and the R
+            sines, each followed by a constant 1, to those of P output pairs per key head. None
+            gives each pair its own frequency.
     """
 
     inv_freq: np.ndarray
@@ -60,13 +60,13 @@ class Frequencies:
             raise ValueError(f"mixing has shape {shape}, needs [2, K, {rows}, P]")
 
     def equals(self, other: "Frequencies") -> bool:
-        """Whether every number is the same."""
+        """Says whether every number of both is the same."""
         fields = [field.name for field in dataclasses.fields(self)]
         return all(np.array_equal(getattr(self, f), getattr(other, f)) for f in fields)
 
     @property
     def pairs(self) -> int:
-        """How many pairs of a head's features turn."""
+        """The number of pairs of features that rotate in a head."""
         return len(self.inv_freq) if self.mixing is None else self.mixing.shape[-1]
 
 
@@ -78,10 +78,13 @@ def _check_turns(name: str, inv_freq: np.ndarray) -> None:
 
 
 def rescale(frequencies: Frequencies, scale: float) -> Frequencies:
-    """Divides every frequency by `scale`: the method evaluated at another scale than its own.
+    """Divides every frequency by `scale`, which evaluates the method at another scale.
 
     Giraffe's matrix (2308.10882) evaluates a model at 1/2 to 2 times the scale it was trained with.
     Amplitude and decay stay as they are.
+
+    Raises:
+        ValueError: `scale` is not positive.
     """
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
@@ -93,10 +96,10 @@ def rescale(frequencies: Frequencies, scale: float) -> Frequencies:
 
 
 def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
-    """RoPE's theta_j = base^(-2j/H), [H/2] radians per token in float64 (RoFormer eq. 15).
+    """Returns RoPE's theta_j = base^(-2j/H), [H/2] radians per token in float64 (RoFormer eq. 15).
 
     Raises:
-        ValueError: odd or non-positive `head_dim`, an infinite base (after scaling it, say).
+        ValueError: `head_dim` is odd or not positive, or `base` is infinite.
     """
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f"head_dim must be even and positive, got {head_dim}")
@@ -106,10 +109,10 @@ def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
 
 
 def is_finite(value) -> bool:
-    """Whether `value` is a number at all (a typo in a command line is text) and finite."""
+    """Says whether `value` is a finite number; a typo in a command line is text."""
     try:
         return isinstance(value, numbers.Real) and math.isfinite(value)
-    except OverflowError:  # an int of 400 digits
+    except OverflowError:  # for an int of 400 digits
         return False
 
 
@@ -121,7 +124,7 @@ def check_positive(**values: float) -> None:
 
 
 def check_original_length(length: float) -> None:
-    """Raises ValueError unless `length`, tokens the model was trained on, is at least 2."""
+    """Raises ValueError unless `length`, the trained length in tokens, is at least 2."""
     if not (is_finite(length) and length >= 2):
         raise ValueError(
             f"original_length must be at least 2 tokens, got {length!r}; it is the length the "
@@ -161,10 +164,10 @@ def check_tokens(minimum: int = 1, **values: int) -> None:
 
 
 def remapped(method: str, f: Frequencies, rule: ScoreRule) -> Frequencies:
-    """`f` of the inner method, scored by `rule`.
+    """Returns the inner method's frequencies `f` with `rule` as their score rule.
 
     Raises:
-        ValueError: what the inner method does cannot be told by the relative position alone.
+        ValueError: the inner method does something that relative positions alone cannot express.
     """
     if f.score_rule is not None:
         raise ValueError(f"{method} around {f.score_rule}: only one method may remap positions")

@@ -1,4 +1,4 @@
-"""Reading and writing the rotary part of a Hugging Face config, v4 and v5 spelling."""
+"""The rotary part of a Hugging Face config is read and written here, in v4 and v5 spelling."""
 
 import warnings
 from typing import Any
@@ -17,7 +17,7 @@ from longrope_jax.rotary.methods import (
 )
 from longrope_jax.rotary.registry import Method, name_of, names_of
 
-# Each class tells its keys (required, optional) in HF_KEYS and reads them in `from_hf`.
+# Each class declares its keys (required, optional) in HF_KEYS and reads them in `from_hf`.
 _BY_TYPE = {
     "default": RoPE,
     "linear": PositionInterpolation,
@@ -32,12 +32,12 @@ _DEFAULT_THETA = 10_000.0
 _COMMON = frozenset({"rope_theta", "partial_rotary_factor"})
 _ORIGINAL = "original_max_position_embeddings"
 BLOCKS = ("rope_parameters", "rope_scaling")
-# Keys of the config itself, and how they are spelled there.
+# Parameters that may stand outside the block, and how the config spells them there.
 OUTSIDE = {
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
 }
-# About rotary position, but not about the method: which features pair up, how large a head is.
+# Keys about rotary position that do not decide the method: which features pair up, the head's size.
 NOT_THE_METHOD = {
     "rope_interleave": "the layout, an argument of rotary.rotate",
     "qk_rope_head_dim": "head_dim of the rotated part",
@@ -45,26 +45,26 @@ NOT_THE_METHOD = {
 
 
 def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
-    """The method that a Hugging Face `config.json` describes.
+    """Returns the method that a Hugging Face `config.json` describes.
 
-    Reads `rope_parameters` (transformers 5) or `rope_scaling` with top-level `rope_theta`,
+    It reads `rope_parameters` (transformers 5) or `rope_scaling` with top-level `rope_theta`,
     `partial_rotary_factor` and `original_max_position_embeddings` (v4); `type` is the old spelling
     of `rope_type`. A value of None counts as absent.
 
-    Warns where the config gives two values and one wins, and says which, and where it has another
-    key about rotary position, which is not read. As in transformers 5, an explicit factor wins over
+    It warns where the config gives two values of which one wins, and says which, and where a key
+    about rotary position is not read. As in transformers 5, an explicit factor wins over
     max_position_embeddings / original_max_position_embeddings, which stands in for a missing one
     (yarn, longrope); "dynamic" takes its trained length from max_position_embeddings.
     `rotary.audit` lists what became of every key.
 
     Args:
-        config: as `json.load` gives it; not changed.
+        config: the config as `json.load` gives it; it is not changed.
         layer_type: which entry of `rope_parameters` to read where it has one per layer type.
 
     Raises:
-        ValueError: a rope_type this package has no method for, an option the type does not have,
-            a missing option, a value of the wrong kind, two spellings that contradict each other,
-            or a config whose rotary keys are in its text_config.
+        ValueError: this package has no method for the rope_type, the type lacks an option or does
+            not have it, a value has the wrong kind, two spellings contradict each other, or the
+            rotary keys are in the config's text_config.
     """
     rope_type, parameters = read_parameters(config, layer_type)
     for key in unread(config):
@@ -91,7 +91,7 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
 
 
 def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str, dict[str, Any]]:
-    """The rope_type under its newest name, and the parameters with those outside the block."""
+    """Returns the rope_type by its newest name, and all parameters, outside the block too."""
     parameters = _parameters(config, layer_type)
     rope_type = parameters.pop("rope_type")
     rope_type = _OLD_TYPES.get(rope_type, rope_type)
@@ -101,7 +101,7 @@ def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str
 
 
 def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """The rotary parameters with `rope_type`, from wherever the config has them.
+    """Returns the rotary parameters with `rope_type`, from wherever the config has them.
 
     GPT-NeoX spells partial_rotary_factor and rope_theta as rotary_pct and rotary_emb_base.
     """
@@ -153,7 +153,7 @@ def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, 
 
 
 def _one_type(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that are given, with `rope_type` alone, whichever spelling they had."""
+    """Returns the parameters that are not None, with `type` spelled `rope_type`."""
     parameters = {key: value for key, value in parameters.items() if value is not None}
     types = {str(parameters.pop(k)) for k in ("rope_type", "type") if k in parameters}
     if len(types) > 1:
@@ -185,11 +185,11 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
 
 
 def unread(config: dict[str, Any]) -> list[str]:
-    """Keys of the config that look like rotary position and are not read."""
+    """Returns the keys of the config that look like rotary position and are not read."""
     read = {*BLOCKS, *NOT_THE_METHOD, *(name for names in OUTSIDE.values() for name in names)}
     given = {key for key, value in config.items() if value is not None}
     about = {key for key in given if {"rope", "nope", "rotary"} & set(key.lower().split("_"))}
-    if config.get("alibi"):  # Falcon and MPT: true in place of rotation
+    if config.get("alibi"):  # Falcon and MPT have true here in place of rotation
         about.add("alibi")
     return sorted(about - read)
 
@@ -199,15 +199,15 @@ def _warn(text: str, stacklevel: int = 4) -> None:
 
 
 def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
-    """`rope_parameters` for a Hugging Face config (transformers 5); `from_hf` reads them back.
+    """Returns `rope_parameters` for a Hugging Face config (transformers 5), as `from_hf` reads.
 
     Args:
         spec: a rotary method.
-        head_dim: H; for the few methods that need it to be written: NTKAware, whose base depends on
-            it, and LongRoPE with one number in place of a list.
+        head_dim: H, which two methods need: NTKAware, whose base depends on it, and LongRoPE with
+            one number in place of a list.
 
     Raises:
-        ValueError: Hugging Face has no type, or not this option, for this method.
+        ValueError: Hugging Face has no type for this method, or cannot express one of its options.
     """
     if isinstance(spec, PartialRotary):
         if isinstance(spec.inner, PartialRotary | Proportional):
@@ -221,15 +221,15 @@ def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
 
 
 def method_of(rope_type: str) -> str:
-    """The registered name of the method that a rope_type stands for."""
+    """Returns the registered name of the method that a rope_type stands for."""
     return names_of(_BY_TYPE[rope_type])[0]
 
 
 def takes(rope_type: str, key: str) -> bool:
-    """Whether this rope_type has this key."""
+    """Says whether a rope_type has a key."""
     return any(key in keys for keys in _BY_TYPE[rope_type].HF_KEYS)
 
 
 def rope_type_of(cls: type) -> str | None:
-    """The rope_type of a method's class; None where Hugging Face has none."""
+    """Returns the rope_type of a method's class; None where Hugging Face has none."""
     return next((name for name, known in _BY_TYPE.items() if known is cls), None)

@@ -1,4 +1,4 @@
-"""Pictures of one method against RoPE, and of two methods against each other."""
+"""Pictures show one method against RoPE, or two methods against each other."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _A, _B, _GREY = "#0072B2", "#D55E00", "#7F7F7F"
 def explain_picture(
     spec: Method, path: Path, *, head_dim: int, seq_len: int, trained_length: float | None = None
 ) -> None:
-    """Wavelength per pair beside RoPE's of the same base, and how many times slower each turns."""
+    """Draws each pair's wavelength beside RoPE's of the same base, and how much slower it turns."""
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
     trained = trained_length or option(spec, "original_length")
     base = option(spec, "base")
@@ -37,7 +37,7 @@ def explain_picture(
 def diff_picture(
     a: Method, b: Method, path: Path, *, head_dim: int, seq_len: int, labels: tuple[str, str]
 ) -> None:
-    """Wavelength per pair of both, and the relative difference of their frequencies."""
+    """Draws each pair's wavelength in both methods, and the relative difference of frequencies."""
     frequencies = [s.frequencies(head_dim=head_dim, seq_len=seq_len) for s in (a, b)]
     wa, wb = compare.padded(*frequencies)
     factors = " and ".join(f"{f.amplitude:.4g}" for f in frequencies)
@@ -58,7 +58,7 @@ def diff_picture(
 
 
 def _figure(title: str):
-    """Two panels over the pair's index, without the state of pyplot."""
+    """Returns a figure of two panels over the pair's index, without the state of pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -106,7 +106,7 @@ def _points(panel, values: np.ndarray, colour: str) -> None:
 
 
 def _mark(panel, pair: int, percent: float, pairs: int) -> None:
-    """A label towards zero from the point, where the curve leaves room."""
+    """Writes a label beside a point, towards zero, where the curve leaves room."""
     side = "left" if pair < pairs / 4 else "right" if pair > pairs * 3 / 4 else "center"
     panel.annotate(
         f"pair {pair}: {percent:+.1f} %",

@@ -1,14 +1,14 @@
-"""Position transforms: training at a short length with the positions of a long one.
+"""Position transforms train at a short length with the positions of a long one.
 
-They change the positions that a method rotates by, not its frequencies, so any method goes with
-them. Each takes a key and gives positions [B, T], in increasing order; attention stays causal by
-the order of tokens. For training alone: evaluation counts positions as always.
+A transform changes the positions that a method rotates by, not its frequencies, so it goes with any
+method. It takes a key and gives positions [B, T] in increasing order; attention stays causal by the
+order of tokens. Transforms are for training alone: evaluation counts positions as always.
 
     positions = ruoss(key, 8, 2048, max_length=32_768)
     hidden, _ = Llama(config).apply(params, tokens, rotary=rot, positions=positions)
 
-Make the rotary for the longest position (`seq_len` = max_length or target_length), since xPos's
-centre, dynamic methods and LongRoPE's switch depend on it.
+Make the rotary for the longest position (`seq_len` = max_length or target_length), since the centre
+of xPos, dynamic methods and LongRoPE's switch depend on it.
 """
 
 import functools
@@ -26,12 +26,13 @@ Transform = Callable[[jax.Array, int, int], jax.Array]  # key, batch, length -> 
 
 
 def parse(text: str) -> Transform:
-    """The transform that `name:option=value,...` names, as a function of key, batch and length.
+    """Returns the transform that a text names, as a function of key, batch and length.
 
-    `giraffe`, `ruoss:max_length=32768`, `pose:target_length=32768,chunks=2`.
+    Texts are `giraffe`, `ruoss:max_length=32768` or `pose:target_length=32768,chunks=2`.
 
     Raises:
-        ValueError: unknown name or option (the nearest known one is named), or a missing option.
+        ValueError: the name or an option is unknown (the message says the nearest known one), or an
+            option is missing.
     """
     name, options = read_options(text)
     if name not in _TRANSFORMS:
@@ -50,9 +51,9 @@ def parse(text: str) -> Transform:
 
 
 def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
-    """The same draw with every packed document beginning where its window begins.
+    """Shifts positions so that every packed document begins where its window begins.
 
-    Distances inside a document are those of the draw; a row without packing stays as it is.
+    Distances inside a document stay as they were drawn; a row without packing does not change.
 
     Args:
         positions: [B, T] from a transform.
@@ -63,28 +64,29 @@ def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
 
 
 def giraffe(key: jax.Array, batch: int, length: int) -> jax.Array:
-    """Giraffe's randomised positions: cumsum(2 U[0,1)) times T/max(last, T); float32 [B, T].
+    """Draws Giraffe's randomised positions, cumsum(2 U[0,1)) times T/max(last, T); float32 [B, T].
 
-    Neighbours are 0 to 2 apart, 1 on average, and the last is at most T = length.
-    Source: `random_init_forward` of abacusai/Long-Context, one draw per example and forward, in
-    training alone; Giraffe (2308.10882). Not the scheme of `ruoss`.
+    Neighbours are 0 to 2 apart, 1 on average, and the last position is at most T = length. The
+    scheme differs from `ruoss`.
+    Source: `random_init_forward` of abacusai/Long-Context, one draw per example and forward pass in
+    training; Giraffe (2308.10882).
     """
     _check_lengths(length, length + 1)
     steps = 2 * jax.random.uniform(key, (batch, length))
     positions = jnp.cumsum(steps, axis=1)
     positions *= length / jnp.maximum(positions[:, -1:], length)
-    return jnp.minimum(positions, length)  # the product may round beyond it
+    return jnp.minimum(positions, length)  # rounding may carry the product beyond
 
 
 def ruoss(key: jax.Array, batch: int, length: int, *, max_length: int) -> jax.Array:
-    """Randomised positions: a sorted random subset of 0..max_length-1; int32 [B, T].
+    """Draws randomised positions, a sorted random subset of 0..max_length-1; int32 [B, T].
 
-    Every subset of T = length positions is equally likely, in each row on its own. Its cost grows
-    with T, not with max_length.
+    Every subset of T = length positions is equally likely, and rows are drawn independently. The
+    cost grows with T, not with max_length.
     Source: Ruoss et al. (2305.16843), as PoSE (2309.10400) section 4 and its code have it.
 
     Raises:
-        ValueError: max_length below length, or beyond the positions that phases define.
+        ValueError: `max_length` is below `length` or beyond the greatest position.
     """
     _check_lengths(length, max_length)
     if max_length <= 4 * length:
@@ -95,9 +97,10 @@ def ruoss(key: jax.Array, batch: int, length: int, *, max_length: int) -> jax.Ar
 
 
 def _sparse_subset(key, batch, length, max_length):
-    """The first `length` distinct values of uniform draws: by symmetry a uniform subset.
+    """Returns the first `length` distinct values of uniform draws, by symmetry a uniform subset.
 
-    2 T + 16 draws hold T distinct ones almost surely where max_length > 4 T; if not, again.
+    Where max_length > 4 T, 2 T + 16 draws almost surely hold T distinct values; if they do not,
+    they are drawn again.
     """
     count = 2 * length + 16
 
@@ -107,7 +110,7 @@ def _sparse_subset(key, batch, length, max_length):
         order = jnp.argsort(values, axis=1, stable=True)
         ordered = jnp.take_along_axis(values, order, axis=1)
         repeated = jnp.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0)))
-        drawn_at = jnp.where(repeated, count, order)  # when each distinct value first came
+        drawn_at = jnp.where(repeated, count, order)  # when each distinct value was first drawn
         last = jnp.sort(drawn_at, axis=1)[:, length - 1 : length]
         kept = jnp.where(drawn_at <= last, ordered, max_length)
         return key, jnp.sort(kept, axis=1), jnp.all(last < count)
@@ -119,16 +122,17 @@ def _sparse_subset(key, batch, length, max_length):
 def pose(
     key: jax.Array, batch: int, length: int, *, target_length: int, chunks: int = 2
 ) -> jax.Array:
-    """PoSE: the window cut into chunks, chunk i shifted by u_i; int32 [B, T].
+    """Draws PoSE's positions: the window is cut into chunks, chunk i shifted by u_i; int32 [B, T].
 
-    u_0 = 0, u_i uniform in u_(i-1)..target_length - T, so positions are 1 apart inside a chunk and
-    reach up to target_length - 1. All chunks but the last have U{1..ceil(T/chunks)} tokens.
-    The window's text may be contiguous, or gathered by `pose_text` from a longer one.
-    Source: PoSE (2309.10400) section 3.2; chunk lengths as in its code (dwzhu-pku/PoSE), which has
-    two chunks, the case of the paper's runs; for more they are ours.
+    u_0 = 0 and u_i is uniform in u_(i-1)..target_length - T, so positions are 1 apart inside a
+    chunk and reach up to target_length - 1. All chunks but the last have U{1..ceil(T/chunks)}
+    tokens. The window's text may be contiguous, or gathered from a longer text by `pose_text`.
+    Source: PoSE (2309.10400) section 3.2. Chunk lengths follow its code (dwzhu-pku/PoSE) for two
+    chunks, the case of the paper's runs; for more chunks they are this package's.
 
     Raises:
-        ValueError: target_length below length or out of range, too many chunks for the length.
+        ValueError: `target_length` is below `length` or out of range, or there are too many chunks
+            for the length.
     """
     _check_lengths(length, target_length, "target_length")
     chunk, shifts = _pose_chunks(key, batch, length, chunks)
@@ -139,13 +143,13 @@ def pose(
 def pose_text(
     key: jax.Array, batch: int, length: int, *, text_length: int, chunks: int = 2
 ) -> jax.Array:
-    """Which tokens of a longer text fill PoSE's window: indices int32 [B, T] into text_length.
+    """Draws which tokens of a longer text fill PoSE's window; int32 [B, T] below text_length.
 
-    Chunk i begins v_i tokens later than in a contiguous window: v_0 = 0, v_i uniform in
-    v_(i-1)..text_length - T; text_length = T is contiguous text, all zero. With the same key,
-    batch, length and chunks as `pose` the chunks are the same, so that a data pipeline takes
-    `text[pose_text(...)]` as inputs and `pose(...)` as their positions. The last token of a chunk
-    is followed by the first of the next: the released code trains on that prediction too.
+    Chunk i begins v_i tokens later than in a contiguous window, where v_0 = 0 and v_i is uniform in
+    v_(i-1)..text_length - T; text_length = T is contiguous text. With the same key, batch, length
+    and chunks as `pose` the chunks are the same, so a data pipeline takes `text[pose_text(...)]` as
+    inputs and `pose(...)` as their positions. The last token of a chunk is followed by the first
+    token of the next chunk, and the released code trains on that prediction too.
     """
     _check_lengths(length, text_length, "text_length")
     chunk, shifts = _pose_chunks(key, batch, length, chunks)
@@ -154,7 +158,7 @@ def pose_text(
 
 
 def _pose_chunks(key, batch, length, chunks):
-    """The chunk of each token, int32 [B, T], and a key for the shifts."""
+    """Draws the chunk of each token, int32 [B, T]; returns a key for the shifts too."""
     _check_count("chunks", chunks, 2)
     longest = -(-length // chunks)
     if (chunks - 1) * longest >= length:
@@ -166,7 +170,7 @@ def _pose_chunks(key, batch, length, chunks):
 
 
 def _rising(key, batch, chunks, most):
-    """Shifts [B, chunks]: 0, then each uniform from the one before up to `most`."""
+    """Draws shifts [B, chunks]: 0, then each uniform from the one before up to `most`."""
     shifts = [jnp.zeros(batch, jnp.int32)]
     for each in jax.random.split(key, chunks - 1):
         shifts.append(jax.random.randint(each, (batch,), shifts[-1], most + 1))

@@ -1,4 +1,4 @@
-"""Methods by name: registration, lookup, and the `name:option=value` notation of command lines."""
+"""Methods are registered and looked up by name; `name:option=value` is how they are written."""
 
 import ast
 import dataclasses
@@ -10,10 +10,10 @@ from longrope_jax.rotary.frequencies import Frequencies
 
 
 class Method(Protocol):
-    """What the package needs of a rotary method: a frozen dataclass with this one method."""
+    """A rotary method is a frozen dataclass with this one method."""
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """Frequencies for heads of `head_dim` in sequences of `seq_len` tokens."""
+        """Returns the frequencies for heads of `head_dim` in sequences of `seq_len` tokens."""
         ...
 
 
@@ -27,12 +27,13 @@ _ENTRIES: dict[str, _Entry] = {}
 
 
 def register(name: str, **defaults: Any) -> Callable[[type], type]:
-    """Class decorator that makes a frozen dataclass with `.frequencies` known as `name`.
+    """Decorates a frozen dataclass with `.frequencies`, which is then known as `name`.
 
-    One class may have several names; `defaults` replace field defaults under this one.
+    One class may have several names; `defaults` replace its field defaults under this name.
 
     Raises:
-        ValueError: not a frozen dataclass, no `.frequencies`, or a name taken by another class.
+        ValueError: the class is not a frozen dataclass or has no `.frequencies`, or another class
+            has the name.
     """
 
     def add(cls: type) -> type:
@@ -51,15 +52,15 @@ def register(name: str, **defaults: Any) -> Callable[[type], type]:
 
 
 def names() -> tuple[str, ...]:
-    """Registered names, sorted."""
+    """Returns all registered names, sorted."""
     return tuple(sorted(_ENTRIES))
 
 
 def method_class(name: str) -> type:
-    """The class registered as `name`.
+    """Returns the class that is registered as `name`.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: no method has that name; the message says the nearest one.
     """
     if name not in _ENTRIES:
         raise ValueError(unknown_name("rotary method", name, names()))
@@ -67,30 +68,31 @@ def method_class(name: str) -> type:
 
 
 def name_of(spec: Method) -> str:
-    """The first registered name of the spec's class, or the class name if it has none."""
+    """Returns the first registered name of a method's class, or the class's own without one."""
     return next(iter(names_of(type(spec))), type(spec).__name__)
 
 
 def names_of(cls: type) -> tuple[str, ...]:
-    """All registered names of a class, in order of registration."""
+    """Returns all registered names of a class, in order of registration."""
     return tuple(name for name, entry in _ENTRIES.items() if entry.cls is cls)
 
 
 def classes() -> tuple[type, ...]:
-    """Registered classes, each once, in order of registration."""
+    """Returns the registered classes, each once, in order of registration."""
     return tuple(dict.fromkeys(entry.cls for entry in _ENTRIES.values()))
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The options that this name sets, where they differ from the class's defaults."""
+    """Returns the options that a name sets to other values than the class's defaults."""
     return dict(_ENTRIES[name].defaults)
 
 
 def build(name: str, **options: Any) -> Method:
-    """The method registered as `name` with `options`.
+    """Returns the method that is registered as `name`, with these options.
 
     Raises:
-        ValueError: unknown name or option (the nearest known one is named), missing or bad option.
+        ValueError: the name or an option is unknown (the message says the nearest known one), or an
+            option is missing or has a bad value.
     """
     fields = {f.name: f for f in dataclasses.fields(method_class(name))}
     entry = _ENTRIES[name]
@@ -111,7 +113,7 @@ def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def check_method(option: str, value: Any) -> None:
-    """Raises ValueError unless `value` is a rotary method (text is a typing error)."""
+    """Raises ValueError unless `value` is a rotary method; its text is not one."""
     if isinstance(value, type) or not callable(getattr(value, "frequencies", None)):
         raise ValueError(f"{option} must be a method, got {value!r}; write {option}=(rope)")
 
@@ -132,17 +134,17 @@ def parse(text: str, fill: Mapping[str, Any] | None = None) -> Method:
         fill: values, e.g. of a checkpoint, for options that the text and the name leave open.
 
     Raises:
-        ValueError: as `build`, or text of another form.
+        ValueError: the text has another form, or `build` refuses its name or options.
     """
     name, options = read_options(text, fill)
     return build(name, **_filled(name, options, fill or {}))
 
 
 def notation(spec: Method) -> str:
-    """The method in the notation of `parse`, every option written out.
+    """Returns the method in the notation of `parse`, with every option written out.
 
     Raises:
-        ValueError: a class that is not registered.
+        ValueError: the method's class is not registered.
     """
     if not names_of(type(spec)):
         raise ValueError(f"{type(spec).__name__} has no name: rotary.register it")
@@ -154,9 +156,12 @@ def notation(spec: Method) -> str:
 
 
 def read_options(text: str, fill: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-    """Name and options of `name:option=value,...`, as `parse` reads them, nothing looked up.
+    """Returns name and options of `name:option=value,...` as `parse` reads them.
 
-    `fill` goes to methods within brackets.
+    The name is not looked up. `fill` is used for methods within brackets.
+
+    Raises:
+        ValueError: the text has another form, or gives an option twice.
     """
     name, _, rest = text.partition(":")
     options = {}
@@ -172,7 +177,7 @@ def read_options(text: str, fill: Mapping[str, Any] | None = None) -> tuple[str,
 
 
 def _filled(name: str, options: dict[str, Any], fill: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, and those of `fill` that neither they nor the name's own defaults set."""
+    """Returns the options, and those of `fill` that they and the name's defaults leave open."""
     entry = _ENTRIES.get(name)
     if entry is None:
         return options
@@ -181,7 +186,7 @@ def _filled(name: str, options: dict[str, Any], fill: Mapping[str, Any]) -> dict
 
 
 def _split(text: str) -> list[str]:
-    """The parts of `text` between commas that are outside all brackets."""
+    """Splits a text at the commas that are outside all brackets."""
     parts, depth = [""], 0
     for c in text:
         depth += (c in "([") - (c in ")]")

@@ -1,4 +1,4 @@
-"""Applying phases to queries and keys, in both memory layouts."""
+"""Phases are applied to queries and keys here, in both memory layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def rotate(x: jax.Array, phase: Phase | HeadPhase | tuple, *, layout: str = "hal
     Args:
         x: [..., T, N, H] queries or keys.
         phase: (cos, sin), each [..., T, R] with 2R <= H; features beyond 2R pass unchanged
-            (partial rotary). A HeadPhase [..., T, K, R] turns each N/K heads by their own. A tuple
+            (partial rotary). A HeadPhase [..., T, K, R] has one phase for each N/K heads. A tuple
             of C phases gives C rotated copies side by side, [..., T, N, C H].
         layout: "half" pairs feature j with j + R (Hugging Face, GPT-NeoX); "interleaved" pairs 2j
             with 2j + 1 (RoFormer, Meta). The weights decide which one a checkpoint needs.
@@ -25,7 +25,8 @@ def rotate(x: jax.Array, phase: Phase | HeadPhase | tuple, *, layout: str = "hal
         [..., T, N, H] in the dtype of `x`.
 
     Raises:
-        ValueError: unknown layout, more pairs than the head holds, heads that do not fit.
+        ValueError: the layout is unknown, there are more pairs than the head holds, or the number
+            of heads is not a multiple of the phase's.
     """
     if not isinstance(phase, Phase | HeadPhase):
         return jnp.concatenate([rotate(x, one, layout=layout) for one in phase], axis=-1)
@@ -51,10 +52,12 @@ def _by_head(table: jax.Array, phase: Phase | HeadPhase, heads: int) -> jax.Arra
         return table[..., None, :]
     K = table.shape[-2]
     if heads % K:
-        raise ValueError(f"{heads} heads are no multiple of the method's {K}: set n_kv_heads")
+        raise ValueError(
+            f"{heads} heads are not a multiple of the method's {K}: set its option n_kv_heads"
+        )
     return jnp.repeat(table, heads // K, axis=-2)
 
 
 def half_from_interleaved(head_dim: int) -> np.ndarray:
-    """Permutation p [H] with half[i] = interleaved[p[i]]: 0, 2, ..., H-2, 1, 3, ..., H-1."""
+    """Returns the permutation p [H] with half[i] = interleaved[p[i]]: 0, 2, ..., H-2, 1, 3, ...."""
     return np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])

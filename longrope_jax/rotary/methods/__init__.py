@@ -1,4 +1,4 @@
-"""Published methods, one file each; importing this package registers them all."""
+"""The published methods stand here, one file each; importing this package registers them."""
 
 from longrope_jax.rotary.methods.alibi import ALiBi, alibi_slopes
 from longrope_jax.rotary.methods.dual_chunk import DualChunk

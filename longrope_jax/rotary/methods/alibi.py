@@ -1,4 +1,4 @@
-"""ALiBi: no rotation, a penalty on distance."""
+"""ALiBi rotates nothing and puts a penalty on distance."""
 
 import dataclasses
 
@@ -14,33 +14,38 @@ from longrope_jax.rotary.score_rule import ScoreRule
 class ALiBi:
     """ALiBi: score q.k/sqrt(H) - slope_i (m - n), nothing rotates.
 
-    m, n positions of query and key in tokens, i = 1..N query heads, slope_i = 2^(-8i/N) per token
-    (see `alibi_slopes` where N is no power of two). A baseline, for models trained with it.
+    m and n are the positions of query and key in tokens, and i = 1..N counts the query heads.
+    slope_i is 2^(-8i/N) per token; `alibi_slopes` says what it is where N is not a power of two.
+    ALiBi is a baseline, and serves models that were trained with it.
 
     Source: Press et al. (2108.12409) section 3.
-    Cache: keys as they are, nothing rotates.
-    Peers: not among the rotary methods of the compared codes.
+    Cache: keys as they are, since nothing rotates.
+    Peers: none of the compared implementations has it.
     """
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] zeros, with `score_rule` set."""
+        """Returns [H/2] zeros and a score rule that holds the bias."""
         return Frequencies(np.zeros_like(rope_inv_freq(2.0, head_dim)), score_rule=ALiBiRule())
 
 
 @dataclasses.dataclass(frozen=True)
 class ALiBiRule(ScoreRule):
-    """One branch, with a bias per head."""
+    """The score rule of ALiBi: one branch, and a bias that differs by head."""
 
     def slopes(self, n_heads):
-        """As in ScoreRule."""
+        """Returns the slope of each query head, float64 [N] per token."""
         return alibi_slopes(n_heads)
 
 
 def alibi_slopes(n_heads: int) -> np.ndarray:
-    """float64 [N] slopes per token of distance.
+    """Returns ALiBi's slope of each query head, float64 [N], per token of distance.
 
-    2^(-8i/N) for i = 1..N where N is a power of two. Else, as in the authors' code, those of the
-    largest power of two P below N, followed by every second one of 2P's.
+    The slopes are 2^(-8i/N) for i = 1..N where N is a power of two. For any other N they are, as
+    in the authors' code, the slopes of the largest power of two P below N, followed by every
+    second slope of 2P.
+
+    Raises:
+        ValueError: `n_heads` is below 1.
     """
     if n_heads < 1:
         raise ValueError(f"n_heads must be at least 1, got {n_heads}")

@@ -1,4 +1,4 @@
-"""Dual chunk attention: no position ever reaches the trained length."""
+"""Dual chunk attention never uses a position beyond the trained length."""
 
 import dataclasses
 
@@ -20,21 +20,22 @@ from longrope_jax.rotary.score_rule import ScoreRule
 class DualChunk:
     """Dual chunk attention: key at n mod s; query by how many chunks of s tokens it is ahead.
 
-    In the same chunk m mod s; one ahead min((m mod s) + s, c - 1), so that the c - s nearest tokens
-    keep their distance; further ahead c - 1. m, n positions of query and key in tokens,
-    s = chunk, c = original_length. No training; keys are cached once. Scores depend on where m and
-    n lie in their chunks, not on m - n alone.
+    m and n are the positions of query and key in tokens, s is the chunk and c the original_length.
+    A query in the key's chunk stands at m mod s; one chunk ahead it stands at
+    min((m mod s) + s, c - 1), so that the c - s nearest tokens keep their distance; further ahead
+    it stands at c - 1. The method needs no training, and keys are cached once. Scores depend on
+    where m and n lie in their chunks, not on m - n alone.
 
     Source: An et al. (2402.17463) eqs. 2-8.
     Cache: rotated keys, one copy; three copies of the query.
-    Peers: the released ChunkLlama has s = 5/8 L and c - 1 = 3/4 L for a model trained on L tokens:
-        dual_chunk:original_length=3/4 L + 1,chunk=5/8 L. The factor that it also puts on scores
-        (0.05 ln(length/L) + 1) is not in the paper and is left out.
+    Peers: the released ChunkLlama takes s = 5/8 L and c - 1 = 3/4 L for a model trained on L
+        tokens, which is dual_chunk:original_length=3/4 L + 1,chunk=5/8 L here. It also multiplies
+        scores by 0.05 ln(length/L) + 1, which is not in the paper and is left out here.
 
     Attributes:
-        original_length: c, whole tokens the model was trained on; no default.
-        chunk: s, whole tokens, below c; default three quarters of c as in the paper.
-        inner: the method that rotates; default RoPE.
+        original_length: the trained length c in whole tokens; required.
+        chunk: the chunk s in whole tokens, below c; default three quarters of c as in the paper.
+        inner: the method that rotates queries and keys; default RoPE.
     """
 
     original_length: int
@@ -56,14 +57,14 @@ class DualChunk:
         return 3 * self.original_length // 4 if self.chunk is None else self.chunk
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """The inner method's, with `score_rule` set."""
+        """Returns the inner method's frequencies with `score_rule` set."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         return remapped("dual_chunk", f, DualChunkRule(self._chunk, self.original_length - 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class DualChunkRule(ScoreRule):
-    """Branches of the same chunk, the next one, and all further ones."""
+    """The score rule of dual chunk attention: the same chunk, the next one, all further ones."""
 
     chunk: int
     last: int
@@ -71,14 +72,14 @@ class DualChunkRule(ScoreRule):
     keys = (0, 0, 0)
 
     def query_positions(self, m):
-        """As in ScoreRule."""
+        """Returns the query's position in its own chunk, as seen from the next, and the last."""
         inside = m % self.chunk
         return inside, jnp.minimum(inside + self.chunk, self.last), 0 * m + self.last
 
     def key_positions(self, n):
-        """As in ScoreRule."""
+        """Returns the key's position in its chunk."""
         return (n % self.chunk,)
 
     def choose(self, m, n):
-        """As in ScoreRule."""
+        """Returns by how many chunks the query is ahead, 2 at most."""
         return jnp.clip(m // self.chunk - n // self.chunk, 0, 2).astype(jnp.int32)

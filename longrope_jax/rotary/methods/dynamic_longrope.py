@@ -1,4 +1,4 @@
-"""Dynamic LongRoPE: searched factors, approached as the sequence grows."""
+"""Dynamic LongRoPE approaches searched factors as the sequence grows."""
 
 import dataclasses
 
@@ -14,22 +14,22 @@ from longrope_jax.rotary.registry import register
 class DynamicLongRoPE:
     """Dynamic LongRoPE: theta_j = base^(-2j/d) / (1 + (lambda_j-1) (n/L-1)/(s-1)), n = seq_len.
 
-    Radians per token; s = factor, L = original_length. Plain RoPE up to L, LongRoPE's long factors
-    at s L, further on the same line beyond. The attention factor is LongRoPE's for s, at every
-    length.
+    theta_j is in radians per token, s is the factor and L the original_length. Up to L tokens this
+    is plain RoPE; at s L tokens the factors are LongRoPE's long factors, and beyond they go on
+    along the same line. The attention factor is LongRoPE's for s at every length.
 
     Source: `DynamicLongRoPEScaledRotaryEmbedding` of microsoft/LongRoPE; not in the paper
         (2402.13753).
     Cache: no, all keys change with the length.
-    Peers: microsoft/LongRoPE follows its line below L too, where factors fall below 1 and at
-        length 0 to zero or less; here they stop at 1.
+    Peers: microsoft/LongRoPE follows its line below L too, where factors fall below 1 and reach
+        zero or less at length 0; here they stop at 1.
 
     Attributes:
-        long_factor: lambda_j, as in `LongRoPE`; no default.
-        original_length: L, tokens; no default.
-        factor: s, extended over trained length, above 1; no default.
-        base: as in RoPE; default 10,000.
-        attention_factor: replaces sqrt(1 + ln(s)/ln(L)); default None.
+        long_factor: the factors lambda_j, as in `LongRoPE`; required.
+        original_length: the trained length L in tokens; required.
+        factor: the extension s, extended over trained length, above 1; required.
+        base: RoPE's base; default 10,000.
+        attention_factor: a number in place of sqrt(1 + ln(s)/ln(L)); default None.
     """
 
     long_factor: float | tuple[float, ...]
@@ -44,10 +44,11 @@ class DynamicLongRoPE:
             raise ValueError("factor must be above 1: at 1 there is nothing to grow towards")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token at `seq_len`, and the amplitude.
+        """Returns [H/2] frequencies in radians per token at `seq_len`, and the amplitude.
 
         Raises:
-            ValueError: another number of factors than of pairs.
+            ValueError: the number of factors is not the number of pairs, or a factor below 1 has
+                fallen to zero at this length.
         """
         share = max(0.0, seq_len / self.original_length - 1) / (self.factor - 1)
         now = 1 + (np.asarray(self.long_factor, np.float64) - 1) * share

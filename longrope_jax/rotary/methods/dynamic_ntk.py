@@ -1,4 +1,4 @@
-"""Dynamic NTK: NTK-aware scaling by as much as the current length needs."""
+"""Dynamic NTK scales by as much as the current length needs, in the NTK-aware way."""
 
 import dataclasses
 
@@ -18,7 +18,8 @@ from longrope_jax.rotary.registry import register
 class DynamicNTK:
     """Dynamic NTK: theta_j = (base (f n/L - (f-1))^(d/(d-2)))^(-2j/d), n = max(seq_len, L).
 
-    Radians per token; f = factor, L = original_length, d = head_dim. Plain RoPE up to L.
+    theta_j is in radians per token, f is the factor, L the original_length and d the head_dim. Up
+    to L tokens this is plain RoPE.
 
     Source: emozilla's rule as the yarn repo and Hugging Face ("dynamic") compute it; with f = 1 it
         is "dynamic scaling" of YaRN (2309.00071) section 3.3, s = n/L in NTK-aware.
@@ -28,9 +29,10 @@ class DynamicNTK:
         (vllm-project/vllm#3488).
 
     Attributes:
-        original_length: L, tokens; no default.
-        factor: f, at least 1; default 1, the paper's rule. Hugging Face configs often say 2.
-        base: as in RoPE; default 10,000.
+        original_length: the trained length L in tokens; required.
+        factor: the factor f, at least 1; default 1, the paper's rule. Hugging Face configs often
+            say 2.
+        base: RoPE's base; default 10,000.
     """
 
     HF_KEYS = frozenset({"factor"}), frozenset({"original_max_position_embeddings"})
@@ -45,7 +47,7 @@ class DynamicNTK:
         check_base(self.base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token at `seq_len`."""
+        """Returns [H/2] frequencies in radians per token at `seq_len`."""
         theta = rope_inv_freq(self.base, head_dim)
         if seq_len <= self.original_length:
             return Frequencies(theta)
@@ -53,9 +55,10 @@ class DynamicNTK:
         return Frequencies(rope_inv_freq(ntk_base(self.base, scale, head_dim), head_dim))
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters`.
+        """Returns the `rope_parameters` of a Hugging Face config.
 
-        transformers 5 reads L from the config's `max_position_embeddings`: set that to L too.
+        transformers 5 reads the trained length from the config's `max_position_embeddings`, so set
+        that to `original_length` too.
         """
         return {
             "rope_type": "dynamic",
@@ -66,7 +69,7 @@ class DynamicNTK:
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "DynamicNTK":
-        """Inverse of `to_hf`."""
+        """Reads the `rope_parameters` that `to_hf` writes."""
         return cls(
             original_length=parameters["original_max_position_embeddings"],
             factor=parameters["factor"],

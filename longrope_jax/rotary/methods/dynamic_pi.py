@@ -1,4 +1,4 @@
-"""Dynamic PI: positions squeezed by as much as the current length needs."""
+"""Dynamic PI squeezes positions by as much as the current length needs."""
 
 import dataclasses
 
@@ -16,15 +16,15 @@ from longrope_jax.rotary.registry import register
 class DynamicPI:
     """Dynamic PI: theta_j = base^(-2j/H) / max(1, seq_len/L).
 
-    Radians per token; L = original_length. Plain RoPE up to L.
+    theta_j is in radians per token and L is the original_length. Up to L tokens this is plain RoPE.
 
     Source: YaRN (2309.00071) section 3.3, "dynamic scaling" of Position Interpolation.
     Cache: no, all keys change with the length.
-    Peers: the yarn repo's dynamic linear scaling; Hugging Face has none.
+    Peers: it is the yarn repo's dynamic linear scaling; Hugging Face does not have it.
 
     Attributes:
-        original_length: L, tokens; no default.
-        base: as in RoPE; default 10,000.
+        original_length: the trained length L in tokens; required.
+        base: RoPE's base; default 10,000.
     """
 
     original_length: float
@@ -35,6 +35,6 @@ class DynamicPI:
         check_base(self.base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token at `seq_len`."""
+        """Returns [H/2] frequencies in radians per token at `seq_len`."""
         scale = max(1.0, seq_len / self.original_length)
         return Frequencies(rope_inv_freq(self.base, head_dim) / scale)

@@ -1,4 +1,4 @@
-"""Dynamic YaRN: YaRN by as much as the current length needs."""
+"""Dynamic YaRN scales as YaRN does, by as much as the current length needs."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ from longrope_jax.rotary.registry import register
 class DynamicYaRN:
     """Dynamic YaRN: YaRN with s = max(1, seq_len/L), its amplitude too.
 
-    Plain RoPE up to L = original_length.
+    L is the original_length. Up to L tokens this is plain RoPE.
 
     Source: YaRN (2309.00071) section 3.3 and LlamaDynamicYaRNScaledRotaryEmbedding of its repo.
     Cache: no, all keys change with the length.
-    Peers: the yarn repo alone; it evaluates the scale at the longest length seen so far.
+    Peers: only the yarn repo has it, and evaluates the scale at the longest length seen so far.
 
     Attributes:
-        original_length: L, tokens; no default.
-        base, beta_fast, beta_slow, ramp, truncate, clamp, extrapolation_factor, attn_factor: as
-            in `YaRN`.
+        original_length: the trained length L in tokens; required.
+        base, beta_fast, beta_slow, ramp, truncate, clamp, extrapolation_factor, attn_factor: the
+            options of `YaRN`, with its defaults.
     """
 
     original_length: float
@@ -38,7 +38,7 @@ class DynamicYaRN:
         self._at(1.0)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token and the amplitude at `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, and the amplitude, at `seq_len`."""
         yarn = self._at(max(1.0, seq_len / self.original_length))
         return yarn.frequencies(head_dim=head_dim, seq_len=seq_len)
 

@@ -1,4 +1,4 @@
-"""FoPE: each pair turns with a mixture of frequencies instead of one."""
+"""FoPE turns each pair with a mixture of frequencies instead of one."""
 
 import dataclasses
 import math
@@ -22,12 +22,13 @@ RESTS = ("ones", "identity")
 class FoPE:
     """FoPE: cos'_o(t) = sum_i C_hio cos(theta_i t), sin'_o(t) = sum_i S_hio sin(theta_i t).
 
-    theta_i = base^(-2i/H) radians per token, those alone that make a full turn within the trained
-    length L: theta_i >= 2 pi/L, I of them. h key head, o < O = min(I, H/4) output pair. C and S
-    each are an identity (every ceil(I/O)-th input where I > O) plus normal noise of standard
-    deviation gain * sqrt(2/(O(I + K))): Xavier as PyTorch reads the shape [K, I, O]. Not trained.
-    For models trained with it; another seed is another model. Pairs no longer turn but are
-    stretched too, so scores depend on absolute positions.
+    The frequencies are those theta_i = base^(-2i/H), in radians per token, that make a full turn
+    within the trained length L (theta_i >= 2 pi/L); I is their number. h counts key heads and o
+    output pairs, of which there are O = min(I, H/4). C and S are each an identity (every
+    ceil(I/O)-th input where I > O) plus normal noise of standard deviation
+    gain * sqrt(2/(O(I + K))), which is Xavier's for the shape [K, I, O] as PyTorch reads it. The
+    mixtures are not trained: the method serves models that were trained with it, and another seed
+    is another model. Pairs are stretched as well as turned, so scores depend on absolute positions.
 
     Source: Hua et al. (2412.17739), appendix code.
     Cache: rotated keys.
@@ -35,16 +36,16 @@ class FoPE:
         once for all layers and for the queries of a group.
 
     Attributes:
-        original_length: L, tokens; no default.
-        n_kv_heads: K, key heads that have a mixture of their own; the model's number of key heads
-            must be a multiple. No default.
-        base: as in RoPE; default 10,000.
-        gain: of the noise; default 0.3 (paper: 0.3, 0.4, 0.6 at 60M, 180M, 1.2B parameters).
-        seed: of the noise; default 0.
+        original_length: the trained length L in tokens; required.
+        n_kv_heads: the number K of key heads with a mixture of their own; the model's number of key
+            heads must be a multiple of it. Required.
+        base: RoPE's base; default 10,000.
+        gain: size of the noise; default 0.3 (paper: 0.3, 0.4, 0.6 at 60M, 180M, 1.2B parameters).
+        seed: seed of the noise; default 0.
         normalize: whether C and S are divided by their sums over i, as the paper's appendix does;
             default False, as the authors' configuration has it.
-        rest: what the H/2 - O other pairs get: "ones" for cos and sin (default, as released: a turn
-            of 45 degrees times sqrt(2)), or "identity".
+        rest: what the H/2 - O other pairs get: "ones" sets cos and sin to 1 (default, as released;
+            it is a turn of 45 degrees times sqrt(2)), "identity" leaves them unrotated.
     """
 
     original_length: float
@@ -67,10 +68,13 @@ class FoPE:
             raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[I] radians per token, with `mixing` [2, K, I + 1, H/2]; the same at every `seq_len`.
+        """Returns [I] frequencies in radians per token, with `mixing` [2, K, I + 1, H/2].
+
+        They are the same at every `seq_len`.
 
         Raises:
-            ValueError: no pair makes a full turn, or a head of fewer than 4 features.
+            ValueError: no pair makes a full turn within the trained length, or the head has fewer
+                than 4 features.
         """
         theta = rope_inv_freq(self.base, head_dim)
         theta = theta[theta * self.original_length >= 2 * np.pi]
@@ -82,7 +86,7 @@ class FoPE:
         return Frequencies(theta, mixing=self._mixing(len(theta), head_dim))
 
     def _mixing(self, inputs: int, head_dim: int) -> np.ndarray:
-        """The last row of inputs is a constant 1, which fills the pairs beyond the output."""
+        """Returns the weights; the last input is a constant 1, which fills the remaining pairs."""
         outputs = min(inputs, head_dim // 4)
         shape = 2, self.n_kv_heads, inputs, outputs
         deviation = self.gain * math.sqrt(2 / (outputs * (inputs + self.n_kv_heads)))

@@ -1,4 +1,4 @@
-"""Giraffe's bases: damped by a power, or cut off, after scaling."""
+"""Giraffe's bases scale the frequencies and then damp them by a power or cut them off."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ RULES = ("repository", "period", "cutoffs")
 
 
 def _power_basis(base: float, factor: float, power: float, head_dim: int) -> np.ndarray:
-    """Giraffe's order: divide by the scale, then damp."""
+    """Divides RoPE's frequencies by the scale, then damps them: Giraffe's order."""
     theta = rope_inv_freq(base, head_dim)
     return theta / factor * (1 - np.arange(len(theta)) / len(theta)) ** power
 
@@ -33,18 +33,18 @@ def _check_power(power: float) -> None:
 class GiraffePower:
     """Giraffe's power basis: base^(-2j/d)/s (1-2j/d)^k.
 
-    Radians per token; d = head_dim, s = factor, k = power: slow pairs slow down further, the last
-    by (2/d)^k, none to zero.
+    The frequencies are in radians per token; d is the head_dim, s the factor and k the power. Slow
+    pairs slow down further, the last one by (2/d)^k, and no pair stops.
 
     Source: Giraffe (2308.10882), `ScaledLlamaRotaryEmbedding` of abacusai/Long-Context (scaling
         first, then the power).
     Cache: rotated keys.
-    Peers: the authors' repo alone, with base fixed at 10,000.
+    Peers: only the authors' repo has it, with base fixed at 10,000.
 
     Attributes:
-        power: k, not negative; default 0.5 (the run in its figure).
-        factor: s, at least 1; default 1, no scaling.
-        base: as in RoPE; default 10,000 (fixed in the repo).
+        power: the power k, not negative; default 0.5 (the run in the paper's figure).
+        factor: the extension s, at least 1; default 1, no scaling.
+        base: RoPE's base; default 10,000 (fixed in the repo).
     """
 
     power: float = 0.5
@@ -57,7 +57,7 @@ class GiraffePower:
         check_base(self.base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         return Frequencies(_power_basis(self.base, self.factor, self.power, head_dim))
 
 
@@ -66,26 +66,28 @@ class GiraffePower:
 class GiraffeTruncated:
     """Giraffe's truncated basis: phi_j if phi_j >= b, else rho if phi_j >= a, else 0.
 
-    Radians per token; phi is `GiraffePower`'s basis (truncation comes after scaling and power), and
-    T = original_length, tokens. The three rules:
-      repository: b = 2 pi/T, a = b/8, rho = b/16, which lies below a.
+    phi is `GiraffePower`'s basis in radians per token (truncation comes after scaling and power),
+    and T is the original_length in tokens. There are three rules:
+      repository: b = 2 pi/T, a = b/8 and rho = b/16, which lies below a, as in
         `ScaledLlamaRotaryEmbedding` of abacusai/Long-Context.
-      period: a = b = 2 pi/T: what makes no full period in training does not turn. The prose.
-      cutoffs: a = low, b = high and rho, given. The paper's form, which sends
-        phi_j = a to 0; its own values are not known here.
+      period: a = b = 2 pi/T, so that a pair without a full period in training does not turn, as the
+        paper says in words.
+      cutoffs: a = low, b = high and rho are given, and phi_j = a goes to 0. This is the paper's
+        formula, whose own values are not known here.
 
     Source: Giraffe (2308.10882) and abacusai/Long-Context.
     Cache: rotated keys.
-    Peers: the authors' repo alone; its slow frequency lies below its zero cut-off, unlike the
-        paper's form.
+    Peers: only the authors' repo has it; its slow frequency lies below its zero cut-off, unlike in
+        the paper's formula.
 
     Attributes:
-        rule: default "repository", the one that was run.
-        original_length: T, tokens, for the first two rules; default 2048 (the run in its figure).
-        low, high, rho: radians per token, 0 <= low <= high < 2 pi, for "cutoffs" alone.
-        power: as in `GiraffePower`; default 0.
-        factor: s, at least 1; default 1, no scaling.
-        base: as in RoPE; default 10,000 (fixed in the repo).
+        rule: one of the three above; default "repository", the one that was run.
+        original_length: the trained length T in tokens, for the first two rules; default 2048 (the
+            run in the paper's figure).
+        low, high, rho: radians per token, 0 <= low <= high < 2 pi; only for rule "cutoffs".
+        power: the power of `GiraffePower`; default 0.
+        factor: the extension s, at least 1; default 1, no scaling.
+        base: RoPE's base; default 10,000 (fixed in the repo).
     """
 
     rule: str = "repository"
@@ -111,7 +113,10 @@ class GiraffeTruncated:
             raise ValueError(f"low, high and rho belong to rule 'cutoffs', not to {self.rule!r}")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token, zero for cut-off pairs; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, zero for cut-off pairs.
+
+        They are the same at every `seq_len`.
+        """
         phi = _power_basis(self.base, self.factor, self.power, head_dim)
         if self.rule == "cutoffs":
             slow = np.where(phi > self.low, self.rho, 0.0)

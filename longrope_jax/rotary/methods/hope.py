@@ -1,4 +1,4 @@
-"""HoPE: fast pairs rotate, the rest carry no position."""
+"""HoPE rotates fast pairs; the other pairs carry no position."""
 
 import dataclasses
 
@@ -18,17 +18,17 @@ from longrope_jax.rotary.registry import register
 class HoPE:
     """HoPE: theta_j = base^(-2j/H) where a period fits into L, else 0.
 
-    Radians per token; a period is 2 pi/theta_j tokens, L = original_length. p-RoPE with p derived
-    from the trained length.
+    theta_j is in radians per token, its period is 2 pi/theta_j tokens, and L is the
+    original_length. This is p-RoPE with p derived from the trained length.
 
-    Source: HoPE, Chen et al. (2410.21216). The shape is known from third-party descriptions; the
-        cut (one full period within the trained length) is recalled, not checked against the paper.
+    Source: HoPE, Chen et al. (2410.21216). The rule is known from third-party descriptions; the cut
+        (one full period within the trained length) has not been checked against the paper.
     Cache: rotated keys.
-    Peers: unofficial codes disagree about the cut; some invert it.
+    Peers: unofficial implementations disagree about the cut; some invert it.
 
     Attributes:
-        original_length: L, tokens; no default.
-        base: as in RoPE; default 10,000.
+        original_length: the trained length L in tokens; required.
+        base: RoPE's base; default 10,000.
     """
 
     original_length: float
@@ -39,6 +39,9 @@ class HoPE:
         check_base(self.base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token, zero for slow pairs; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, zero for slow pairs.
+
+        They are the same at every `seq_len`.
+        """
         theta = rope_inv_freq(self.base, head_dim)
         return Frequencies(np.where(theta * self.original_length >= 2 * np.pi, theta, 0.0))

@@ -1,4 +1,4 @@
-"""Llama 3.1's scaling: by parts, in wavelengths."""
+"""Llama 3.1 scales each pair by its wavelength against the trained length."""
 
 import dataclasses
 
@@ -19,18 +19,19 @@ from longrope_jax.rotary.registry import register
 class Llama3:
     """Llama 3.1: theta_j ((1-g)/s + g), g = clip((L/w_j - low)/(high - low), 0, 1).
 
-    Radians per token; s = factor, w_j = 2 pi/theta_j tokens, L = original_length. The same as
-    NTK-by-parts with (alpha, beta) = (low, high); no attention factor.
+    theta_j is in radians per token, s is the factor, w_j = 2 pi/theta_j the wavelength in tokens
+    and L the original_length; low and high are low_freq_factor and high_freq_factor. The method is
+    NTK-by-parts with (alpha, beta) = (low, high). It has no attention factor.
 
     Source: `apply_scaling` in Meta's llama-models (Llama 3.1); Hugging Face "llama3".
     Cache: rotated keys.
-    Peers: equal in Meta, Hugging Face, vLLM and llama.cpp (which stores the reciprocals as
-        freq_factors); MaxText and ChunkLlama fix factor 8 and L 8192, wrong for Llama 3.2's 32.
+    Peers: Meta, Hugging Face, vLLM and llama.cpp (which stores the reciprocals as freq_factors)
+        agree; MaxText and ChunkLlama fix factor 8 and L 8192, wrong for Llama 3.2's 32.
 
     Attributes:
-        factor: s, at least 1; default 8 (Llama 3.1; Llama 3.2 1B and 3B say 32).
-        original_length: L, tokens; default 8192 (Llama 3).
-        base: as in RoPE; default 500,000 (Llama 3).
+        factor: the extension s, at least 1; default 8 (Llama 3.1; Llama 3.2 1B and 3B say 32).
+        original_length: the trained length L in tokens; default 8192 (Llama 3).
+        base: RoPE's base; default 500,000 (Llama 3).
         low_freq_factor: turns in L below which a pair is divided by s; default 1 (Llama 3.1).
         high_freq_factor: turns in L above which a pair stays; default 4 (Llama 3.1).
     """
@@ -65,14 +66,14 @@ class Llama3:
             )
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         theta = rope_inv_freq(self.base, head_dim)
         ends = self.low_freq_factor, self.high_freq_factor
         keep = keep_by_rotations(theta, self.original_length, *ends)
         return Frequencies(blend(theta, self.factor, keep))
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters`."""
+        """Returns the `rope_parameters` of a Hugging Face config."""
         return {
             "rope_type": "llama3",
             "rope_theta": self.base,
@@ -84,7 +85,7 @@ class Llama3:
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "Llama3":
-        """Inverse of `to_hf`."""
+        """Reads the `rope_parameters` that `to_hf` writes."""
         return cls(
             factor=parameters["factor"],
             original_length=parameters["original_max_position_embeddings"],

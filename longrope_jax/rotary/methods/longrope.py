@@ -1,4 +1,4 @@
-"""LongRoPE: a factor of its own for every pair, found by search."""
+"""LongRoPE divides every pair's frequency by a factor of its own, found by search."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from longrope_jax.rotary.registry import register
 
 
 def su_amplitude(factor: float, length: float) -> float:
-    """LongRoPE's attention factor sqrt(1 + ln(s)/ln(L)): "su" in its repo."""
+    """Returns LongRoPE's attention factor sqrt(1 + ln(s)/ln(L)), called "su" in its repo."""
     return math.sqrt(1 + math.log(factor) / math.log(length))
 
 
@@ -28,32 +28,32 @@ def su_amplitude(factor: float, length: float) -> float:
 class LongRoPE:
     """LongRoPE: theta_j = base^(-2j/H) / lambda_j, plain RoPE at the first start_count positions.
 
-    Radians per token; lambda = long_factor if seq_len > original_length else short_factor, for all
-    tokens of a sequence. Queries and keys are multiplied by sqrt(1 + ln(factor)/ln(L)) with either
-    list (L = original_length), by 1 for factor 1. Start tokens make scores depend on absolute
-    positions.
+    theta_j is in radians per token and L is the original_length. lambda is long_factor where the
+    sequence is longer than L, else short_factor, for all tokens of the sequence. Queries and keys
+    are multiplied by sqrt(1 + ln(factor)/ln(L)) with either list, which is 1 for factor 1. Start
+    tokens make scores depend on absolute positions.
 
     Source: LongRoPE (2402.13753) section 3, whose equation has the start tokens as n < n-hat; the
         two lists and the attention factor are in its repo ("su") and Hugging Face, not in the
         paper.
     Cache: rotated keys, up to the switch at original_length, where all keys change.
-    Peers: Hugging Face switches per forward at n > L (as here), unsloth had n >= L, vLLM and
-        llama.cpp once, by the longest length they are started for; Hugging Face without a length
-        gives the short list. microsoft/LongRoPE takes the scale from max/original, not from a
-        `factor`; its search starts from a blend of factors, not of frequencies as YaRN's. Its
-        dynamic form is `DynamicLongRoPE`.
+    Peers: Hugging Face switches at n > L in each forward pass (as here), unsloth did at n >= L,
+        vLLM and llama.cpp decide once, by the longest length they are started for. Hugging Face
+        takes the short list where no length is given. microsoft/LongRoPE takes the scale from
+        max/original, not from a `factor`; its search starts from a blend of factors, YaRN's ramp
+        blends frequencies. Its dynamic form is `DynamicLongRoPE`.
 
     Attributes:
-        long_factor: lambda_j, dimensionless and above 0: one per rotated pair, or one number for
-            all; no default, since they are searched for a model.
-        original_length: L, tokens; no default.
-        factor: s, extended over trained length, at least 1; no default. Used for the attention
-            factor alone.
-        short_factor: as long_factor; default 1, plain RoPE.
-        base: as in RoPE; default 10,000.
-        start_count: n-hat, tokens; default 0 (Hugging Face has none; the paper's search tries up to
-            256).
-        attention_factor: replaces the formula above; default None.
+        long_factor: the factors lambda_j beyond L, dimensionless and above 0: one per rotated pair,
+            or one number for all; required, since they are searched for each model.
+        original_length: the trained length L in tokens; required.
+        factor: the extension s, extended over trained length, at least 1; required. It decides the
+            attention factor alone.
+        short_factor: the factors lambda_j up to L, written like long_factor; default 1, plain RoPE.
+        base: RoPE's base; default 10,000.
+        start_count: how many tokens at the start keep plain RoPE, n-hat; default 0 (Hugging Face
+            has none; the paper's search tries up to 256).
+        attention_factor: a number in place of the formula above; default None.
     """
 
     HF_KEYS = (
@@ -89,10 +89,10 @@ class LongRoPE:
             check_positive(attention_factor=self.attention_factor)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token, of start tokens too, and the amplitude.
+        """Returns [H/2] frequencies in radians per token, those of start tokens, and the amplitude.
 
         Raises:
-            ValueError: another number of factors than of pairs, in either list.
+            ValueError: the number of factors in either list is not the number of pairs.
         """
         theta = rope_inv_freq(self.base, head_dim)
         for name in ("long_factor", "short_factor"):
@@ -112,17 +112,17 @@ class LongRoPE:
 
     @property
     def amplitude(self) -> float:
-        """Factor on queries and on keys; scores get its square."""
+        """The factor on queries and on keys; scores get its square."""
         if self.attention_factor is not None:
             return self.attention_factor
         return su_amplitude(self.factor, self.original_length)
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters`.
+        """Returns the `rope_parameters` of a Hugging Face config.
 
         Raises:
-            ValueError: start tokens, which Hugging Face lacks, or one number in place of a list
-                without `head_dim` to tell its length.
+            ValueError: there are start tokens, which Hugging Face lacks, or one number stands for a
+                list and `head_dim` does not say how long that is.
         """
         if self.start_count:
             raise ValueError("Hugging Face's longrope has no start tokens: start_count must be 0")
@@ -145,7 +145,7 @@ class LongRoPE:
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "LongRoPE":
-        """Inverse of `to_hf`."""
+        """Reads the `rope_parameters` that `to_hf` writes."""
         return cls(
             long_factor=tuple(parameters["long_factor"]),
             original_length=parameters["original_max_position_embeddings"],

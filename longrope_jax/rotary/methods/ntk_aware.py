@@ -1,4 +1,4 @@
-"""NTK-aware scaling: a larger base instead of squeezed positions, in its four published forms."""
+"""NTK-aware scaling takes a larger base instead of squeezing positions; it has four forms."""
 
 import dataclasses
 import math
@@ -19,10 +19,10 @@ RULES = ("bloc97", "liu", "fixed", "mixed")
 
 
 def ntk_base(base: float, factor: float, head_dim: int) -> float:
-    """b' = b s^(d/(d-2)): the slowest pair is slowed down by exactly s, the fastest not at all.
+    """Returns b s^(d/(d-2)), the base that slows the slowest pair by s and the fastest not at all.
 
     Raises:
-        ValueError: fewer than two pairs, since one pair cannot be both.
+        ValueError: the head has one pair, which cannot be both.
     """
     if head_dim == 2:
         raise ValueError("NTK-aware scaling needs head_dim of at least 4, got 2")
@@ -34,25 +34,28 @@ def ntk_base(base: float, factor: float, head_dim: int) -> float:
 class NTKAware:
     """NTK-aware scaling: theta_j = (base s^(d/(d-2)))^(-2j/d), s = factor, d = head_dim.
 
-    Radians per token; j = 0..d/2-1. The four rules:
-      bloc97: the above. YaRN paper (2309.00071) section 3.1, Definition 1; code of the yarn repo.
-      liu: base^(log_{L/2pi}(sL/2pi)) for the base: Liu et al. (2310.05209), the "NTK" of LongRoPE2
-        (2502.20082); L = original_length, tokens.
-      fixed: theta_j / s^(2(j+1)/d): Su Jianlin (kexue.fm 9706), vLLM's NTKScalingRotaryEmbedding.
-      mixed: theta_j / exp(a (j+1)^c) with a (d/2)^c = ln s: the same sources, vLLM's mixed_b = c.
+    theta_j is in radians per token and j = 0..d/2-1 counts pairs. There are four rules:
+      bloc97: the formula above, from the YaRN paper (2309.00071) section 3.1, Definition 1, and the
+        code of the yarn repo.
+      liu: base^(log_{L/2pi}(sL/2pi)) in place of the base, from Liu et al. (2310.05209), the "NTK"
+        of LongRoPE2 (2502.20082); L is the original_length in tokens.
+      fixed: theta_j / s^(2(j+1)/d) with RoPE's theta_j, from Su Jianlin (kexue.fm 9706) and vLLM's
+        NTKScalingRotaryEmbedding.
+      mixed: theta_j / exp(a (j+1)^c) with RoPE's theta_j and a (d/2)^c = ln s, from the same
+        sources; vLLM calls c mixed_b.
 
     Source: bloc97's post, as printed in YaRN (2309.00071) section 3.1, Definition 1; the others as
         named above.
     Cache: rotated keys.
-    Peers: yarn repo bloc97, vLLM fixed and mixed; 3.3% apart at s = 8. Hugging Face dropped its
-        type: write the new base as rope_theta.
+    Peers: the yarn repo has bloc97, vLLM has fixed and mixed; they are 3.3% apart at s = 8. Hugging
+        Face dropped its type: write the new base as rope_theta.
 
     Attributes:
-        factor: s, extended over trained length, at least 1; no default.
-        base: as in RoPE; default 10,000.
-        rule: default "bloc97", the one that is meant by "NTK-aware" without more words.
-        original_length: L, tokens; for rule "liu" alone, where it has no default.
-        exponent: c of rule "mixed"; default 0.625 (Su).
+        factor: the extension s, extended over trained length, at least 1; required.
+        base: RoPE's base; default 10,000.
+        rule: one of the four above; default "bloc97", which "NTK-aware" means without more words.
+        original_length: the trained length L in tokens; required by rule "liu", and only for it.
+        exponent: the exponent c of rule "mixed"; default 0.625 (Su).
     """
 
     factor: float
@@ -74,7 +77,7 @@ class NTKAware:
             raise ValueError(f"original_length belongs to rule 'liu', the rule is {self.rule!r}")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         theta = rope_inv_freq(self.base, head_dim)
         pair = np.arange(1, head_dim // 2 + 1)
         if self.rule == "fixed":
@@ -85,7 +88,7 @@ class NTKAware:
         return Frequencies(rope_inv_freq(self.new_base(head_dim), head_dim))
 
     def new_base(self, head_dim: int) -> float:
-        """The base of the RoPE that equals this method (rules bloc97 and liu)."""
+        """Returns the base of the RoPE that equals this method (rules bloc97 and liu)."""
         if self.rule == "bloc97":
             return ntk_base(self.base, self.factor, head_dim)
         if self.rule == "liu":
@@ -94,7 +97,7 @@ class NTKAware:
         raise ValueError(f"ntk with rule {self.rule!r} equals no RoPE of another base")
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """`rope_parameters` of the equal RoPE; Hugging Face has no type of its own for this."""
+        """Returns the `rope_parameters` of the equal RoPE; Hugging Face has no type for this."""
         if self.rule == "bloc97" and head_dim is None:
             raise ValueError("ntk exports as its base, which depends on head_dim: pass head_dim")
         return {"rope_type": "default", "rope_theta": self.new_base(head_dim)}

@@ -1,4 +1,4 @@
-"""NTK-by-parts: fast pairs as they are, slow pairs interpolated, a ramp between them."""
+"""NTK-by-parts leaves fast pairs as they are and interpolates slow ones, with a ramp between."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from longrope_jax.rotary.registry import register
 
 
 def keep_by_rotations(theta: np.ndarray, length: float, few: float, many: float) -> np.ndarray:
-    """Share of each pair that stays as it is: 0 at `few` turns in `length`, 1 at `many`."""
+    """Returns the share of each pair that stays: 0 at `few` turns in `length`, 1 at `many`."""
     turns = length * theta / (2 * np.pi)
     return np.clip((turns - few) / (many - few), 0, 1)
 
@@ -32,10 +32,11 @@ def keep_by_dimension(
     truncate: bool = True,
     highest: int | None = None,
 ) -> np.ndarray:
-    """As `keep_by_rotations`, but linear in the pair's index between the two ends.
+    """Returns the share of each pair that stays, linear in the pair's index between two ends.
 
-    The ends are (d/2) log_base(L/(2 pi turns)), rounded outwards if `truncate`, and cut to
-    0..`highest` (default d-1, as all the original codes have it, not d/2-1).
+    The ends are the pairs that make `many` and `few` turns within `length` tokens,
+    (d/2) log_base(L/(2 pi turns)), rounded outwards if `truncate`, and cut to 0..`highest` (default
+    d-1, as in all the original implementations, not d/2-1).
     """
     low, high = (
         head_dim * np.log(length / (2 * np.pi * turns)) / (2 * np.log(base))
@@ -44,13 +45,13 @@ def keep_by_dimension(
     if truncate:
         low, high = np.floor(low), np.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1 if highest is None else highest)
-    # The codes guard high == low alone; below it (no pair between the ends) their ramp turns over.
+    # Peers guard high == low alone; where high < low (no pair lies between) their ramp turns over.
     high = max(high, low + 0.001) if high <= low else high
     return 1 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
 
 
 def blend(theta: np.ndarray, factor: float, keep: np.ndarray) -> np.ndarray:
-    """(1-keep) theta/factor + keep theta, exactly theta where keep is 1 or factor is 1."""
+    """Returns (1-keep) theta/factor + keep theta; exactly theta where keep or factor is 1."""
     return theta * (keep + (1 - keep) / factor)
 
 
@@ -59,20 +60,21 @@ def blend(theta: np.ndarray, factor: float, keep: np.ndarray) -> np.ndarray:
 class NTKByParts:
     """NTK-by-parts: theta_j ((1-g)/s + g), g = clip((r_j-alpha)/(beta-alpha), 0, 1).
 
-    Radians per token; s = factor, r_j = L theta_j/(2 pi) turns of pair j within L =
-    original_length. Llama 3.1's smoothing is this with (1, 4). YaRN's code ramps by the pair's
-    index instead: see `YaRN`.
+    theta_j is in radians per token, s is the factor, L the original_length and
+    r_j = L theta_j/(2 pi) the number of turns of pair j within L. Llama 3.1's smoothing is this
+    method with alpha 1 and beta 4. YaRN's code ramps by the pair's index instead, see `YaRN`.
 
     Source: YaRN (2309.00071) section 3.2, Definition 2 (its eq. 17 prints b' for b).
     Cache: rotated keys.
-    Peers: none under this name; every code of YaRN replaced the ramp (`YaRN`), Llama 3.1 kept it.
+    Peers: none has it under this name; every implementation of YaRN replaced the ramp (see `YaRN`),
+        Llama 3.1 kept it.
 
     Attributes:
-        factor: s, at least 1; no default.
-        original_length: L, tokens; no default.
-        base: as in RoPE; default 10,000.
-        alpha: turns below which a pair is interpolated; default 1 (paper, for LLaMA).
-        beta: turns above which a pair stays; default 32 (paper, for LLaMA).
+        factor: the extension s, at least 1; required.
+        original_length: the trained length L in tokens; required.
+        base: RoPE's base; default 10,000.
+        alpha: turns within L below which a pair is interpolated; default 1 (paper, for LLaMA).
+        beta: turns within L above which a pair stays; default 32 (paper, for LLaMA).
     """
 
     factor: float
@@ -90,7 +92,7 @@ class NTKByParts:
             raise ValueError(f"alpha must be below beta, got {self.alpha} and {self.beta}")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         theta = rope_inv_freq(self.base, head_dim)
         keep = keep_by_rotations(theta, self.original_length, self.alpha, self.beta)
         return Frequencies(blend(theta, self.factor, keep))
@@ -101,20 +103,22 @@ class NTKByParts:
 class NTKByPartsThreeWay:
     """NTK-by-parts before YaRN: slow pairs by PI, middle ones NTK-aware, fast ones unchanged.
 
-    Radians per token. With m(few, many) = share kept, linear in the pair's index with its ends
-    rounded outwards: inner = PI + m(beta_few, beta_many) (NTK - PI), then
-    theta = inner + m(gamma_few, gamma_many) (RoPE - inner).
+    Frequencies are in radians per token. With m(few, many) the share that stays, linear in the
+    pair's index between ends that are rounded outwards, inner = PI + m(beta_few, beta_many)
+    (NTK - PI) and theta = inner + m(gamma_few, gamma_many) (RoPE - inner).
 
-    Source: code of the yarn repo, LlamaPartNTKScaledRotaryEmbedding (bloc97); in no paper.
+    Source: LlamaPartNTKScaledRotaryEmbedding (bloc97) of the yarn repo; no paper has it.
     Cache: rotated keys.
-    Peers: the yarn repo alone.
+    Peers: only the yarn repo has it.
 
     Attributes:
-        factor: s, at least 1; no default.
-        original_length: L, tokens; no default (the repo's 2048 is LLaMA's).
-        base: as in RoPE; default 10,000.
-        beta_few, beta_many: turns in L between PI and NTK-aware; default 0.75 and 1.25 (repo).
-        gamma_few, gamma_many: turns in L between those and RoPE; default 2 and 16 (repo).
+        factor: the extension s, at least 1; required.
+        original_length: the trained length L in tokens; required (the repo's 2048 is LLaMA's).
+        base: RoPE's base; default 10,000.
+        beta_few, beta_many: turns within L at the ends of the ramp from PI to NTK-aware; default
+            0.75 and 1.25 (repo).
+        gamma_few, gamma_many: turns within L at the ends of the ramp from there to RoPE; default 2
+            and 16 (repo).
     """
 
     factor: float
@@ -136,7 +140,7 @@ class NTKByPartsThreeWay:
                 raise ValueError(f"{name}_few must be below {name}_many, got {few} and {many}")
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         theta = rope_inv_freq(self.base, head_dim)
         ntk = rope_inv_freq(ntk_base(self.base, self.factor, head_dim), head_dim)
         where = self.base, head_dim, self.original_length

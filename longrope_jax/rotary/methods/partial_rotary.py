@@ -1,4 +1,4 @@
-"""Partial rotary: a method on the first features of a head, the others pass."""
+"""Partial rotary rotates the first features of a head and lets the others pass."""
 
 import dataclasses
 
@@ -11,23 +11,24 @@ from longrope_jax.rotary.registry import Method, check_method, register
 class PartialRotary:
     """Partial rotary: `inner` evaluated for the first int(fraction * H) features of a head.
 
-    Exponents run over the rotary dimension: theta_j = base^(-2j/(fraction H)) for plain RoPE; the
-    amplitude too falls on rotated features alone. The other reading, exponents over the whole head,
-    is `Proportional`. This is GPT-NeoX's and GPT-J's, and Hugging Face's `partial_rotary_factor`
-    for all its rope_types but "proportional".
+    Exponents run over the rotary dimension, theta_j = base^(-2j/(fraction H)) for plain RoPE, and
+    the amplitude falls on rotated features alone. Exponents over the whole head, the other reading
+    of a fraction, are `Proportional`. GPT-NeoX and GPT-J rotate this way, and so does Hugging
+    Face's `partial_rotary_factor` for all its rope_types but "proportional".
 
-    The number of pairs, int(fraction * H)/2, is less than H/2: a different structure, so a model
+    The number of pairs, int(fraction * H)/2, is smaller than H/2. The structure differs, so a model
     compiles again for it (the half layout pairs feature j with j + R, which zeros cannot imitate).
 
-    Source: code of GPT-NeoX and GPT-J; Hugging Face `partial_rotary_factor`; in no paper.
-    Cache: as the inner method.
-    Peers: Hugging Face, vLLM and llama.cpp (n_dims) run exponents over the rotary part; "exponents
-        over the head" is `Proportional`, and pie-project/pie#603 shipped the wrong one. Hugging
+    Source: code of GPT-NeoX and GPT-J; Hugging Face `partial_rotary_factor`; no paper has it.
+    Cache: as for the inner method.
+    Peers: in Hugging Face, vLLM and llama.cpp (n_dims) exponents run over the rotary part; over the
+        whole head they are `Proportional`, and pie-project/pie#603 shipped the wrong one. Hugging
         Face's default type ignored the key for Llama and GPT-NeoX-J (PR#48652).
 
     Attributes:
-        inner: the method that is restricted; no default. In text: inner=(abf).
-        fraction: of the head's features, 0 to 1; no default (GPT-NeoX-20B 0.25, Phi-2 0.4).
+        inner: the method that rotates the first features; required. Written inner=(abf).
+        fraction: share of the head's features that turn, 0 to 1; required (GPT-NeoX-20B 0.25, Phi-2
+            0.4).
     """
 
     inner: Method
@@ -38,8 +39,8 @@ class PartialRotary:
         check_fraction(self.fraction)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[R] radians per token, R = int(fraction * head_dim)/2; none for fraction 0."""
-        rope_inv_freq(2.0, head_dim)  # refuses what no head may be
+        """Returns [R] frequencies in radians per token, R = int(fraction * head_dim)/2."""
+        rope_inv_freq(2.0, head_dim)  # refuses a head_dim that no head can have
         rotary_dim = self.rotary_dim(head_dim)
         if rotary_dim == 0:
             return Frequencies([])
@@ -50,5 +51,5 @@ class PartialRotary:
         return self.inner.frequencies(head_dim=rotary_dim, seq_len=seq_len)
 
     def rotary_dim(self, head_dim: int) -> int:
-        """How many features of a head turn."""
+        """Returns how many features of a head turn."""
         return int(self.fraction * head_dim)

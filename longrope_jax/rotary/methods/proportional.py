@@ -1,4 +1,4 @@
-"""p-RoPE: the fastest pairs turn, with the frequencies they have in the whole head."""
+"""p-RoPE rotates the fastest pairs only, with the frequencies they have in the whole head."""
 
 import dataclasses
 
@@ -20,19 +20,21 @@ from longrope_jax.rotary.registry import register
 class Proportional:
     """Proportional RoPE: theta_j = base^(-2j/H)/s for j < int(fraction*H//2), else 0.
 
-    Radians per token; s = factor. Exponents run over the whole head, not over the rotated part: the
-    other reading of partial rotary is `PartialRotary`. All H/2 pairs are there, the slow ones at
-    rest. `p_rope` is p-RoPE with p = fraction: 1 is RoPE, 0 is NoPE.
+    theta_j is in radians per token and s is the factor. Exponents run over the whole head;
+    exponents over the rotated part, the other reading of a fraction, are `PartialRotary`. All H/2
+    pairs are there, the slow ones with zero frequency. `p_rope` is p-RoPE with p = fraction, where
+    1 is RoPE and 0 is NoPE.
 
     Source: p-RoPE, Barbero et al. (2410.06205) appendix D; Hugging Face "proportional" (Gemma 4),
         which adds s.
     Cache: rotated keys.
-    Peers: equal in Hugging Face; the other reading of a fraction is `PartialRotary`.
+    Peers: Hugging Face agrees; the other reading of a fraction is `PartialRotary`.
 
     Attributes:
-        fraction: p, 0 to 1; default 1 (Hugging Face), 0.75 as `p_rope` (the paper's best).
-        base: as in RoPE; default 10,000.
-        factor: s, at least 1; default 1 (Hugging Face).
+        fraction: share p of the pairs that turn, 0 to 1; default 1 (Hugging Face), 0.75 as `p_rope`
+            (the paper's best).
+        base: RoPE's base; default 10,000.
+        factor: the extension s, at least 1; default 1 (Hugging Face).
     """
 
     HF_KEYS = frozenset(), frozenset({"factor"})
@@ -47,13 +49,16 @@ class Proportional:
         check_factor(self.factor)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token, zero for slow pairs; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, zero for slow pairs.
+
+        They are the same at every `seq_len`.
+        """
         theta = rope_inv_freq(self.base, head_dim)
         turning = np.arange(len(theta)) < int(self.fraction * head_dim // 2)
         return Frequencies(np.where(turning, theta / self.factor, 0.0))
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters`."""
+        """Returns the `rope_parameters` of a Hugging Face config."""
         return {
             "rope_type": "proportional",
             "rope_theta": self.base,
@@ -63,7 +68,7 @@ class Proportional:
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "Proportional":
-        """Inverse of `to_hf`."""
+        """Reads the `rope_parameters` that `to_hf` writes."""
         return cls(
             fraction=parameters.get("partial_rotary_factor", 1.0),
             base=parameters["rope_theta"],

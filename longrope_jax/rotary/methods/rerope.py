@@ -1,4 +1,4 @@
-"""ReRoPE and Leaky ReRoPE: distances beyond a window stand still, or grow more slowly."""
+"""ReRoPE keeps distances beyond a window constant; Leaky ReRoPE lets them grow more slowly."""
 
 import dataclasses
 
@@ -15,17 +15,18 @@ from longrope_jax.rotary.score_rule import ScoreRule
 class ReRoPE:
     """ReRoPE: scores at relative position min(m - n, w).
 
-    m, n positions of query and key in tokens, w = window. No training. Two score matrices: the
-    plain one where m - n < w, else query at constant w and key at 0.
+    m and n are the positions of query and key in tokens, and w is the window. The method needs no
+    training. It has two score matrices: the plain one where m - n < w, and one with the query at
+    constant w and the key at 0.
 
-    Source: Su Jianlin (kexue.fm 9708), who takes w of a quarter to a half of the trained length and
-        adds log-n scaling: log_n:inner=(rerope:window=...).
-    Cache: rotated keys, two copies (the second is not turned).
-    Peers: the YaRN repository has it as two score matrices for the whole sequence.
+    Source: Su Jianlin (kexue.fm 9708), who takes a quarter to a half of the trained length for w
+        and adds log-n scaling: log_n:inner=(rerope:window=...).
+    Cache: rotated keys, two copies (the second is not rotated).
+    Peers: the yarn repo has it, as two score matrices for the whole sequence.
 
     Attributes:
-        window: w, whole tokens; no default.
-        inner: the method that rotates; default RoPE.
+        window: the window w in whole tokens; required.
+        inner: the method that rotates queries and keys; default RoPE.
     """
 
     window: int
@@ -36,29 +37,29 @@ class ReRoPE:
         check_tokens(window=self.window)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """The inner method's, with `score_rule` set."""
+        """Returns the inner method's frequencies with `score_rule` set."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         return remapped("rerope", f, ReRoPERule(self.window))
 
 
 @dataclasses.dataclass(frozen=True)
 class ReRoPERule(ScoreRule):
-    """Branch 0 plain; branch 1 query at w, key at 0."""
+    """The score rule of ReRoPE: a plain branch, and one with the query at w and the key at 0."""
 
     window: int
     scales = (1.0, 1.0)
     keys = (0, 1)
 
     def query_positions(self, m):
-        """As in ScoreRule."""
+        """Returns the query's own position, and w."""
         return m, 0 * m + self.window
 
     def key_positions(self, n):
-        """As in ScoreRule."""
+        """Returns the key's own position, and 0."""
         return n, 0 * n
 
     def choose(self, m, n):
-        """As in ScoreRule."""
+        """Returns 1 where the distance reaches the window, else 0."""
         return jnp.asarray(m - n >= self.window, jnp.int32)
 
 
@@ -67,18 +68,20 @@ class ReRoPERule(ScoreRule):
 class LeakyReRoPE:
     """Leaky ReRoPE: relative position m - n up to w, then w + (m - n - w)/k.
 
-    m, n positions of query and key in tokens, w = window, k = factor. No training. The far branch
-    has frequencies divided by k, queries at m + w(k - 1) and keys at n, so all positions stay whole
-    and exact. With infinite k it would be ReRoPE, with k = 1 it is `inner`.
+    m and n are the positions of query and key in tokens, w is the window and k the factor. The
+    method needs no training. The far branch has frequencies divided by k, queries at m + w(k - 1)
+    and keys at n, so that all positions stay whole and exact. With infinite k the method would be
+    ReRoPE, with k = 1 it is `inner`.
 
     Source: Su Jianlin (kexue.fm 9708).
     Cache: rotated keys, two copies.
-    Peers: the YaRN repository has it as two score matrices for the whole sequence.
+    Peers: the yarn repo has it, as two score matrices for the whole sequence.
 
     Attributes:
-        window: w, whole tokens; no default.
-        factor: k, at least 1, with w(k - 1) a whole number; no default (kexue.fm: 8 and 16).
-        inner: the method that rotates; default RoPE.
+        window: the window w in whole tokens; required.
+        factor: the factor k, at least 1, with w(k - 1) a whole number; required (kexue.fm: 8 and
+            16).
+        inner: the method that rotates queries and keys; default RoPE.
     """
 
     window: int
@@ -97,14 +100,14 @@ class LeakyReRoPE:
         check_tokens(0, **{"window * (factor - 1)": int(shift)})
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """The inner method's, with `score_rule` set."""
+        """Returns the inner method's frequencies with `score_rule` set."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         return remapped("leaky_rerope", f, LeakyReRoPERule(self.window, float(self.factor)))
 
 
 @dataclasses.dataclass(frozen=True)
 class LeakyReRoPERule(ScoreRule):
-    """Branch 0 plain; branch 1 w(k - 1) tokens further, in slower turns."""
+    """The score rule of Leaky ReRoPE: a plain branch, and a slower one w(k - 1) tokens ahead."""
 
     window: int
     factor: float
@@ -112,17 +115,17 @@ class LeakyReRoPERule(ScoreRule):
 
     @property
     def scales(self):
-        """As in ScoreRule."""
+        """The numbers that each branch divides its frequencies by: 1 and k."""
         return 1.0, self.factor
 
     def query_positions(self, m):
-        """As in ScoreRule."""
+        """Returns the query's own position, and the position w(k - 1) tokens ahead."""
         return m, m + int(self.window * (self.factor - 1))
 
     def key_positions(self, n):
-        """As in ScoreRule."""
+        """Returns the key's own position for both branches."""
         return n, n
 
     def choose(self, m, n):
-        """As in ScoreRule."""
+        """Returns 1 where the distance reaches the window, else 0."""
         return jnp.asarray(m - n >= self.window, jnp.int32)

@@ -1,4 +1,4 @@
-"""RoPE, and RoPE ABF: the same formula with a larger base."""
+"""RoPE rotates pair j by position * base^(-2j/H); RoPE ABF is RoPE with a larger base."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from longrope_jax.rotary.registry import register
 class RoPE:
     """Rotary position embedding: theta_j = base^(-2j/H), angle = position * theta_j.
 
-    Symbols: j = 0..H/2-1 pair index, H head dimension, theta_j radians per token.
+    j = 0..H/2-1 counts pairs, H is the head dimension and theta_j is in radians per token.
 
     Source: RoFormer (2104.09864) eqs. 14-16. With base 500,000 (beta = 50) it is RoPE ABF, the
         adjusted base frequency of Llama 2 Long (2309.16039) section 4.1, registered as `abf`.
     Cache: rotated keys.
-    Peers: equal in Hugging Face, Meta and the yarn repo up to float32, in which cos is off by 4e-3
-        at position 131,071; torchscale fixes base 10,000. Meta, torchscale and GGUF pair features
-        2j and 2j+1 (layout "interleaved"), Hugging Face j and j+H/2 ("half").
+    Peers: Hugging Face, Meta and the yarn repo agree up to float32, in which cos is off by 4e-3 at
+        position 131,071; torchscale fixes base 10,000. Meta, torchscale and GGUF pair features 2j
+        and 2j+1 (layout "interleaved"), Hugging Face pairs j and j+H/2 ("half").
 
     Attributes:
         base: dimensionless; default 10,000 as in RoFormer, LLaMA and Llama 2.
@@ -33,17 +33,17 @@ class RoPE:
         check_base(self.base)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, the same at every `seq_len`."""
         return Frequencies(rope_inv_freq(self.base, head_dim))
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters` (transformers 5)."""
+        """Returns the `rope_parameters` of a Hugging Face config (transformers 5)."""
         return {"rope_type": "default", "rope_theta": self.base}
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "RoPE":
-        """Inverse of `to_hf`."""
+        """Reads the `rope_parameters` that `to_hf` writes."""
         return cls(base=parameters["rope_theta"])
 
 
-PLAIN = RoPE()  # the default of methods around another
+PLAIN = RoPE()  # the inner method by default

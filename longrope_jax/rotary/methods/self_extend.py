@@ -1,4 +1,4 @@
-"""Self-Extend: far tokens are grouped, near ones are not."""
+"""Self-Extend groups far tokens and leaves near ones as they are."""
 
 import dataclasses
 
@@ -15,19 +15,20 @@ from longrope_jax.rotary.score_rule import ScoreRule
 class SelfExtend:
     """Self-Extend: relative position m - n below w, else m//G - n//G + w - w//G.
 
-    m, n positions of query and key in tokens, w = window, G = group; // rounds down. No training,
-    one softmax over both. The trained length L then reaches (L - w) G + w.
-    Far scores depend on where m and n lie in their groups, not on m - n alone.
+    m and n are the positions of query and key in tokens, w is the window and G the group; // rounds
+    down. The method needs no training, and one softmax runs over near and far tokens. A model
+    trained on L tokens then reaches (L - w) G + w. Far scores depend on where m and n lie in their
+    groups, not on m - n alone.
 
     Source: Jin et al. (2401.01325) section 3.
     Cache: rotated keys, two copies.
-    Peers: the authors' code takes w - w/G with its fraction, and drops that shift while all
-        positions are below w; with G dividing w both are this formula.
+    Peers: the authors' code shifts by w - w/G with its fraction, and not at all while all positions
+        are below w; where G divides w it is this formula.
 
     Attributes:
-        window: w, whole tokens; no default (Llama 2: 512 to 1,536).
-        group: G, whole tokens; no default (Llama 2: 2 to 64).
-        inner: the method that rotates; default RoPE.
+        window: the window w in whole tokens; required (Llama 2: 512 to 1,536).
+        group: the group G in whole tokens; required (Llama 2: 2 to 64).
+        inner: the method that rotates queries and keys; default RoPE.
     """
 
     window: int
@@ -39,14 +40,14 @@ class SelfExtend:
         check_tokens(window=self.window, group=self.group)
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """The inner method's, with `score_rule` set."""
+        """Returns the inner method's frequencies with `score_rule` set."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         return remapped("self_extend", f, SelfExtendRule(self.window, self.group))
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfExtendRule(ScoreRule):
-    """Branch 0 plain; branch 1 by groups, shifted to start at w."""
+    """The score rule of Self-Extend: a plain branch, and one by groups that starts at w."""
 
     window: int
     group: int
@@ -54,13 +55,13 @@ class SelfExtendRule(ScoreRule):
     keys = (0, 1)
 
     def query_positions(self, m):
-        """As in ScoreRule."""
+        """Returns the query's own position, and that of its group shifted by w - w//G."""
         return m, m // self.group + (self.window - self.window // self.group)
 
     def key_positions(self, n):
-        """As in ScoreRule."""
+        """Returns the key's own position, and that of its group."""
         return n, n // self.group
 
     def choose(self, m, n):
-        """As in ScoreRule."""
+        """Returns 1 where the distance reaches the window, else 0."""
         return jnp.asarray(m - n >= self.window, jnp.int32)

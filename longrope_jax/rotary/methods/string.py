@@ -1,4 +1,4 @@
-"""STRING: far tokens take over positions that training saw more often."""
+"""STRING moves far tokens to distances that training saw more often."""
 
 import dataclasses
 
@@ -20,20 +20,21 @@ from longrope_jax.rotary.score_rule import ScoreRule
 class STRING:
     """STRING: relative position m - n below S, else m - n - S + W.
 
-    m, n positions of query and key in tokens, S = shift, W = window. Long distances are rare in
-    training, so within the trained length they are moved down by S - W. No training; keys are
-    cached once.
+    m and n are the positions of query and key in tokens, S is the shift and W the window. Long
+    distances are rare in training, so within the trained length they are moved down by S - W. The
+    method needs no training, and keys are cached once.
 
-    Source: An et al. (2410.18745): S a third to a half of the trained length, W at least 32. (Their
-        equation has an index meaning of its own; this is the relative position it describes.)
+    Source: An et al. (2410.18745), who take a third to a half of the trained length for S and at
+        least 32 for W. (Their equation indexes differently; this is the relative position it
+        describes.)
     Cache: rotated keys, one copy; two copies of the query.
-    Peers: none of the compared codes has it.
+    Peers: none of the compared implementations has it.
 
     Attributes:
-        original_length: whole tokens the model was trained on; no default.
-        shift: S, whole tokens; default a third of `original_length`, rounded down.
-        window: W, whole tokens, at most S; default 128 as in the paper.
-        inner: the method that rotates; default RoPE.
+        original_length: the trained length in whole tokens; required.
+        shift: the shift S in whole tokens; default a third of `original_length`, rounded down.
+        window: the window W in whole tokens, at most S; default 128 as in the paper.
+        inner: the method that rotates queries and keys; default RoPE.
     """
 
     original_length: int
@@ -54,14 +55,14 @@ class STRING:
         return self.original_length // 3 if self.shift is None else self.shift
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """The inner method's, with `score_rule` set."""
+        """Returns the inner method's frequencies with `score_rule` set."""
         f = self.inner.frequencies(head_dim=head_dim, seq_len=seq_len)
         return remapped("string", f, STRINGRule(self._shift, self.window))
 
 
 @dataclasses.dataclass(frozen=True)
 class STRINGRule(ScoreRule):
-    """Branch 0 plain; branch 1 with queries S - W tokens back."""
+    """The score rule of STRING: a plain branch, and one with queries S - W tokens back."""
 
     shift: int
     window: int
@@ -69,13 +70,13 @@ class STRINGRule(ScoreRule):
     keys = (0, 0)
 
     def query_positions(self, m):
-        """As in ScoreRule."""
+        """Returns the query's own position, and the one S - W tokens back."""
         return m, jnp.maximum(m - (self.shift - self.window), 0)
 
     def key_positions(self, n):
-        """As in ScoreRule."""
+        """Returns the key's own position."""
         return (n,)
 
     def choose(self, m, n):
-        """As in ScoreRule."""
+        """Returns 1 where the distance reaches the shift, else 0."""
         return jnp.asarray(m - n >= self.shift, jnp.int32)

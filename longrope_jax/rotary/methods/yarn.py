@@ -1,4 +1,4 @@
-"""YaRN: by parts, with an attention temperature."""
+"""YaRN scales by parts and adds an attention temperature."""
 
 import dataclasses
 import math
@@ -25,44 +25,48 @@ CLAMPS = ("dimension", "pairs")
 class YaRN:
     """YaRN: theta_j ((1-g_j)/s + g_j), queries and keys times 0.1 ln s + 1.
 
-    Radians per token; s = factor, L = original_length, d = head_dim, g_j = share that stays:
-      ramp "dimension": 1 - clip((j-low)/(high-low), 0, 1) with low and high the (fractional) pairs
-        that turn beta_fast and beta_slow times within L, (d/2) log_base(L/(2 pi beta)), rounded
-        outwards if `truncate`. The yarn repo, Hugging Face, LongRoPE's code and llama.cpp.
-      ramp "rotations": clip((r_j-beta_slow)/(beta_fast-beta_slow), 0, 1), r_j = L theta_j/(2 pi).
-        The paper's; up to 67% of the other's value away.
+    theta_j is in radians per token, s is the factor, L the original_length and d the head_dim. g_j
+    is the share of pair j's frequency that stays. There are two ramps:
+      dimension: g_j = 1 - clip((j-low)/(high-low), 0, 1), where low and high are the (fractional)
+        pairs that turn beta_fast and beta_slow times within L, (d/2) log_base(L/(2 pi beta)),
+        rounded outwards if `truncate`. The yarn repo, Hugging Face, LongRoPE's code and llama.cpp
+        have this ramp.
+      rotations: g_j = clip((r_j-beta_slow)/(beta_fast-beta_slow), 0, 1) with
+        r_j = L theta_j/(2 pi). The paper has this ramp; frequencies differ by up to 67%.
 
     Source: YaRN (2309.00071) Definition 3 and section 3.4 (temperature: logits grow by the square
-        of the factor); mscale_all_dim and mscale from DeepSeek-V2's code.
+        of the factor on queries and keys); mscale_all_dim and mscale from DeepSeek-V2's code.
     Cache: rotated keys.
     Peers: the yarn repo, Hugging Face, LongRoPE's yarn.py and llama.cpp have ramp "dimension", up
-        to 67% from the paper's (option ramp). gpt-oss does not truncate, up to 55% apart (truncate;
-        Hugging Face reads it from the first level of rope_parameters alone). minimind clamps at
-        d/2-1 (clamp). Hugging Face's `attention_factor` replaces the temperature, the yarn repo's
-        and vLLM's `attn_factor` multiplies it, and Hugging Face ignores the latter; llama.cpp has
-        no temperature at ext_factor 0 (attention_factor=1), and in a Llama passes over a file's
-        yarn_beta_fast, yarn_beta_slow and yarn_attn_factor (executed, 2026). MaxText leaves the
-        temperature out by default. Hugging Face up to about 4.55 took max/original for factor
-        (PR#40320). Where the ramp's ends coincide every code adds 0.001 to the upper one;
-        llama.cpp, and this, also where they cross.
+        to 67% from the paper's (option ramp). gpt-oss does not truncate, which is up to 55% apart
+        (option truncate; Hugging Face reads it from the first level of rope_parameters alone).
+        minimind clamps at d/2-1 (option clamp). Hugging Face's `attention_factor` replaces the
+        temperature; the yarn repo's and vLLM's `attn_factor` multiplies it, and Hugging Face
+        ignores that key. llama.cpp has no temperature at ext_factor 0 (attention_factor=1), and for
+        a Llama it does not read a file's yarn_beta_fast, yarn_beta_slow and yarn_attn_factor
+        (executed, 2026). MaxText leaves the temperature out by default. Hugging Face up to about
+        4.55 took max/original for factor (PR#40320). Where the ramp's ends coincide every
+        implementation adds 0.001 to the upper one; llama.cpp and this one also do where they cross.
 
     Attributes:
-        factor: s, at least 1; no default.
-        original_length: L, tokens before the extension; no default.
-        base: as in RoPE; default 10,000.
-        beta_fast, beta_slow: turns in L; default 32 and 1 (paper, for LLaMA).
-        ramp: default "dimension", what released checkpoints use.
-        truncate: default True (yarn repo, Hugging Face); gpt-oss says False. Ramp "dimension" only.
-        clamp: highest value of high: "dimension" is d-1 (default; all original codes), "pairs" is
-            d/2-1, the last pair there is. Ramp "dimension" only.
-        extrapolation_factor: multiplies g_j, 0 to 1; default 1, 0 is PI at every pair (yarn repo;
+        factor: the extension s, at least 1; required.
+        original_length: the trained length L, in tokens before the extension; required.
+        base: RoPE's base; default 10,000.
+        beta_fast, beta_slow: turns within L at the ends of the ramp; default 32 and 1 (paper, for
+            LLaMA).
+        ramp: one of the two above; default "dimension", which released checkpoints use.
+        truncate: whether the ends of ramp "dimension" are rounded; default True (yarn repo, Hugging
+            Face); gpt-oss says False.
+        clamp: the greatest end of ramp "dimension": "dimension" is d-1 (default; all original
+            implementations), "pairs" is d/2-1, the last pair there is.
+        extrapolation_factor: a factor on g_j, 0 to 1; default 1; 0 is PI at every pair (yarn repo;
             llama.cpp's ext_factor).
         mscale, mscale_all_dim: the factor on queries and keys is (0.1 mscale ln s + 1) / (0.1
-            mscale_all_dim ln s + 1); default 1 and 0, which is the paper's. With both equal it is
-            1; DeepSeek then scales the softmax by the square of the denominator, which is the
-            model's matter, not done here.
-        attention_factor: replaces that quotient; default None (Hugging Face's key).
-        attn_factor: multiplies it; default 1 (the yarn repo's and vLLM's key).
+            mscale_all_dim ln s + 1); default 1 and 0, as in the paper. With both equal it is 1;
+            DeepSeek's model then scales the softmax by the square of the denominator, which is not
+            done here.
+        attention_factor: a number in place of that quotient; default None (Hugging Face's key).
+        attn_factor: a factor on that quotient; default 1 (the yarn repo's and vLLM's key).
     """
 
     HF_KEYS = (
@@ -124,7 +128,10 @@ class YaRN:
                 )
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
-        """[H/2] radians per token and the amplitude; the same at every `seq_len`."""
+        """Returns [H/2] frequencies in radians per token, and the amplitude.
+
+        They are the same at every `seq_len`.
+        """
         theta = rope_inv_freq(self.base, head_dim)
         turns = self.beta_slow, self.beta_fast
         if self.ramp == "rotations":
@@ -143,7 +150,7 @@ class YaRN:
 
     @property
     def amplitude(self) -> float:
-        """Factor on queries and on keys; scores get its square."""
+        """The factor on queries and on keys; scores get its square."""
         if self.attention_factor is not None:
             return self.attention_factor
         above, below = (
@@ -152,10 +159,12 @@ class YaRN:
         return self.attn_factor * above / below
 
     def to_hf(self, head_dim: int | None = None) -> dict:
-        """Hugging Face `rope_parameters`; its `attention_factor` stands for our `attn_factor`.
+        """Returns the `rope_parameters` of a Hugging Face config.
+
+        An `attn_factor` is written as `attention_factor`, which Hugging Face reads.
 
         Raises:
-            ValueError: an option that Hugging Face's yarn does not have.
+            ValueError: an option has a value that Hugging Face's yarn cannot express.
         """
         if self.ramp != "dimension" or self.clamp != "dimension":
             raise ValueError("Hugging Face's yarn has ramp and clamp by dimension only")
@@ -184,11 +193,12 @@ class YaRN:
 
     @classmethod
     def from_hf(cls, parameters: dict) -> "YaRN":
-        """Inverse of `to_hf`; warns where keys contradict each other or Hugging Face ignores one.
+        """Reads `rope_parameters`; warns where keys contradict or Hugging Face ignores one.
 
-        Hugging Face's rules: `attention_factor` wins over mscale; mscale counts only beside
-        mscale_all_dim, both above 0. `attn_factor`, which it ignores, multiplies here: a checkpoint
-        that ships it (DeepSeek-R1-0528-Qwen3-8B: 0.878, which undoes 0.1 ln 4 + 1) means it.
+        As in Hugging Face, `attention_factor` wins over mscale, and mscale counts only beside
+        mscale_all_dim, both above 0. `attn_factor`, which Hugging Face ignores, multiplies here: a
+        checkpoint that ships it (DeepSeek-R1-0528-Qwen3-8B: 0.878, which undoes 0.1 ln 4 + 1) means
+        it.
         """
         options = {
             k: parameters[k] for k in ("beta_fast", "beta_slow", "truncate") if k in parameters
