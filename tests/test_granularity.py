@@ -121,10 +121,10 @@ def test_methods_that_depend_on_the_length_are_taken_at_it():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: granularity.sine_sum(rotary.XPos(), head_dim=8), "no curve on a sphere"),
-        (lambda: granularity.sine_sum(rotary.ReRoPE(4), head_dim=8), "no curve on a sphere"),
-        (lambda: granularity.sine_sum(rotary.FoPE(64, 1), head_dim=8), "no curve on a sphere"),
-        (lambda: granularity.sine_sum(rotary.ALiBi(), head_dim=8), "no curve on a sphere"),
+        (lambda: granularity.sine_sum(rotary.XPos(), head_dim=8), "do not lie on a sphere"),
+        (lambda: granularity.sine_sum(rotary.ReRoPE(4), head_dim=8), "do not lie on a sphere"),
+        (lambda: granularity.sine_sum(rotary.FoPE(64, 1), head_dim=8), "do not lie on a sphere"),
+        (lambda: granularity.sine_sum(rotary.ALiBi(), head_dim=8), "do not lie on a sphere"),
         (lambda: granularity.sine_bounds(rotary.RoPE(), np.zeros(8)), "not zero"),
         (lambda: granularity.limit(1e4, alpha=2), "alpha"),
         (lambda: granularity.granularity(rotary.RoPE(), np.ones(8), positions=1), "positions"),
