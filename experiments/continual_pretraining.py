@@ -159,7 +159,7 @@ def _export(project: Project, params) -> None:
         *rest,
         format=project.config.export,
         context_length=max(project.length, project.config.trained_length),
-        special_ids=project.base.special_ids,
+        special_tokens=project.base.special_tokens,
     )
     partial.rename(path)
 

@@ -19,12 +19,7 @@ from numpy.typing import ArrayLike
 from longrope_jax import generate as generate_lib
 from longrope_jax import llama, runs, sharding, weights
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.data.tokenizers import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    SpecialTokens,
-    Tokenizer,
-)
+from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.evaluation import by_position
 from longrope_jax.evaluation import perplexity as perplexity_lib
 from longrope_jax.evaluation.windowing import OnePass, Windowing
@@ -309,20 +304,16 @@ class Model:
                 the path already.
         """
         format = format or ("gguf" if Path(path).suffix == ".gguf" else "hf")
-        special, tokenizer = self.special_tokens, self.tokenizer
-        if isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer):
-            tokenizer = dataclasses.replace(tokenizer, special_tokens=special)
         weights.save(
             path,
             self.config,
             self._params(),
             self.method,
-            tokenizer,
+            self.tokenizer,
+            special_tokens=self.special_tokens,
             format=format,
             dtype=dtype,
             context_length=context_length or self._declared_length(),
-            special_ids=special.ids(),
-            stop_ids=special.stops,
         )
 
     def _declared_length(self) -> int | None:

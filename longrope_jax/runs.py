@@ -80,8 +80,6 @@ def load(folder: str | Path) -> RunRecord | None:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another version: {error}") from error
     tokenizer = tokenizers.load(name if name == "bytes" else path.parent / name)
-    if not isinstance(tokenizer, tokenizers.ByteTokenizer):
-        tokenizer = dataclasses.replace(tokenizer, special_tokens=special)
     return RunRecord(config, method, tokenizer, length, special)
 
 

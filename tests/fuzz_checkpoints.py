@@ -36,9 +36,9 @@ WORDS += [b'"../../etc/passwd"', b'"a\\u0000b"', b"NaN", b'"F32"', b'"I8"', b"[0
 def corpus(folder: Path, *, meta: bool) -> list[Path]:
     """One small checkpoint of each kind."""
     params = numbers(CONFIG)
-    special = SpecialTokens(chat_template="{{ messages }}")
-    tokenizer = HuggingFaceTokenizer("random", tokenizer_json(), special)
-    save = {"tokenizer": tokenizer, "special_ids": {"eos": 0}}
+    special = SpecialTokens(eos=0, chat_template="{{ messages }}")
+    tokenizer = HuggingFaceTokenizer("random", tokenizer_json())
+    save = {"tokenizer": tokenizer, "special_tokens": special}
     weights.save(folder / "hf", CONFIG, params, rotary.YaRN(4.0, 64), **save)
     kept, huggingface.SHARD_BYTES = huggingface.SHARD_BYTES, 9000
     weights.save(folder / "cut", CONFIG, params, rotary.RoPE(), dtype="bfloat16")

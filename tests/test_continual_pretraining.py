@@ -204,7 +204,7 @@ def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exporte
     """Stage 2 begins where stage 1 ended; the export holds the merged parameters."""
     saved = []
 
-    def save(path, config, params, spec, tokenizer, *, format, context_length, special_ids):
+    def save(path, config, params, spec, tokenizer, *, format, context_length, special_tokens):
         path.mkdir()
         saved.append((config, params, spec, tokenizer, format, context_length))
 
@@ -267,7 +267,7 @@ def test_an_external_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_pat
     assert (asked["dtype"], asked["param_dtype"]) == ("bfloat16", "float32")
     assert (base.model.dtype, base.model.remat) == ("bfloat16", "full")
     assert base.notes == ("what was found",)
-    assert base.special_ids == {"bos": 256}
+    assert base.special_tokens.bos == 256
     assert project.method("pi:factor=2,base={base}") == rotary.build("pi", base=1e5, factor=2)
     assert project.method("") == rotary.RoPE(base=1e5)
 
@@ -312,11 +312,9 @@ def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_put
     base = bases.Base(None, None, None, tokenizer)
 
     def begins(bos, adds):
-        beginning = dataclasses.replace(
-            tokenizer, special_tokens=tokenizers.SpecialTokens(0, None, adds)
-        )
         tiny.bos = bos
-        return bases.beginning(tiny, dataclasses.replace(base, tokenizer=beginning))
+        special = tokenizers.SpecialTokens(0, None, adds)
+        return bases.beginning(tiny, dataclasses.replace(base, special_tokens=special))
 
     assert begins("", True) == begins("<eos>", False) == "<eos>"
     with pytest.raises(ValueError, match=r"begins no text .*--config\.bos='<eos>'"):

@@ -1,6 +1,5 @@
 """`longrope generate`: text in, text out, one line for what is wrong, found before loading."""
 
-import dataclasses
 import re
 
 import jax
@@ -75,8 +74,8 @@ def test_the_method_is_the_checkpoints_own_unless_asked_otherwise(run_folder, ca
 
 def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
     ends = tokenizers.SpecialTokens(0, 3, False, (5, 7))
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), ends)
-    path, _ = write(tmp_path / "a folder", "hf", tokenizer=tokenizer)
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
+    path, _ = write(tmp_path / "a folder", "hf", tokenizer=tokenizer, special_tokens=ends)
     found = {}
     done = generate.Generation([np.zeros(0, np.int32)], 0, 0, 0.0, 0.0)
     monkeypatch.setattr(generate, "generate", lambda *_, **options: found.update(options) or done)
@@ -162,10 +161,10 @@ def test_a_checkpoint_without_a_tokenizer_needs_one_that_fits(tmp_path, capsys):
 def test_a_prompt_begins_as_the_checkpoint_says_unless_asked_otherwise(tmp_path, form, adds):
     """Kept from the tokenizer through the file; `bos` overrules it."""
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
-    tokenizer = dataclasses.replace(tokenizer, special_tokens=tokenizers.SpecialTokens(0, 0, adds))
-    path, _ = write(tmp_path, form, tokenizer=tokenizer)
+    special = tokenizers.SpecialTokens(0, 0, adds)
+    path, _ = write(tmp_path, form, tokenizer=tokenizer, special_tokens=special)
     found = model.open_model(path)
-    assert found.special_tokens == tokenizers.SpecialTokens(0, 0, adds)
+    assert found.special_tokens == special
     text = tokenizer.encode("the cat").tolist()
     assert found.encode("the cat").tolist() == [0] * adds + text
     assert found.encode("the cat", bos=True).tolist() == [0, *text]

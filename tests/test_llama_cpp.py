@@ -64,14 +64,18 @@ def ask(jobs):
     return [np.array(found) for found in json.loads(done.stdout)]
 
 
-def tokenizer(**special_tokens):
-    own = tokenizers.SpecialTokens(**{"bos": 0, "eos": 0, "adds_bos": False} | special_tokens)
-    return tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), own)
+def tokenizer():
+    return tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
+
+
+def special(**declared):
+    return tokenizers.SpecialTokens(**{"bos": 0, "eos": 0, "adds_bos": False} | declared)
 
 
 def save(path, config=CONFIG, spec=SPECS[0], params=None, **options):
     params = numbers(config) if params is None else params
-    options = {"tokenizer": tokenizer(), "context_length": 64} | options
+    default = {"tokenizer": tokenizer(), "special_tokens": special(), "context_length": 64}
+    options = default | options
     weights.save(path, config, params, spec, format="gguf", **options)
     return str(path)
 
@@ -121,11 +125,11 @@ def test_llama_cpp_reads_short_floats(tmp_path, dtype):
 
 @pytest.mark.parametrize("begins", [False, True])
 def test_llama_cpp_cuts_text_and_begins_it_as_we_do(tmp_path, begins):
-    own = tokenizer(adds_bos=begins, bos=1, chat_template=CHAT)
+    own, declared = tokenizer(), special(adds_bos=begins, bos=1, chat_template=CHAT)
     text = "the cat sat on the mat 42"
     ids = own.encode(text).tolist()
     chat = [{"role": "user", "content": text.removeprefix("the ")}]
-    path = save(tmp_path / "m.gguf", tokenizer=own)
+    path = save(tmp_path / "m.gguf", tokenizer=own, special_tokens=declared)
     (found,) = ask([{"path": path, "prompts": [text, [1] * begins + ids], "chats": [chat]}])
     np.testing.assert_array_equal(found[0], found[1])
     tokens = [1] * begins + ids
@@ -147,9 +151,10 @@ def test_llama_cpp_begins_a_sentencepiece_vocabulary_without_ids_of_its_own_as_w
     declared = {key + name: value for name, value in declared.items()}
     monkeypatch.setattr(gguf_export, "plan", lambda *a: (plan(*a)[0] | declared, {}))
     config = dataclasses.replace(CONFIG, vocab_size=len(pieces))
-    path = save(tmp_path / "m.gguf", config, tokenizer=None)
+    nothing = tokenizers.SpecialTokens()
+    path = save(tmp_path / "m.gguf", config, tokenizer=None, special_tokens=nothing)
     found = weights.open_checkpoint(path)
-    assert found.special_ids == {"bos": 1, "eos": 2} and found.adds_bos
+    assert found.special_tokens == tokenizers.SpecialTokens(1, 2, True)
     ids = found.tokenizer.encode("the fat").tolist()
     (got,) = ask([{"path": path, "prompts": ["the fat", [1, *ids], ids]}])
     np.testing.assert_array_equal(got[0], got[1])

@@ -14,7 +14,7 @@ from longrope_jax.evaluation.perplexity import perplexity
 from longrope_jax.evaluation.windowing import OnePass, Sliding
 
 SPECIAL = SpecialTokens(0, 3, True, (5,))
-TOKENIZER = HuggingFaceTokenizer("random", tokenizer_json(), SPECIAL)
+TOKENIZER = HuggingFaceTokenizer("random", tokenizer_json())
 TEXT = "the cat sat on the mat and the dog sat on the cat "
 
 
@@ -216,7 +216,7 @@ def test_a_hub_id_says_how_to_download_it(tmp_path, monkeypatch):
 
 
 def test_on_a_mesh_it_computes_the_same(tmp_path):
-    path, _ = write(tmp_path, "hf", tokenizer=TOKENIZER)
+    path, _ = write(tmp_path, "hf", tokenizer=TOKENIZER, special_tokens=SPECIAL)
     mesh = sharding.make_mesh(tensor=2, devices=jax.devices()[:2])
     one, two = longrope_jax.load(path), longrope_jax.load(path, mesh=mesh)
     np.testing.assert_allclose(one.logits(TOKENS), two.logits(TOKENS), rtol=1e-4, atol=1e-5)
@@ -257,7 +257,7 @@ def test_what_is_wrong_is_one_line(tiny, call, message):
 
 
 def test_open_model_reads_everything_but_the_parameters(tmp_path):
-    path, _ = write(tmp_path, "hf", tokenizer=TOKENIZER, special_ids={"bos": 0, "eos": 3})
+    path, _ = write(tmp_path, "hf", tokenizer=TOKENIZER, special_tokens=SPECIAL)
     header, whole = model.open_model(path), longrope_jax.load(path)
     for field in ("config", "method", "tokenizer", "trained_length", "special_tokens"):
         assert getattr(header, field) == getattr(whole, field)

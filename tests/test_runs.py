@@ -18,7 +18,7 @@ METHOD = rotary.PositionInterpolation(factor=2, base=100.0)
 
 
 def record(**changes):
-    tokenizer = HuggingFaceTokenizer("a.gguf", tokenizer_json(), SPECIAL)
+    tokenizer = HuggingFaceTokenizer("a.gguf", tokenizer_json())
     found = runs.RunRecord(CONFIG, METHOD, tokenizer, 64, SPECIAL)
     return dataclasses.replace(found, **changes)
 

@@ -254,7 +254,7 @@ def test_what_a_config_leaves_out_is_what_transformers_puts_in(tmp_path, kind, h
     (path / "config.json").write_text(json.dumps(raw))
     found = weights.open_checkpoint(path)
     assert found.config.n_kv_heads == heads
-    assert found.special_ids == {"bos": 1, "eos": 2} and found.stop_ids == (2,)
+    assert found.special_tokens.ids() == {"bos": 1, "eos": 2} and found.special_tokens.stops == (2,)
 
 
 def test_a_tied_model_may_hold_its_head_twice(tmp_path):

@@ -408,11 +408,11 @@ def test_transformers_begins_a_text_as_we_say(transformers, sentencepiece_model,
     one = longrope_jax.load(folder)
     assert one.special_tokens.ids() == {"bos": 1, "eos": 2} and one.special_tokens.adds_bos
     path = tmp_path / "m.gguf"
-    weights.save(path, one.config, one.params, one.method, one.tokenizer, format="gguf")
+    one.save(path)
     two = longrope_jax.load(path)
     assert two.special_tokens.ids() == one.special_tokens.ids() and two.special_tokens.adds_bos
     for name, tokenizer in (("model", one.tokenizer), ("json", two.tokenizer)):
-        weights.save(tmp_path / name, one.config, one.params, one.method, tokenizer)
+        dataclasses.replace(one, tokenizer=tokenizer).save(tmp_path / name)
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
         for text in ("the fox 1984", "  two blanks  first", "\n\tcode 🙂", " "):
             assert theirs(text).input_ids == [1, *tokenizer.encode(text)]
@@ -464,11 +464,12 @@ def test_a_sentencepiece_model_without_a_first_blank_keeps_none(transformers, tm
 def test_transformers_finds_our_chat_template(tmp_path, transformers, smollm2):
     """That of the real model, out of its GGUF file."""
     one = smollm2
-    chat = one.tokenizer.special_tokens.chat_template
+    chat = one.special_tokens.chat_template
     assert "<|im_start|>" in chat
     config = dataclasses.replace(CONFIG, vocab_size=one.config.vocab_size)
     spec, params = rotary.RoPE(), numbers(config)
-    weights.save(tmp_path / "hf", config, params, spec, one.tokenizer)
+    special = {"special_tokens": one.special_tokens}
+    weights.save(tmp_path / "hf", config, params, spec, one.tokenizer, **special)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.chat_template == chat
 

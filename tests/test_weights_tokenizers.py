@@ -18,7 +18,9 @@ FORMS = weights.FORMATS
 @pytest.mark.parametrize("form", FORMS)
 def test_the_tokenizer_comes_back(tmp_path, form):
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
-    path, _ = write(tmp_path, form, tokenizer=tokenizer, special_ids={"eos": 0})
+    path, _ = write(
+        tmp_path, form, tokenizer=tokenizer, special_tokens=tokenizers.SpecialTokens(eos=0)
+    )
     loaded = longrope_jax.load(path)
     text = "the cat sat on the mat 42"
     assert_same(tokenizer.encode(text), loaded.tokenizer.encode(text))
@@ -27,64 +29,36 @@ def test_the_tokenizer_comes_back(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_beginning_and_end_are_kept_without_a_word(tmp_path, form):
-    """From file to file with nothing but what `load` gave; what is said outright wins."""
+def test_all_that_a_checkpoint_declares_is_kept_without_a_word(tmp_path, form):
+    """Beginning, every end (Llama 3 Instruct has three), and chat template, from file to file."""
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
-    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer, special_ids={"bos": 0, "eos": 3})
-    one = longrope_jax.load(first)
-    assert one.special_tokens.ids() == {"bos": 0, "eos": 3} and not one.special_tokens.adds_bos
-    begun = dataclasses.replace(one.tokenizer.special_tokens, adds_bos=True)
-    begun = dataclasses.replace(one.tokenizer, special_tokens=begun)
-    for other in FORMS:
-        path, _ = write(tmp_path / other, other, tokenizer=begun)
-        two = weights.open_checkpoint(path)
-        assert two.special_tokens.ids() == one.special_tokens.ids() and two.special_tokens.adds_bos
-        assert two.tokenizer.special_tokens == begun.special_tokens
-    path, _ = write(tmp_path / "3", form, tokenizer=begun, special_ids={"eos": 5})
-    three = weights.open_checkpoint(path)
-    assert three.special_tokens.ids() == {"eos": 5} and not three.special_tokens.adds_bos
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_id_that_ends_a_text_is_kept(tmp_path, form):
-    """Llama 3 Instruct has three; what is said outright wins over the tokenizer's."""
-    special_tokens = tokenizers.SpecialTokens(0, 3, False, [5, 7])
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
-    first, _ = write(tmp_path / "1", form, tokenizer=tokenizer)
-    one = longrope_jax.load(first)
-    assert one.special_tokens.ids() == {"bos": 0, "eos": 3}
-    assert one.special_tokens.stops == (3, 5, 7)
-    for other in FORMS:
-        path, _ = write(tmp_path / other, other, tokenizer=one.tokenizer)
-        two = weights.open_checkpoint(path)
-        assert two.stop_ids == one.special_tokens.stops
-        assert two.tokenizer.special_tokens == special_tokens
-    for at, (declared, expected) in enumerate(
+    chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
+    for at, special in enumerate(
         [
-            ({"special_ids": {"eos": 9}}, (9,)),
-            ({"special_ids": {"eos": 3}}, (3, 5, 7)),
-            ({"special_ids": {"eos": 9}, "stop_ids": [8, 9]}, (9, 8)),
-            ({"stop_ids": [3]}, (3,)),
+            tokenizers.SpecialTokens(0, 3, False),
+            tokenizers.SpecialTokens(0, 3, True),
+            tokenizers.SpecialTokens(0, 3, False, (5, 7), chat),
         ]
     ):
-        path, _ = write(tmp_path / f"declared{at}", form, tokenizer=tokenizer, **declared)
-        assert weights.open_checkpoint(path).stop_ids == expected
-    path, _ = write(tmp_path / "none", form, stop_ids=[6, 8])
-    assert weights.open_checkpoint(path).stop_ids == (6, 8)
-
-
-def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
-    """Read from each place that software writes it to; what is no text is refused."""
-    chat = "{% for m in messages %}<|user|>\r\n{{ m['content'] }} é{% endfor %}\n"
-    special_tokens = tokenizers.SpecialTokens(0, 3, False, chat_template=chat)
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json(), special_tokens)
-    for first in FORMS:
-        path, _ = write(tmp_path / first, first, tokenizer=tokenizer)
+        options = {"tokenizer": tokenizer, "special_tokens": special}
+        path, _ = write(tmp_path / str(at), form, **options)
         one = longrope_jax.load(path)
+        assert one.special_tokens == special
         for other in FORMS:
-            path, _ = write(tmp_path / first / other, other, tokenizer=one.tokenizer)
-            assert weights.open_checkpoint(path).tokenizer.special_tokens == special_tokens
-    path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer)
+            again = path.with_name("again.gguf" if other == "gguf" else "again")
+            one.save(again)
+            assert weights.open_checkpoint(again).special_tokens == special
+    special = tokenizers.SpecialTokens(None, 6, None, [8])
+    path, _ = write(tmp_path / "none", form, special_tokens=special)
+    assert weights.open_checkpoint(path).special_tokens.stops == (6, 8)
+
+
+def test_a_chat_template_is_read_from_each_place_that_software_writes_it_to(tmp_path):
+    """What is no text is refused."""
+    chat = "{% for m in messages %}{{ m['content'] }} é{% endfor %}\n"
+    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
+    special = tokenizers.SpecialTokens(0, 3, False, chat_template=chat)
+    path, _ = write(tmp_path / "old", "hf", tokenizer=tokenizer, special_tokens=special)
     (path / "chat_template.jinja").unlink()
     for declared, expected in (
         (None, None),
@@ -93,7 +67,7 @@ def test_a_chat_template_reaches_every_format_unchanged(tmp_path):
         ([{"name": "tool_use", "template": "x"}], None),
     ):
         (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
-        assert weights.open_checkpoint(path).tokenizer.special_tokens.chat_template == expected
+        assert weights.open_checkpoint(path).special_tokens.chat_template == expected
     for declared in (7, [{"name": "default", "template": ["x"]}]):
         (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": declared}))
         with pytest.raises(ValueError, match="chat_template must be a text, got"):
@@ -168,7 +142,7 @@ def test_byte_level_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tm
 
 def test_gguf_has_names_for_three_ends(tmp_path):
     with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
-        write(tmp_path, "gguf", stop_ids=[1, 2, 3, 4])
+        write(tmp_path, "gguf", special_tokens=tokenizers.SpecialTokens(None, 1, None, [2, 3, 4]))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +164,8 @@ def test_a_text_ends_where_transformers_generate_ends_it(tmp_path, config, gener
     (path / "config.json").write_text(json.dumps(raw))
     if generation is not None:
         (path / "generation_config.json").write_text(json.dumps(generation))
-    found = weights.open_checkpoint(path)
-    assert found.special_ids.get("eos") == eos and found.stop_ids == stops
+    found = weights.open_checkpoint(path).special_tokens
+    assert (found.eos, found.stops) == (eos, stops)
 
 
 def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_path):
@@ -202,7 +176,7 @@ def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_
     text["Sequence"]["type_id"] = 0
     cut = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text]}
     template = json.dumps(parts | {"post_processor": cut | {"special_tokens": special}})
-    path, _ = write(tmp_path, "hf", special_ids={"bos": 0})
+    path, _ = write(tmp_path, "hf", special_tokens=tokenizers.SpecialTokens(bos=0))
     cases = (
         (tokenizer_json(), {}, False),
         (tokenizer_json(), {"add_bos_token": True}, True),
@@ -213,7 +187,7 @@ def test_whether_a_prompt_begins_with_a_token_is_read_as_each_software_does(tmp_
         path = path.rename(tmp_path / str(case))  # opened tokenizers are kept by path
         (path / "tokenizer.json").write_text(written)
         (path / "tokenizer_config.json").write_text(json.dumps(declared))
-        assert weights.open_checkpoint(path).adds_bos is expected
+        assert weights.open_checkpoint(path).special_tokens.adds_bos is expected
     (path / "tokenizer_config.json").write_text('{"add_bos_token": 1}')
     with pytest.raises(ValueError, match="add_bos_token must be true or false, got 1"):
         weights.open_checkpoint(path)
@@ -237,9 +211,8 @@ def test_a_beginning_token_is_put_first_beside_another_post_processor(tmp_path):
     cut |= {"use_regex": True}
     for at, before in enumerate((cut, {"type": "Sequence", "processors": [cut, cut]})):
         text = json.dumps(json.loads(tokenizer_json()) | {"post_processor": before})
-        tokenizer = tokenizers.HuggingFaceTokenizer(
-            "random", text, tokenizers.SpecialTokens(0, 0, True)
-        )
-        path, _ = write(tmp_path / str(at), "hf", tokenizer=tokenizer)
+        tokenizer = tokenizers.HuggingFaceTokenizer("random", text)
+        special = tokenizers.SpecialTokens(0, 0, True)
+        path, _ = write(tmp_path / str(at), "hf", tokenizer=tokenizer, special_tokens=special)
         (path / "tokenizer_config.json").unlink()
-        assert weights.open_checkpoint(path).adds_bos
+        assert weights.open_checkpoint(path).special_tokens.adds_bos

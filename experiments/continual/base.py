@@ -31,7 +31,9 @@ class Base:
     method: rotary.Method
     tokenizer: tokenizers.Tokenizer
     notes: tuple[str, ...] = ()
-    special_ids: dict[str, int] | None = None
+    special_tokens: tokenizers.SpecialTokens = dataclasses.field(
+        default_factory=tokenizers.SpecialTokens
+    )
 
 
 def load(config: ConfigDict, mesh: Mesh) -> Base:
@@ -86,7 +88,7 @@ def beginning(config: ConfigDict, base: Base) -> str:
     if config.bos:
         tokenizer.special(config.bos)
         return config.bos
-    special = getattr(tokenizer, "special_tokens", tokenizers.SpecialTokens())
+    special = base.special_tokens
     named = [name for name in tokenizer.specials if tokenizer.special(name) == special.bos]
     if not (special.adds_bos and named):
         raise ValueError(
@@ -137,7 +139,7 @@ def _external(config: ConfigDict, mesh: Mesh) -> Base:
     if tokenizer is None:
         raise ValueError(f"{config.model} brings no tokenizer: --config.tokenizer=tokenizer.json")
     spec = rotary.parse(config.base_method) if config.base_method else found.method
-    ids = None if config.tokenizer else found.special_tokens.ids()
+    ids = tokenizers.SpecialTokens() if config.tokenizer else found.special_tokens
     return Base(found.config, found.params, spec, tokenizer, tuple(found.notes), ids)
 
 

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from experiments.continual.project import Project
 from longrope_jax import llama, rotary, runs
 from longrope_jax.data import packing
-from longrope_jax.data.tokenizers import SpecialTokens
 from longrope_jax.training import loop, step
 from longrope_jax.training import lora as lora_lib
 from longrope_jax.training.flops import train_flops_per_token
@@ -42,7 +41,7 @@ def run(
     maker = project.training_windows(stage.length, stage.shortest_passage)
     method = project.method(stage.method)
     if project.writes:
-        special = getattr(project.base.tokenizer, "special_tokens", SpecialTokens())
+        special = project.base.special_tokens
         known = project.base.model, method, project.base.tokenizer, stage.length, special
         runs.save(folder, runs.RunRecord(*known))
     state = loop.fit(

@@ -23,11 +23,15 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that begin and end a text, and whether the first begins a prompt; None: not said.
+    """The ids that begin and end a text, as a checkpoint declares them; no `encode` adds them.
 
-    What a checkpoint says of its tokenizer; `encode` puts neither. `more_eos`: further ids that end
-    a text (Llama 3 Instruct has three). `chat_template`: the Jinja text that writes a conversation
-    with them, kept for exports and never run.
+    Attributes:
+        bos: id that begins a text, or None.
+        eos: id that ends a text, or None.
+        adds_bos: whether the checkpoint's own software begins a prompt with `bos`; None where
+            nothing says so.
+        more_eos: further ids that end a text (Llama 3 Instruct has three in all).
+        chat_template: Jinja text that writes a conversation, kept for exports and never run.
     """
 
     bos: int | None = None
@@ -45,7 +49,7 @@ class SpecialTokens:
         return (() if self.eos is None else (self.eos,)) + self.more_eos
 
     def ids(self) -> dict[str, int]:
-        """Those of "bos" and "eos" that are said."""
+        """The ids that are declared, by their roles "bos" and "eos"."""
         both = {"bos": self.bos, "eos": self.eos}
         return {role: at for role, at in both.items() if at is not None}
 
@@ -108,14 +112,13 @@ class HuggingFaceTokenizer:
     text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
 
     `json`: the file's text where it lies in no file of its own (a GGUF's vocabulary); `path` is
-    then only a name for messages. `special_tokens`: as its checkpoint says them.
+    then only a name for messages.
 
     Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
     """
 
     path: str
     json: str = field(default="", repr=False)
-    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))
@@ -172,13 +175,11 @@ class SentencePieceTokenizer:
     """A sentencepiece `.model` (LLaMA, Llama 2), read by the package `sentencepiece` itself.
 
     `decode(encode(x)) == x` only as far as the file's normalizer goes (LLaMA's: all text).
-    `special_tokens`: as its checkpoint says them.
 
     Raises ValueError: no such file, one that isn't a model, or the package missing.
     """
 
     path: str
-    special_tokens: SpecialTokens = SpecialTokens()
 
     def __post_init__(self):
         object.__setattr__(self, "path", str(Path(self.path).expanduser()))

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ __all__ = ["FORMATS", "check_save", "open_checkpoint", "read_params", "save"]
 
 _WRITERS = {"hf": huggingface, "gguf": gguf_export}
 FORMATS = tuple(_WRITERS)
+_UNDECLARED = SpecialTokens()
 
 
 def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
@@ -50,15 +50,11 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
     if not os.path.exists(path):
         raise ValueError(_nothing_at(path))
     try:
-        found = _read(path)
+        return _read(path)
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
         text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
-    if found.tokenizer is not None:
-        tokenizer = dataclasses.replace(found.tokenizer, special_tokens=found.special_tokens)
-        found.tokenizer = tokenizer
-    return found
 
 
 def _nothing_at(path: Path) -> str:
@@ -147,66 +143,63 @@ def save(
     path: str | Path,
     config: llama.LlamaConfig,
     params: dict,
-    spec: Method,
+    method: Method,
     tokenizer: Tokenizer | None = None,
     *,
+    special_tokens: SpecialTokens = _UNDECLARED,
     format: str = "hf",
     dtype: str | None = None,
     context_length: int | None = None,
-    special_ids: dict[str, int] | None = None,
-    stop_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes a checkpoint that transformers ("hf", a folder) or llama.cpp ("gguf", a file) reads.
 
     Args:
         path: a new or empty folder, or a file that does not exist.
-        config: of the model.
-        params: of the model, on the devices of one host.
-        spec: the rotary method to declare.
-        tokenizer: written along; None: none.
+        config: the architecture.
+        params: the parameters, on the devices of one host.
+        method: the rotary method to declare.
+        tokenizer: written along; None writes none.
+        special_tokens: the ids that begin and end a text, and the chat template.
         format: "hf" or "gguf".
-        dtype: of the tensors in the file; None is config.param_dtype.
-        context_length: tokens to declare; None takes the method's extended length, else 2048.
-        special_ids: "bos" and "eos" to declare; None takes the tokenizer's, as `load` read them.
-        stop_ids: every id that ends a text; None takes the tokenizer's where "eos" is, too.
+        dtype: dtype of the tensors in the file; None is `config.param_dtype`.
+        context_length: tokens to declare; None is the method's extended length, else 2048.
 
     Raises:
-        ValueError: a method, tokenizer or dtype that the format lacks, something in the way, or
-            parameters that do not fit the config.
+        ValueError: The format lacks the method, the tokenizer or the dtype, something is at the
+            path already, or the parameters do not fit the config.
     """
     if format not in _WRITERS:
         raise ValueError(unknown_name("format", str(format), FORMATS))
     dtype = config.param_dtype if dtype is None else dtype
     if dtype not in gguf_export.DTYPES:
         raise ValueError(unknown_name("dtype", str(dtype), gguf_export.DTYPES))
-    path = Path(path).expanduser()
-    special = _special_tokens(
-        getattr(tokenizer, "special_tokens", SpecialTokens()), special_ids, stop_ids
-    )
+    path, writer = Path(path).expanduser(), _WRITERS[format]
     try:
-        _WRITERS[format].save(path, config, params, spec, tokenizer, dtype, context_length, special)
+        writer.save(path, config, params, method, tokenizer, dtype, context_length, special_tokens)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def check_save(
-    config: llama.LlamaConfig, spec: Method, tokenizer: Tokenizer | None = None, *, format: str
+    config: llama.LlamaConfig,
+    method: Method,
+    tokenizer: Tokenizer | None = None,
+    *,
+    special_tokens: SpecialTokens = _UNDECLARED,
+    format: str,
+    path: str | Path | None = None,
 ) -> None:
-    """Before hours of training: raises ValueError where `save` would refuse the same later."""
+    """Finds before hours of training what `save` would refuse after them.
+
+    Args:
+        config, method, tokenizer, special_tokens, format: as in `save`.
+        path: where it will be saved; None leaves that unchecked.
+
+    Raises:
+        ValueError: The format lacks the method or the tokenizer, or something is at the path.
+    """
     if format not in _WRITERS:
         raise ValueError(unknown_name("format", str(format), FORMATS))
-    special = getattr(tokenizer, "special_tokens", SpecialTokens())
-    _WRITERS[format].plan(config, spec, tokenizer, "float32", None, special)
-
-
-def _special_tokens(
-    own: SpecialTokens, special_ids: dict[str, int] | None, stop_ids: Sequence[int] | None
-) -> SpecialTokens:
-    ids = own.ids() if special_ids is None else special_ids
-    bos, eos = ids.get("bos"), ids.get("eos")
-    if stop_ids is None:
-        stop_ids = own.stops if eos == own.eos else ()
-    if eos is None and len(stop_ids):
-        eos = stop_ids[0]
-    more_eos = [at for at in stop_ids if at != eos]
-    return SpecialTokens(bos, eos, own.adds_bos, more_eos, own.chat_template)
+    if path is not None:
+        _WRITERS[format].check_free(Path(path).expanduser())
+    _WRITERS[format].plan(config, method, tokenizer, "float32", None, special_tokens)

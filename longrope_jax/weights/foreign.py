@@ -18,20 +18,9 @@ class ForeignCheckpoint:
     source: TensorSource
     tokenizer: Tokenizer | None
     context_length: int | None  # tokens, as the checkpoint declares it
-    special_ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos"
-    stop_ids: tuple[int, ...] = ()  # every id that ends a text, "eos" first
-    adds_bos: bool = False  # whether its own software begins a prompt with "bos"
-    chat_template: str | None = None  # Jinja, never run
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
     ignored: tuple[str, ...] = ()  # endings of tensor names that are left out
     notes: list[str] = field(default_factory=list)  # what was recognised, in words
-
-    @property
-    def special_tokens(self) -> SpecialTokens:
-        """The ids that begin and end a text, and the chat template."""
-        ids, more = self.special_ids, self.stop_ids[1:]
-        return SpecialTokens(
-            ids.get("bos"), ids.get("eos"), self.adds_bos, more, self.chat_template
-        )
 
 
 def extended_length(spec: Method) -> int:

@@ -20,8 +20,7 @@ DTYPES = {
 
 def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
     """Writes the file. Raises ValueError: what GGUF or this writer can't say, or it exists."""
-    if path.exists():
-        raise ValueError(f"{path} is there already: delete the file first, or save to another")
+    check_free(path)
     metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
     kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}
@@ -31,6 +30,12 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     except BaseException:
         path.unlink(missing_ok=True)  # half a file
         raise
+
+
+def check_free(path: Path) -> None:
+    """Raises ValueError where something is at the path."""
+    if path.exists():
+        raise ValueError(f"{path} is there already: delete the file first, or save to another")
 
 
 def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict, dict]:

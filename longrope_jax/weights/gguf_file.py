@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from longrope_jax.data.tokenizers import HuggingFaceTokenizer
+from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SpecialTokens
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names
 from longrope_jax.weights.files import number, read_at, whole
@@ -80,7 +80,6 @@ def read(path: Path) -> ForeignCheckpoint:
         notes.append("tied: there is no output.weight")
     context = whole(metadata, "llama.context_length", where)
     spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
-    special_ids, stop_ids = _special_ids(metadata, where, config.vocab_size)
     return ForeignCheckpoint(
         form="gguf",
         config=config,
@@ -88,10 +87,7 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=_tokenizer(where, metadata, config, notes),
         context_length=context,
-        special_ids=special_ids,
-        stop_ids=stop_ids,
-        adds_bos="bos" in special_ids and gguf_vocabulary.adds_bos(metadata, where),
-        chat_template=gguf_vocabulary.chat_template(metadata, where),
+        special_tokens=_special_tokens(metadata, where, config.vocab_size),
         ignored=(gguf_rotary.FREQS,),
         notes=notes,
     )
@@ -138,8 +134,8 @@ def _tokenizer(where, metadata, config, notes):
     return HuggingFaceTokenizer(f"{where} (its vocabulary)", text)
 
 
-def _special_ids(metadata, where: str, vocab_size: int) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Ids of "bos" and "eos", and all that end a text, a turn or a message."""
+def _special_tokens(metadata, where: str, vocab_size: int) -> SpecialTokens:
+    """Where a text begins and where it, a turn or a message ends, and the chat template."""
     found = {}
     # llama.cpp's own, where a sentencepiece vocabulary says none.
     kind = metadata.get("tokenizer.ggml.model")
@@ -151,4 +147,10 @@ def _special_ids(metadata, where: str, vocab_size: int) -> tuple[dict[str, int],
                 raise ValueError(f"{where}: {role}_token_id {str(value)[:40]} is no token")
             found[role] = value
     stops = dict.fromkeys(found[role] for role in gguf_vocabulary.ENDS if role in found)
-    return {role: found[role] for role in ("bos", "eos") if role in found}, tuple(stops)
+    return SpecialTokens(
+        bos=found.get("bos"),
+        eos=found.get("eos"),
+        adds_bos="bos" in found and gguf_vocabulary.adds_bos(metadata, where),
+        more_eos=tuple(at for at in stops if at != found.get("eos")),
+        chat_template=gguf_vocabulary.chat_template(metadata, where),
+    )

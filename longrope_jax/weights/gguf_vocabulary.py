@@ -217,7 +217,7 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
     else:
         _check_merges(tokenizer, model, merges, types)
         kind |= {"scores": _scores(merges, tokens), "add_bos_token": True}
-    kind |= {"tokens": tokens, "token_type": types} | _declared(tokenizer)
+    kind |= {"tokens": tokens, "token_type": types}
     return {_KEY + key: value for key, value in kind.items()}
 
 
@@ -259,7 +259,7 @@ def _check_merges(tokenizer, model: dict, merges: list[list[str]], types: list[i
 
 
 def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
-    """Metadata of the tokens that begin and end a text, and the chat template.
+    """Metadata of the tokens that begin and end a text, of a prompt's beginning, and the template.
 
     Raises ValueError: more ends than GGUF has names for.
     """
@@ -267,12 +267,8 @@ def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
         raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {special.stops}")
     ids = special.ids() | dict(zip(ENDS, special.stops, strict=False))
     chat = {} if special.chat_template is None else {CHAT_TEMPLATE: special.chat_template}
-    return {f"{_KEY}{role}_token_id": at for role, at in ids.items()} | chat
-
-
-def _declared(tokenizer) -> dict[str, bool]:
-    declared = tokenizer.special_tokens.adds_bos
-    return {} if declared is None else {"add_bos_token": declared}
+    begins = {} if special.adds_bos is None else {_KEY + "add_bos_token": special.adds_bos}
+    return {f"{_KEY}{role}_token_id": at for role, at in ids.items()} | begins | chat
 
 
 def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -309,5 +305,5 @@ def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
     kind |= {"add_bos_token": "bos" in own, "add_space_prefix": tokenizer.adds_prefix}
-    kind |= {f"{role}_token_id": at for role, at in own.items()} | _declared(tokenizer)
+    kind |= {f"{role}_token_id": at for role, at in own.items()}
     return {_KEY + key: value for key, value in kind.items()}

@@ -42,7 +42,7 @@ def read(path: Path) -> ForeignCheckpoint:
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
     tokenizer = _tokenizer(path, notes)
-    special_ids, stop_ids = _special_ids(path, raw, config.vocab_size)
+    bos, stops = _special_ids(path, raw, config.vocab_size)
     return ForeignCheckpoint(
         form="hf",
         config=config,
@@ -50,10 +50,13 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=whole(raw, "max_position_embeddings", where, None),
-        special_ids=special_ids,
-        stop_ids=stop_ids,
-        adds_bos=_adds_bos(path, tokenizer, special_ids.get("bos")),
-        chat_template=_chat_template(path, notes),
+        special_tokens=SpecialTokens(
+            bos=bos,
+            eos=stops[0] if stops else None,
+            adds_bos=_adds_bos(path, tokenizer, bos),
+            more_eos=stops[1:],
+            chat_template=_chat_template(path, notes),
+        ),
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
@@ -187,8 +190,8 @@ def _tokenizer(path: Path, notes: list[str]):
     return None
 
 
-def _special_ids(path: Path, raw: dict, size: int) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Ids of "bos" and "eos", and all at which transformers' generate ends, "eos" first.
+def _special_ids(path: Path, raw: dict, size: int) -> tuple[int | None, tuple[int, ...]]:
+    """The id that begins a text, and all at which transformers' generate ends, "eos" first.
 
     Those are generation_config.json's where it has some, else config.json's.
     """
@@ -197,8 +200,7 @@ def _special_ids(path: Path, raw: dict, size: int) -> tuple[dict[str, int], tupl
     stops = _ids(read_json(file), "eos_token_id", file, size) if file.is_file() else []
     stops = stops or declared
     eos = ([at for at in declared if at in stops] or stops)[:1]
-    ids = {role: found[0] for role, found in (("bos", bos), ("eos", eos)) if found}
-    return ids, tuple(dict.fromkeys(eos + stops))
+    return bos[0] if bos else None, tuple(dict.fromkeys(eos + stops))
 
 
 def _ids(raw: dict, key: str, where: Path, vocab_size: int) -> list[int]:
@@ -243,12 +245,8 @@ def _chat_template(path: Path, notes: list[str]) -> str | None:
 def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
     """Writes the folder. Raises ValueError: a rotary method that transformers' Llama lacks."""
     raw = plan(config, spec, tokenizer, dtype, context_length, special)
+    check_free(path)
     path.mkdir(parents=True, exist_ok=True)
-    # A tokenizer or an index of another model would be read as this one's.
-    if old := sorted(path.iterdir()):
-        raise ValueError(
-            f"{path} holds {old[0].name} already: delete the folder first, or save into another"
-        )
     if tokenizer is not None:
         _save_tokenizer(path, tokenizer, special)
     dtype = jnp.dtype(dtype)
@@ -267,6 +265,16 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
         index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
         _write_json(path / INDEX, index)
     _write_json(path / CONFIG, raw)  # last: a folder without it is not whole
+
+
+def check_free(path: Path) -> None:
+    """Raises ValueError unless the folder is new or empty: another model's files would be read."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: delete it first, or save into another folder")
+    if old := sorted(path.iterdir()) if path.is_dir() else []:
+        raise ValueError(
+            f"{path} holds {old[0].name} already: delete the folder first, or save into another"
+        )
 
 
 def plan(config, spec, tokenizer, dtype, context_length, special) -> dict[str, Any]:
@@ -332,11 +340,11 @@ def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
         # transformers' LlamaTokenizer, made of the model, leaves out a blank before a blank.
         size = tokenizer.vocab_size
         text = gguf_vocabulary.read(gguf_vocabulary.write(tokenizer, size), size)
-        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text, tokenizer.special_tokens)
-    (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text)
+    (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer, special), encoding="utf-8")
     raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if tokenizer.special_tokens.adds_bos is not None:
-        raw["add_bos_token"] = tokenizer.special_tokens.adds_bos
+    if special.adds_bos is not None:
+        raw["add_bos_token"] = special.adds_bos
     if special.chat_template is not None:
         (path / CHAT_TEMPLATE).write_text(special.chat_template, encoding="utf-8")
     named = {tokenizer.special(name): name for name in tokenizer.specials}
@@ -344,11 +352,11 @@ def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
     _write_json(path / TOKENIZER_CONFIG, raw)
 
 
-def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer) -> str:
+def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer, declared: SpecialTokens) -> str:
     """Its text, with what transformers needs to put the beginning token first where that is due."""
-    first, parts = tokenizer.special_tokens.bos, json.loads(tokenizer.text())
+    first, parts = declared.bos, json.loads(tokenizer.text())
     names = {tokenizer.special(name): name for name in tokenizer.specials}
-    if not tokenizer.special_tokens.adds_bos or first not in names or tokenizer.begins_with(first):
+    if not declared.adds_bos or first not in names or tokenizer.begins_with(first):
         return tokenizer.text()
     special = {"id": names[first], "ids": [first], "tokens": [names[first]]}
     begin, text, more = (

@@ -142,7 +142,7 @@ def read(path: Path) -> ForeignCheckpoint:
     source = MetaSource(str(path), _files(path))
     notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
     tokenizer = _tokenizer(path, notes)
-    special_ids = tokenizer.special_ids if tokenizer else {}
+    ids = tokenizer.special_ids if tokenizer else {}
     return ForeignCheckpoint(
         form="meta",
         config=_config(raw, source, where),
@@ -150,9 +150,8 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=None,
-        special_ids=special_ids,
-        stop_ids=(special_ids["eos"],) if "eos" in special_ids else (),
-        adds_bos=tokenizer is not None,  # in its own generation.py
+        # Its own generation.py begins every prompt with the beginning token.
+        special_tokens=tokenizers.SpecialTokens(**ids, adds_bos=tokenizer is not None),
         ignored=_IGNORED,
         notes=notes,
     )
