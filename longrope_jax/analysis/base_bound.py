@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from longrope_jax.rotary import check_base, rope_inv_freq
 
@@ -60,7 +61,7 @@ class _Piece:
     high: float
 
 
-def criterion(base: float, distances: np.ndarray, *, head_dim: int) -> np.ndarray:
+def criterion(base: float, distances: ArrayLike, *, head_dim: int) -> np.ndarray:
     """B_b(m) = sum_j cos(m base^(-2j/H)) at distances m [...], dimensionless; H/2 at m = 0.
 
     Proportional to how much more attention a similar key gets than a random one, on average.
@@ -105,11 +106,13 @@ def _infimum(length: int, start: float, head_dim: int) -> Infimum:
     _check(length, head_dim)
     low = None
     for piece in _sweep(length, start, math.inf, head_dim):
-        if piece.kind != "fails" and low is None:
-            low = piece.low
+        if piece.kind == "fails":
+            continue
+        low = piece.low if low is None else low
         if piece.kind == "holds":
             values = _scan(piece.low, length, head_dim)
             return Infimum(length, math.exp(low), math.exp(piece.low), int(values.argmin()))
+    raise AssertionError("a sweep without an end reaches the sufficient base")
 
 
 def intervals(
@@ -133,7 +136,7 @@ def intervals(
         raise ValueError(f"above must be at least 1, got {above}")
     _check(length, head_dim)
     stop = math.log(sufficient_base(length, head_dim=head_dim))
-    found, low, high = [], None, None
+    found, low, high = [], None, math.nan
     for piece in _sweep(length, math.log(above), stop, head_dim):
         if piece.kind == "holds":
             low, high = piece.low if low is None else low, piece.high

@@ -9,6 +9,7 @@ curve closer together and leaves neighbouring positions as far apart as they wer
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 from longrope_jax.rotary import check_base, rope_inv_freq
 
@@ -44,28 +45,28 @@ PANELS = (
 )
 
 
-def curve_times(panel: Panel) -> np.ndarray:
+def curve_times(panel: Panel) -> Float64[np.ndarray, " points"]:
     """[samples] values of t along the curve, radians."""
     return np.linspace(-panel.half_turns * np.pi, panel.half_turns * np.pi, panel.samples)
 
 
-def dot_times(panel: Panel) -> np.ndarray:
+def dot_times(panel: Panel) -> Float64[np.ndarray, " points"]:
     """[dots] values of t of the red dots, radians."""
     return np.linspace(-panel.last_dot, panel.last_dot, 1 + round(2 * panel.last_dot / panel.step))
 
 
-def points(times: np.ndarray, speed: float) -> np.ndarray:
+def points(times: Shaped[np.ndarray, " points"], speed: float) -> Float64[np.ndarray, "points 3"]:
     """[..., 3] points (cos t, sin t, sin(speed * t)) of `times` [...] in radians."""
     t = np.asarray(times, np.float64)
     return np.stack([np.cos(t), np.sin(t), np.sin(speed * t)], axis=-1)
 
 
-def curve(panel: Panel) -> np.ndarray:
+def curve(panel: Panel) -> Float64[np.ndarray, "points 3"]:
     """[samples, 3] points of the panel's curve."""
     return points(curve_times(panel), panel.speed)
 
 
-def dots(panel: Panel) -> np.ndarray:
+def dots(panel: Panel) -> Float64[np.ndarray, "points 3"]:
     """[dots, 3] points of the panel's red dots."""
     return points(dot_times(panel), panel.speed)
 
@@ -97,7 +98,7 @@ def spacing(panel: Panel) -> Spacing:
     )
 
 
-def pair_slowdown(base: float, new_base: float, *, head_dim: int) -> np.ndarray:
+def pair_slowdown(base: float, new_base: float, *, head_dim: int) -> Float64[np.ndarray, " R"]:
     """[H/2] how much slower each pair turns after a change of base, as a share of its speed.
 
     Llama 2 Long, appendix B: pair 1 of 64 loses only 6% from base 10,000 to 500,000.

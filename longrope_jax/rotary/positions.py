@@ -17,10 +17,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Num
 
 from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import MAX_POSITION
 from longrope_jax.rotary.registry import read_options
+from longrope_jax.shapes import AnyArray
 
 Transform = Callable[[jax.Array, int, int], jax.Array]  # key, batch, length -> positions [B, T]
 
@@ -49,7 +51,9 @@ def parse(text: str) -> Transform:
     return functools.partial(transform, **options)
 
 
-def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
+def restart(
+    positions: Num[AnyArray, "B T"], segment_start: Int[AnyArray, "B T"]
+) -> Num[jax.Array, "B T"]:
     """The same draw with every packed document beginning where its window begins.
 
     Distances inside a document are those of the draw; a row without packing stays as it is.
@@ -58,11 +62,12 @@ def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
         positions: [B, T] from a transform.
         segment_start: int32 [B, T], index of the first token of each token's document.
     """
+    positions = jnp.asarray(positions)
     first = jnp.take_along_axis(positions, segment_start, axis=1)
     return positions - (first - positions[:, :1])
 
 
-def giraffe(key: jax.Array, batch: int, length: int) -> jax.Array:
+def giraffe(key: jax.Array, batch: int, length: int) -> Float[jax.Array, "{batch} {length}"]:
     """Giraffe's randomised positions: cumsum(2 U[0,1)) times T/max(last, T); float32 [B, T].
 
     Neighbours are 0 to 2 apart, 1 on average, and the last is at most T = length.
@@ -76,7 +81,9 @@ def giraffe(key: jax.Array, batch: int, length: int) -> jax.Array:
     return jnp.minimum(positions, length)  # the product may round beyond it
 
 
-def ruoss(key: jax.Array, batch: int, length: int, *, max_length: int) -> jax.Array:
+def ruoss(
+    key: jax.Array, batch: int, length: int, *, max_length: int
+) -> Int[jax.Array, "{batch} {length}"]:
     """Randomised positions: a sorted random subset of 0..max_length-1; int32 [B, T].
 
     Every subset of T = length positions is equally likely, in each row on its own. Its cost grows
@@ -118,7 +125,7 @@ def _sparse_subset(key, batch, length, max_length):
 
 def pose(
     key: jax.Array, batch: int, length: int, *, target_length: int, chunks: int = 2
-) -> jax.Array:
+) -> Int[jax.Array, "{batch} {length}"]:
     """PoSE: the window cut into chunks, chunk i shifted by u_i; int32 [B, T].
 
     u_0 = 0, u_i uniform in u_(i-1)..target_length - T, so positions are 1 apart inside a chunk and
@@ -138,7 +145,7 @@ def pose(
 
 def pose_text(
     key: jax.Array, batch: int, length: int, *, text_length: int, chunks: int = 2
-) -> jax.Array:
+) -> Int[jax.Array, "{batch} {length}"]:
     """Which tokens of a longer text fill PoSE's window: indices int32 [B, T] into text_length.
 
     Chunk i begins v_i tokens later than in a contiguous window: v_0 = 0, v_i uniform in
