@@ -16,6 +16,7 @@ test: $(VENV)/test.installed
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One stamp per extra, remade when setup.cfg changes.
 $(VENV)/%.installed: setup.cfg

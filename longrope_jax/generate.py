@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +49,14 @@ def generate(
     config: llama.LlamaConfig,
     params: dict,
     method: rotary.Method | rotary.Rotary | str,
-    prompts: Sequence[Sequence[int]] | np.ndarray,
+    prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
     max_new_tokens: int,
     *,
     rotary_length: str = "final",
     refresh_every: int = 1,
     sampling: Sampling = GREEDY,
     stop: Sequence[Sequence[int]] = (),
-    stream: Callable[[list[np.ndarray]], Sequence[bool] | None] | None = None,
+    stream: Callable[[list[np.ndarray]], Any] | None = None,
     cache_dtype: str | None = None,
     prefill_chunk: int = 512,
 ) -> Generation:
@@ -123,7 +124,7 @@ def generate(
 
 def check(
     config: llama.LlamaConfig,
-    prompts: Sequence[Sequence[int]] | np.ndarray,
+    prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
     max_new_tokens: int,
     *,
     rotary_length: str = "final",
@@ -252,9 +253,8 @@ class _Run:
         """Fills the cache with all tokens but each row's last."""
         longest = int(self.lengths.max()) + done - 1
         if self._cache is None:
-            self._cache = llama.init_cache(
-                self._config, *self._tokens.shape, rot, dtype=self._cache_dtype
-            )
+            rows, size = self._tokens.shape
+            self._cache = llama.init_cache(self._config, rows, size, rot, dtype=self._cache_dtype)
 
         def fill(longest):
             self._cache = _prefill(
@@ -336,7 +336,7 @@ def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
     def step(_, state):
         tokens, cache = state
         last = tokens[rows, cache.length][:, None]
-        hidden, cache = model.apply({"params": params}, last, rotary=rot, cache=cache)
+        hidden, cache = cast(Any, model.apply({"params": params}, last, rotary=rot, cache=cache))
         logits = llama.unembed(config, params, hidden[:, 0])
         new = choose(logits, sampling, keys, cache.length)
         return tokens.at[rows, cache.length].set(new), cache

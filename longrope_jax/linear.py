@@ -13,8 +13,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float, Int
 
 from longrope_jax import sharding
+from longrope_jax.shapes import AnyArray
 
 TOKENS = ("batch", "sequence", "residual")
 # Between the blocks; where a single token is decoded it stays whole.
@@ -22,7 +24,9 @@ RESIDUAL = ("batch", "residual_sequence", "residual")
 Names = tuple[str, ...]
 
 
-def column_parallel(x: jax.Array, *weights: tuple[jax.Array, Names], names: Names) -> tuple:
+def column_parallel(
+    x: Float[jax.Array, "B T D"], *weights: tuple[jax.Array, Names], names: Names
+) -> tuple[Float[jax.Array, "B T ..."], ...]:
     """Products [B, T, ...] of x [B, T, D] with several weights [D, ...].
 
     Args:
@@ -43,8 +47,12 @@ def column_parallel(x: jax.Array, *weights: tuple[jax.Array, Names], names: Name
 
 
 def row_parallel(
-    x: jax.Array, weight: jax.Array, weight_names: Names, *, names: Names
-) -> jax.Array:
+    x: Float[jax.Array, "B T *width"],
+    weight: Float[jax.Array, "*width D"],
+    weight_names: Names,
+    *,
+    names: Names,
+) -> Float[jax.Array, "B T D"]:
     """Product [B, T, D] of x [B, T, ...] with a weight [..., D], "embed" its last axis.
 
     The result lies as `names` says, RESIDUAL or TOKENS.
@@ -59,7 +67,9 @@ def row_parallel(
     return sharding.per_device(local, (x_names, weight_names), names)(x, weight)
 
 
-def lookup(table: jax.Array, tokens: jax.Array, dtype, *, names: Names) -> jax.Array:
+def lookup(
+    table: Float[jax.Array, "V D"], tokens: Int[AnyArray, "B T"], dtype, *, names: Names
+) -> Float[jax.Array, "B T D"]:
     """Rows [B, T, D] of the embedding table [V, D]; gradients are summed in the table's dtype."""
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -107,7 +117,7 @@ _axes = sharding.manual_axes
 
 def _whole(weight, dtype, axis: int):
     """A weight gathered along "embed", in the dtype of the products."""
-    divided = _axes(*sharding.RULES["embed"])
+    divided = _axes(*sharding.PARAMETER_AXES)
     return lax.all_gather(weight.astype(dtype), divided, axis=axis, tiled=True)
 
 

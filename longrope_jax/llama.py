@@ -7,17 +7,22 @@ key heads, H head, F feed-forward, V vocabulary, L layers.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
+from jaxtyping import Float, Float32, Int
 
 from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.attention import BACKENDS, CONTEXTS, attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.errors import unknown_name
+from longrope_jax.shapes import AnyArray
 from longrope_jax.sharding import axis_size, constrain
 
 # What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
@@ -127,7 +132,7 @@ def _empty(shape, dtype):
 
 def _check_room(cache: Cache, new: int) -> None:
     """Raises ValueError where `new` tokens go beyond the cache, as far as lengths are known."""
-    if isinstance(cache.length, jax.core.Tracer):
+    if isinstance(cache.length, Tracer):
         return
     longest, size = int(cache.length.max()), cache.k.shape[2]
     if longest + new > size:
@@ -176,7 +181,7 @@ class Llama(nn.Module):
         if not c.tie_embeddings:
             self.param("unembed", _init("embed", "vocab", fan_in=c.d_model), *_shape(c, "DV"))
         x = RMSNorm(c, name="final_norm")(x)
-        if cache is None:
+        if cache is None or kv is None:
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
 
@@ -194,7 +199,8 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            # The stub knows one axis for all arguments alone.
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, rule, name="layers")
@@ -359,8 +365,10 @@ def _residual(cache) -> linear.Names:
     return linear.RESIDUAL if cache is None else linear.TOKENS
 
 
-def _init(*names: str, fan_in: int):
-    return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+def _init(*names: str, fan_in: int) -> Callable[..., jax.Array]:
+    # linen boxes the array and takes it out of the box again where it is used.
+    boxed: Any = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+    return boxed
 
 
 def _shape(c: LlamaConfig, letters: str):
@@ -369,7 +377,7 @@ def _shape(c: LlamaConfig, letters: str):
     return tuple(sizes[letter] for letter in letters), jnp.dtype(c.param_dtype)
 
 
-def init_boxed(config: LlamaConfig, key: jax.Array):
+def init_boxed(config: LlamaConfig, key: jax.Array) -> Any:
     """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
     config = dataclasses.replace(config, sparse_group=0)  # no group fits so few tokens
     # As few tokens as the mesh can divide; no parameter depends on them.
@@ -383,13 +391,15 @@ def init_params(config: LlamaConfig, key: jax.Array) -> dict:
     return nn.meta.unbox(init_boxed(config, key))
 
 
-def unembed(config: LlamaConfig, params: dict, hidden: jax.Array) -> jax.Array:
+def unembed(
+    config: LlamaConfig, params: dict, hidden: Float[jax.Array, "*BT D"]
+) -> Float32[jax.Array, "*BT V"]:
     """Logits float32 [..., T, V] of hidden states [..., T, D]; only where [T, V] is affordable."""
     table = output_table(config, params).astype(hidden.dtype)
     return jnp.einsum("...D,DV->...V", hidden, table, preferred_element_type=jnp.float32)
 
 
-def output_table(config: LlamaConfig, params: dict) -> jax.Array:
+def output_table(config: LlamaConfig, params: dict) -> Float[jax.Array, "D V"]:
     """The head's [D, V]: the embedding's transpose where the two are tied."""
     return params["embed"].T if config.tie_embeddings else params["unembed"]
 
@@ -397,9 +407,9 @@ def output_table(config: LlamaConfig, params: dict) -> jax.Array:
 def logits(
     config: LlamaConfig,
     params: dict,
-    tokens: jax.Array,
+    tokens: Int[AnyArray, "B T"],
     rotary: rotary_lib.Method | rotary_lib.Rotary | str,
-) -> jax.Array:
+) -> Float32[jax.Array, "B T V"]:
     """Logits of the next token at every position, float32 [B, T, V]: for small inputs.
 
     Args:

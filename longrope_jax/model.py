@@ -81,7 +81,7 @@ class Model:
             ValueError: The model has no tokenizer, or `bos` is True and it has no beginning token.
         """
         ids, first = self._tokenizer().encode(text), self.beginning(bos)
-        return ids if first is None else np.concatenate([np.int32([first]), ids])
+        return ids if first is None else np.concatenate([np.asarray([first], np.int32), ids])
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of token ids [T]; ids that the tokenizer does not know are left out.

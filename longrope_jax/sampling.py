@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Sampling:
 
 
 class _Sampling(NamedTuple):
-    temperature: jax.Array
-    top_p: jax.Array
+    temperature: jax.Array | np.floating
+    top_p: jax.Array | np.floating
 
 
-def row_keys(sampling: Sampling, rows: int) -> jax.Array:
+def row_keys(sampling: Sampling, rows: int) -> Key[jax.Array, " B"]:
     """One random key per row, [B].
 
     Raises:
@@ -63,7 +64,12 @@ def row_keys(sampling: Sampling, rows: int) -> jax.Array:
     return jax.vmap(jax.random.key)(seeds.astype(np.uint32))
 
 
-def choose(logits: jax.Array, sampling: _Sampling, keys: jax.Array, at: jax.Array) -> jax.Array:
+def choose(
+    logits: Float[jax.Array, "B V"],
+    sampling: _Sampling,
+    keys: Key[jax.Array, " B"],
+    at: Int[jax.Array, " B"],
+) -> Int[jax.Array, " B"]:
     """Next tokens, int32 [B].
 
     Args:
@@ -101,7 +107,7 @@ def _categorical(logits, keys, at):
     return draw(keys, at, logits).astype(jnp.int32)
 
 
-def nucleus(probabilities: jax.Array, top_p: jax.Array) -> jax.Array:
+def nucleus(probabilities: Float[jax.Array, "*B V"], top_p: jax.Array) -> Bool[jax.Array, "*B V"]:
     """Which tokens of [B, V] belong to the smallest set with at least `top_p`, bool [B, V].
 
     The set is what reaches a threshold: the largest float at which enough is left. It is found bit

@@ -18,12 +18,15 @@ from longrope_jax.errors import unknown_name
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
+# What D of parameters is divided over.
+PARAMETER_AXES = ("fsdp", "sequence")
+
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "sequence": "sequence",  # T inside attention and the MLP
     "residual_sequence": ("sequence", "tensor"),  # T of the residual stream and of its norms
     "residual": None,  # D of activations
-    "embed": ("fsdp", "sequence"),  # D of parameters
+    "embed": PARAMETER_AXES,
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",

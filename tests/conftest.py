@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
 
-from longrope_jax import llama, rotary
+# Before the package is imported: see shapes.py.
+install_import_hook("longrope_jax", "shapes.arrays")
+
+from longrope_jax import llama, rotary  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -58,3 +63,25 @@ def random_params():
         return jax.tree_util.tree_map_with_path(one, shapes)
 
     return draw
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """For tests that give wrong shapes on purpose, to see the package's own words about them."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compilations():
+    """The names of the programs that are compiled while a test runs, such as jit(step)."""
+    names = []
+
+    def note(event, _, *, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)

@@ -21,10 +21,10 @@ FLOORS = (
     ("data", "llama"),
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
-    ("errors",),
+    ("errors", "shapes"),
 )
 # Narrower than its floor allows.
-ONLY = {"analysis": {"rotary", "errors"}, "rotary": {"errors"}}
+ONLY = {"analysis": {"rotary", "errors"}, "rotary": {"errors", "shapes"}}
 
 
 def module_name(path: Path) -> str:

@@ -207,17 +207,6 @@ def test_key_blocks_that_no_query_sees_are_not_computed():
     assert not np.asarray(grads[1])[:, hidden].any()
 
 
-def test_key_blocks_follow_causality_and_packing():
-    position = jnp.arange(64)
-    for i in range(8):
-        rows = position[8 * i : 8 * i + 8]
-        assert [int(b) for b in blockwise._key_blocks(0 * rows, rows, 8, 64)] == [0, i + 1]
-    rows, first = position[40:48], jnp.full(8, 37)
-    assert [int(b) for b in blockwise._key_blocks(first, rows, 8, 64)] == [4, 6]
-    # What lies beyond the last key is no block.
-    assert [int(b) for b in blockwise._key_blocks(0 * rows, rows + 99, 8, 61)] == [0, 8]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_that_see_nothing_give_zero(backend):
     args = inputs(2, 11, 11, 1, 2, 4)
@@ -295,6 +284,7 @@ def shape(*sizes):
 Q, KV = shape(2, 4, 6, 8), shape(2, 10, 3, 8)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     "args, where, message",
     [

@@ -131,6 +131,7 @@ def test_expected_score_under_remapped_positions_is_that_of_ones():
     np.testing.assert_allclose(decay.expected_score(spec, distances, ones), expected, atol=1e-10)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("call", "match"),
     [

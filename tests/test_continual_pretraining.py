@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import tokenizer_json
+from experiments.progress import StudyProgress
 from ml_collections import ConfigDict
 
 from configs import continual_pretraining as configs
@@ -23,7 +24,6 @@ from experiments import continual_pretraining, longlora
 from experiments.continual import base as bases
 from experiments.continual import page, train
 from experiments.continual.project import Project
-from experiments.progress import StudyProgress
 from longrope_jax import llama, rotary, weights
 from longrope_jax import model as model_lib
 from longrope_jax.data import tokenizers

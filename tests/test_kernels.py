@@ -81,35 +81,6 @@ def test_splash_over_gathered_keys_equals_one_device():
 # cudnn
 
 
-@pytest.fixture
-def cudnn_at_hand(monkeypatch):
-    """As if this host had cuDNN: its version checks are all that asks for a GPU in lowering."""
-    from jax._src.cudnn import fused_attention_stablehlo as checks
-
-    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(checks, "check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda capability: False)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_cudnn_forward_and_backward_lower_for_cuda(dtype, cudnn_at_hand):
-    q, k = (jax.ShapeDtypeStruct((2, 64, n, 64), dtype) for n in (4, 2))
-
-    def loss(q, k, v):
-        return attend(q, k, v, backend="cudnn").astype(jnp.float32).sum()
-
-    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    text = step.trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line.replace("\\22", '"') for line in text.splitlines() if "@__cudnn" in line]
-    assert [call.split("@")[1].split("(")[0] for call in calls] == [
-        "__cudnn$fmhaSoftmax",
-        "__cudnn$fmhaSoftmaxBackward",
-    ]
-    for call in calls:
-        assert '"mask_type": "CAUSAL"' in call and '"fmha_scale": 0.125' in call
-    assert "dot_general" not in text  # no plain attention beside it
-
-
 def shape(T, dtype="bfloat16", H=64, S=None):
     return [jax.ShapeDtypeStruct((1, n, 2, H), dtype) for n in (T, S or T, S or T)]
 

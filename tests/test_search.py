@@ -251,13 +251,13 @@ def test_a_file_of_another_search_is_refused(tmp_path, objective):
         evolution.search(LongRoPESpace(LARGE), more, toy_fitness, path, seed=0)
 
 
-def test_a_population_is_scored_by_one_program_whatever_its_size(objective):
+def test_a_population_is_scored_by_one_program_whatever_its_size(objective, compilations):
     fitness.population_nll.clear_cache()
     individuals = LongRoPESpace(TARGET, (0, 4)).initial(9, np.random.default_rng(0))
     found = objective.fitness(individuals)
     for count in (1, 4, 5):
         np.testing.assert_allclose(objective.fitness(individuals[:count]), found[:count], rtol=1e-6)
-    assert fitness.population_nll._cache_size() == 1
+    assert compilations.count("jit(population_nll)") == 1
     alone = []
     for individual in individuals:
         scores = score_tokens(CONFIG, objective.params, TARGET.rotary(individual), objective.tokens)

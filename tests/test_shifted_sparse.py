@@ -147,7 +147,7 @@ def test_in_the_model_groups_bound_what_is_seen_and_shifting_crosses_them(random
         ((8, 2, 2), {"group": 0}, "got 0"),
         ((8, 1, 1), {"group": 4}, "one head"),
         ((8, 3, 2), {"group": 4}, "3 query heads are no multiple of 2"),
-        ((8, 2, 2), {"group": 4, "leak": True, "segment_start": jnp.zeros((1, 8))}, "leak"),
+        ((8, 2, 2), {"group": 4, "leak": True, "segment_start": jnp.zeros((1, 8), int)}, "leak"),
         ((8, 2, 2), {"group": 4, "backend": "blockwize"}, "blockwize.*'blockwise'"),
     ],
 )

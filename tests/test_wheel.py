@@ -1,5 +1,6 @@
 """What is installed is one package that works by itself: the wheel, in a clean environment."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from checkpoints import tokenizer_json, write
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("longrope_jax", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -64,3 +66,19 @@ def test_the_installed_package_is_imported_from_there(installed, work):
     _, site = installed
     where = work("python", "-c", "import longrope_jax; print(longrope_jax.__file__)")
     assert Path(where.strip()).is_relative_to(site)
+
+
+@pytest.mark.slow
+def test_the_command_explains_a_method(work, tmp_path):
+    config = {"rope_theta": 1e4, "head_dim": 64, "max_position_embeddings": 8192}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    assert "YaRN" in work("longrope", "explain", "yarn:factor=4,original_length=4096")
+    assert "rope" in work("longrope", "explain", "config.json").lower()
+
+
+@pytest.mark.slow
+def test_the_command_generates_from_a_checkpoint(work, tmp_path):
+    path, _ = write(tmp_path, "hf")
+    (path / "tokenizer.json").write_text(tokenizer_json())
+    flags = ["--prompt", "the cat", "--max-new-tokens", "4"]
+    assert work("longrope", "generate", str(path), *flags).strip()

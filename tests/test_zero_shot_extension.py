@@ -6,10 +6,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from experiments.progress import StudyProgress
 
 from configs import zero_shot_extension as configs
 from experiments import zero_shot_extension
-from experiments.progress import StudyProgress
 from experiments.zero_shot import compare
 from experiments.zero_shot.measure import Study
 from experiments.zero_shot.plan import LOSS, PASSKEY, REMOVED, SENTENCE, Plan

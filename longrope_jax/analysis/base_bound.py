@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from longrope_jax.rotary import check_base, rope_inv_freq
 
@@ -60,7 +61,7 @@ class _Piece:
     high: float
 
 
-def criterion(base: float, distances: np.ndarray, *, head_dim: int) -> np.ndarray:
+def criterion(base: float, distances: ArrayLike, *, head_dim: int) -> np.ndarray:
     """Returns B_b(m) = sum_j cos(m base^(-2j/H)) at distances m [...], dimensionless.
 
     It is proportional to how much more attention a similar key gets than a random one, on average,
@@ -133,7 +134,7 @@ def intervals(
     """
     _check(length, head_dim, above)
     stop = math.log(sufficient_base(length, head_dim=head_dim))
-    found, low, high = [], None, None
+    found, low, high = [], None, math.nan
     for piece in _sweep(length, math.log(above), stop, head_dim):
         if piece.kind == "holds":
             low, high = piece.low if low is None else low, piece.high

@@ -7,6 +7,7 @@ drawn values are divided by sqrt(H).
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from longrope_jax.errors import unknown_name
@@ -15,7 +16,7 @@ from longrope_jax.rotary import LAYOUTS, Frequencies, Method, ScoreRule
 
 def score(
     method: Method | Frequencies,
-    distances: np.ndarray,
+    distances: ArrayLike,
     *,
     head_dim: int,
     seq_len: int | None = None,
@@ -59,8 +60,8 @@ def score(
 
 def heatmap(
     method: Method | Frequencies,
-    queries: np.ndarray,
-    keys: np.ndarray,
+    queries: ArrayLike,
+    keys: ArrayLike,
     *,
     head_dim: int,
     seq_len: int | None = None,
@@ -99,7 +100,11 @@ def _pair_totals(f: Frequencies, m: np.ndarray, n: np.ndarray) -> np.ndarray:
     query_angle, key_angle = _angles(f, m), _angles(f, n)
     distance = np.maximum(m[:, None] - n, 0)
     if f.mixing is not None:
-        return sum(_mixed(f, query_angle, i) @ _mixed(f, key_angle, i).T for i in (0, 1))
+        cosines, sines = (
+            _mixed(weights, query_angle, i) @ _mixed(weights, key_angle, i).T
+            for i, weights in enumerate(f.mixing[:, 0])
+        )
+        return cosines + sines
     total = np.zeros_like(distance)
     if f.score_rule is not None:
         relative = _relative(f.score_rule, m[:, None], n)
@@ -111,10 +116,10 @@ def _pair_totals(f: Frequencies, m: np.ndarray, n: np.ndarray) -> np.ndarray:
     return total
 
 
-def _mixed(f: Frequencies, angle: np.ndarray, which: int) -> np.ndarray:
+def _mixed(weights: np.ndarray, angle: np.ndarray, which: int) -> np.ndarray:
     """Returns mixed cosines (0) or sines (1) of head 0, [T, P], from angles [T, R]."""
     waves = (np.cos, np.sin)[which](angle)
-    return np.hstack([waves, np.ones((len(waves), 1))]) @ f.mixing[which, 0]
+    return np.hstack([waves, np.ones((len(waves), 1))]) @ weights
 
 
 def _relative(rule: ScoreRule, m, n) -> np.ndarray:
@@ -134,8 +139,8 @@ def _relative(rule: ScoreRule, m, n) -> np.ndarray:
 
 def expected_score(
     method: Method | Frequencies,
-    distances: np.ndarray,
-    moments: np.ndarray,
+    distances: ArrayLike,
+    moments: ArrayLike,
     *,
     layout: str = "half",
     seq_len: int | None = None,
@@ -173,7 +178,7 @@ def expected_score(
     f, d = _at_distances(method, d, head_dim, seq_len)
     pairs, rest = _pair_moments(moments, len(f.inv_freq), layout)
     turn = np.exp(np.outer(f.log_decay + 1j * f.inv_freq, d))
-    return (f.amplitude**2 * (pairs @ turn).real + rest[..., None]) / np.sqrt(head_dim)
+    return (f.amplitude**2 * np.real(pairs @ turn) + rest[..., None]) / np.sqrt(head_dim)
 
 
 def depends_on_distance_alone(frequencies: Frequencies) -> bool:
@@ -194,7 +199,7 @@ def depends_on_distance_alone(frequencies: Frequencies) -> bool:
     return bool(np.all(relative == relative[0]))
 
 
-def first_negative(scores: np.ndarray, distances: np.ndarray | None = None) -> int | float | None:
+def first_negative(scores: ArrayLike, distances: ArrayLike | None = None) -> int | float | None:
     """Returns the first distance in tokens with a score below zero, or None.
 
     Args:
@@ -248,12 +253,13 @@ def summarize(scores: np.ndarray) -> Summary:
     """Returns the summary of `scores` [N] at distances 0, 1, ..., N-1."""
     scores = np.asarray(scores, np.float64)
     lowest = int(np.argmin(scores))
+    below = np.flatnonzero(scores < 0)
     return Summary(
         at_zero=float(scores[0]),
         minimum=float(scores[lowest]),
         minimum_distance=lowest,
         at_end=float(scores[-1]),
-        first_negative=first_negative(scores),
+        first_negative=int(below[0]) if below.size else None,
         oscillation=oscillation(scores),
     )
 

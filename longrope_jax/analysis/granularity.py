@@ -172,7 +172,7 @@ def distance(
         np.outer(np.arange(count), _speeds(method, np.shape(x)[-1], count))
         for method, count in zip((first, second), positions, strict=True)
     ]
-    nearest = np.array([_nearest(*angles, weight) for weight in weights])
+    nearest = np.array([_nearest(angles[0], angles[1], weight) for weight in weights])
     return Distance(float(nearest.min(1).max()), float(nearest.max()))
 
 
@@ -188,8 +188,9 @@ def _nearest(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.nd
 
 
 def _speeds(method: Method | Frequencies, head_dim: int, seq_len: int) -> np.ndarray:
-    f = method
-    if not isinstance(method, Frequencies):
+    if isinstance(method, Frequencies):
+        f = method
+    else:
         f = method.frequencies(head_dim=head_dim, seq_len=seq_len)
     several = f.score_rule is not None or f.mixing is not None
     if several or np.any(f.log_decay) or f.start_count or np.isfinite(f.logn_length):

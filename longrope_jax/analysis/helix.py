@@ -9,6 +9,7 @@ the turns of the curve closer together and leaves neighbouring positions as far 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 from longrope_jax.rotary import check_base, rope_inv_freq
 
@@ -44,28 +45,28 @@ PANELS = (
 )
 
 
-def curve_times(panel: Panel) -> np.ndarray:
+def curve_times(panel: Panel) -> Float64[np.ndarray, " points"]:
     """Returns the values of t along the curve, [samples] in radians."""
     return np.linspace(-panel.half_turns * np.pi, panel.half_turns * np.pi, panel.samples)
 
 
-def dot_times(panel: Panel) -> np.ndarray:
+def dot_times(panel: Panel) -> Float64[np.ndarray, " points"]:
     """Returns the values of t of the red dots, [dots] in radians."""
     return np.linspace(-panel.last_dot, panel.last_dot, 1 + round(2 * panel.last_dot / panel.step))
 
 
-def points(times: np.ndarray, speed: float) -> np.ndarray:
+def points(times: Shaped[np.ndarray, " points"], speed: float) -> Float64[np.ndarray, "points 3"]:
     """Returns points (cos t, sin t, sin(speed * t)), [..., 3], of `times` [...] in radians."""
     t = np.asarray(times, np.float64)
     return np.stack([np.cos(t), np.sin(t), np.sin(speed * t)], axis=-1)
 
 
-def curve(panel: Panel) -> np.ndarray:
+def curve(panel: Panel) -> Float64[np.ndarray, "points 3"]:
     """Returns the points of the panel's curve, [samples, 3]."""
     return points(curve_times(panel), panel.speed)
 
 
-def dots(panel: Panel) -> np.ndarray:
+def dots(panel: Panel) -> Float64[np.ndarray, "points 3"]:
     """Returns the points of the panel's red dots, [dots, 3]."""
     return points(dot_times(panel), panel.speed)
 
@@ -97,7 +98,7 @@ def spacing(panel: Panel) -> Spacing:
     )
 
 
-def pair_slowdown(base: float, new_base: float, *, head_dim: int) -> np.ndarray:
+def pair_slowdown(base: float, new_base: float, *, head_dim: int) -> Float64[np.ndarray, " R"]:
     """Returns the share of its speed that each pair loses by a change of base, [H/2].
 
     Llama 2 Long says in appendix B that pair 1 of 64 loses only 6% from base 10,000 to 500,000.

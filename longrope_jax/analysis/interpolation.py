@@ -11,6 +11,8 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Shaped
+from numpy.typing import ArrayLike
 
 from longrope_jax.rotary import check_base, rope_inv_freq
 
@@ -47,7 +49,11 @@ def corrected_bound(head_dim: int, base: float = 10_000.0) -> float:
 
 
 def worst_deviation(
-    head_dim: int, base: float = 10_000.0, *, h: np.ndarray | None = None, start: float = 0
+    head_dim: int,
+    base: float = 10_000.0,
+    *,
+    h: Shaped[np.ndarray, " R"] | None = None,
+    start: float = 0,
 ) -> Deviation:
     """Returns the largest |a(s) - a_lin(s)| for s from `start` to `start` + 1, to 1e-6.
 
@@ -76,7 +82,7 @@ def worst_deviation(
 
 
 def extrapolation_bound(
-    distances: np.ndarray, *, head_dim: int, base: float = 10_000.0
+    distances: ArrayLike, *, head_dim: int, base: float = 10_000.0
 ) -> np.ndarray:
     """Returns B(s) = sum_{k=1}^{H/2} |sum_{j<k} e^(i s theta_j)|, with |a(s)| <= 2 max|h| B(s).
 

@@ -79,7 +79,7 @@ def compile_here(workload: Workload, tokens: int, folder: Path) -> None:
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "libtpu")},
     }
     if executable is not None:
-        text = executable.as_text()
+        text = executable.as_text() or ""
         (folder / f"{workload.slug}.hlo.gz").write_bytes(gzip.compress(text.encode(), 3))
         where = [list(device.coords) for device in mesh.devices.flat]
         result |= {"memory": _memory(executable), "xla": _cost(executable)}

@@ -42,14 +42,14 @@ def _flops(instruction: Instruction, body: Sequence[Instruction]) -> float:
     left, right = (sizes[name] for name in instruction.operands[:2])
     result = instruction.arrays[0].sizes
     if instruction.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+        (axes,) = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         return 2.0 * math.prod(result) * math.prod(left[int(i)] for i in axes.split(",") if i)
     return _convolution(instruction.attributes, left, right, result)
 
 
 def _convolution(attributes: str, left, right, result) -> float:
     """The FLOPs of a convolution, which is how TPU programs write every matrix product."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    (labels,) = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     axis = lambda which, sizes, letter: sizes[labels[which].index(letter)]  # noqa: E731
     total = 2.0 * axis(2, result, "b") * axis(2, result, "f") * axis(1, right, "i")
     window = re.search(r"window=\{([^}]*)\}", attributes)

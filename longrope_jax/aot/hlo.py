@@ -165,7 +165,7 @@ def trip_count(
     noted = re.search(r'known_trip_count\\?":\s*\{\\?"n\\?":\s*\\?"(\d+)', loop.attributes)
     if noted:
         return int(noted[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]
+    (condition,) = re.findall(r"condition=%?([\w.\-]+)", loop.attributes)
     bounds = [
         int(match[0])
         for i in _with_called(condition, computations)

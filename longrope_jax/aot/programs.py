@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,5 +93,6 @@ def _rotary(work: Workload, mesh: Mesh):
     return jax.tree.map(lambda x: _array(mesh, P(), x.shape, x.dtype), rot)
 
 
-def _array(mesh: Mesh, spec: P, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+def _array(mesh: Mesh, spec: P, shape: tuple[int, ...], dtype) -> Any:
+    """The shape of an array, which stands wherever the array itself would."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))

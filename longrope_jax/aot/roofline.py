@@ -118,7 +118,7 @@ def roofline(work: Workload, measured: Mapping[str, Any]) -> dict[str, Any]:
     each = local | {f"links over {axes}": seconds for axes, seconds in ici.items()}
     return local | {
         "ici": ici,
-        "limit": max(each, key=each.get),
+        "limit": max(each, key=each.__getitem__),
         "bound": bound,
         "as_compiled": as_compiled,
         "mfu_bound": ideal / bound,

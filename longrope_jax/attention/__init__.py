@@ -1,16 +1,18 @@
 """Causal attention: one function, its back ends behind it, context parallelism around them."""
 
 import functools
-import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from longrope_jax import sharding
 from longrope_jax.attention import blockwise, context, cudnn, reference, splash
 from longrope_jax.attention.blockwise import from_cache, to_cache
 from longrope_jax.errors import unknown_name
 from longrope_jax.rotary import ScoreRule
+from longrope_jax.shapes import AnyArray
 
 _BACKENDS = {
     "blockwise": blockwise.attention,
@@ -26,17 +28,17 @@ __all__ = ["BACKENDS", "CONTEXTS", "attend", "check_cache", "to_cache"]
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[AnyArray, "B T N RH"],
+    k: Shaped[AnyArray, "*L B S K CH"],
+    v: Shaped[AnyArray, "*L B S K H"],
     *,
-    segment_start: jax.Array | None = None,
-    query_start: jax.Array | int = 0,
+    segment_start: Int[AnyArray, "B T"] | None = None,
+    query_start: Int[AnyArray, "..."] | int = 0,
     score_rule: ScoreRule | None = None,
-    layer: jax.Array | int | None = None,
+    layer: Int[jax.Array, ""] | int | None = None,
     backend: str = "auto",
     context_parallel: str = "all_gather",
-) -> jax.Array:
+) -> Float[jax.Array, "B T N H"]:
     """Causal, grouped-query attention with softmax in float32 and scores scaled by H^-1/2.
 
     Under a mesh (`jax.set_mesh`) each device computes its own rows and heads; where the mesh has a
@@ -73,7 +75,7 @@ def attend(
     if context_parallel not in CONTEXTS:
         raise ValueError(unknown_name("context parallelism", context_parallel, CONTEXTS))
     _check(q, k, v, segment_start, query_start, score_rule)
-    whole = layer is None and q.shape[1] == k.shape[1] and isinstance(query_start, numbers.Integral)
+    whole = layer is None and q.shape[1] == k.shape[1] and isinstance(query_start, int | np.integer)
     work = {
         "packed": segment_start is not None,
         "whole": whole,
@@ -154,7 +156,7 @@ def _check(q, k, v, segment_start, query_start, rule) -> None:
     S, K = k.shape[-3:-1]
     if N % K:
         raise ValueError(f"{N} query heads are no multiple of {K} key heads")
-    known = isinstance(query_start, numbers.Integral)
+    known = isinstance(query_start, int | np.integer)
     if T > S or (known and not 0 <= query_start <= S - T):
         raise ValueError(f"{T} queries from {query_start} do not lie within {S} keys")
     if jnp.shape(query_start) not in ((), (B,)):  # remat turns an int into a traced scalar

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Float, Int, Shaped
 
 from longrope_jax import sharding
 from longrope_jax.attention import branches
@@ -27,7 +28,15 @@ BLOCK_ONE = 1024  # keys, where one token is decoded
 _FEW_HEADS = 8  # key heads; with more of them the zeros of `_one_token` cost too much
 
 
-def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
+def attention(
+    q: Float[jax.Array, "B T N RH"],
+    k: Float[jax.Array, "B S K CH"],
+    v: Float[jax.Array, "B S K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    scale,
+    rule=None,
+) -> Float[jax.Array, "B T N H"]:
     """[B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
 
     first_key and last_key are [B, T], or [1, T] where all rows are alike.
@@ -53,7 +62,16 @@ def heads_last(out):
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
-def cached(q, k, v, first_key, last_key, layer, scale, rule=None) -> jax.Array:
+def cached(
+    q: Float[jax.Array, "B T N RH"],
+    k: Shaped[jax.Array, "L B S K CH"],
+    v: Shaped[jax.Array, "L B S K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    layer: Int[jax.Array, ""],
+    scale,
+    rule=None,
+) -> Float[jax.Array, "B T N H"]:
     """As `attention`, on one layer of a cache k, v [L, B, S, K, H]; forward only.
 
     Each block is cut from the cache itself: what lies beyond the last key is never touched.
@@ -123,7 +141,7 @@ def _as_it_lies(x):
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-def to_cache(x: jax.Array, dtype) -> jax.Array:
+def to_cache(x: Shaped[jax.Array, "*shape"], dtype) -> Shaped[jax.Array, "*shape"]:
     """`x` as a cache of `dtype` holds it; uint16 means the bits of bfloat16.
 
     A CPU turns every write of bfloat16 within a loop into float32 copies of the whole array.
@@ -133,7 +151,7 @@ def to_cache(x: jax.Array, dtype) -> jax.Array:
     return x.astype(dtype)
 
 
-def from_cache(x: jax.Array, dtype) -> jax.Array:
+def from_cache(x: Shaped[jax.Array, "*shape"], dtype) -> Float[jax.Array, "*shape"]:
     """Inverse of `to_cache`, as `dtype`."""
     if x.dtype == jnp.uint16:
         x = lax.bitcast_convert_type(x, jnp.bfloat16)

@@ -7,11 +7,19 @@ kernel's forward again.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 HALF = ("bfloat16", "float16")
 
 
-def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
+def attention(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B S K H"],
+    v: Float[jax.Array, "B S K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    scale,
+) -> Float[jax.Array, "B T N H"]:
     """[B, T, N, H]; query t sees keys 0 to t. What `refusal` refuses must not come here."""
     del first_key, last_key
     return jax.nn.dot_product_attention(

@@ -2,9 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 
-def attention(q, k, v, first_key, last_key, scale, rule=None) -> jax.Array:
+def attention(
+    q: Float[jax.Array, "B T N RH"],
+    k: Float[jax.Array, "B S K CH"],
+    v: Float[jax.Array, "B S K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    scale,
+    rule=None,
+) -> Float[jax.Array, "B T N H"]:
     """[B, T, N, H] by one softmax over [B, K, G, T, S] scores; memory grows with T times S."""
     B, T, N = q.shape[:3]
     S, K, H = v.shape[1:]
@@ -30,7 +39,7 @@ def _ruled(rule, q, k, scale, m, n) -> jax.Array:
     queries = jnp.split(q, len(rule.keys), axis=-1)
     keys = jnp.split(k, rule.key_copies, axis=-1)
     chosen = rule.choose(m, n)[:, None, None]
-    scores = 0.0
+    scores = jnp.float32(0)
     for branch, q_r in enumerate(queries):
         scores = jnp.where(chosen == branch, _dots(q_r, keys[rule.keys[branch]]) * scale, scores)
     slopes = rule.slopes(q.shape[2] * q.shape[3])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float, Int
 
 from longrope_jax.attention import blockwise
 
@@ -19,7 +20,14 @@ AXIS = "sequence"
 _NOTHING_SEEN = 0.5 * blockwise._MASKED  # lse of a row that has seen no key
 
 
-def attention(q, k, v, first_key, last_key, scale) -> jax.Array:
+def attention(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T K H"],
+    v: Float[jax.Array, "B T K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    scale,
+) -> Float[jax.Array, "B T N H"]:
     """This device's [B, t, N, H]; first_key and last_key [B or 1, t] count in the whole sequence.
 
     The shards are in zigzag order: an even half chunk, then an odd one (see `half_starts`).

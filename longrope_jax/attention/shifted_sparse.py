@@ -7,20 +7,22 @@ training: a model so trained is evaluated with full attention.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from longrope_jax.attention import attend
+from longrope_jax.shapes import AnyArray
 
 
 def shifted_sparse(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[AnyArray, "B T N H"],
+    k: Float[AnyArray, "B S K H"],
+    v: Float[AnyArray, "B S K H"],
     *,
     group: int,
-    segment_start: jax.Array | None = None,
+    segment_start: Int[AnyArray, "B T"] | None = None,
     leak: bool = False,
     backend: str = "auto",
-) -> jax.Array:
+) -> Float[jax.Array, "B T N H"]:
     """S2-Attn of whole sequences, causal.
 
     The shifted half's groups are [0, G/2), [G/2, 3G/2), ..., [T - G/2, T), as in the released code

@@ -5,6 +5,8 @@ heads. It does not scale scores, wants [N, T, H] per example and whole blocks of
 there is no TPU it is interpreted: right, but slow.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     SegmentIds,
     make_splash_mha,
 )
+from jaxtyping import Float, Int
 
 from longrope_jax import sharding
 
@@ -23,8 +26,17 @@ BLOCK = 512  # tokens of queries and of keys per block
 
 
 def attention(
-    q, k, v, first_key, last_key, scale, *, key_start=None, order=None, part=None
-) -> jax.Array:
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B S K H"],
+    v: Float[jax.Array, "B S K H"],
+    first_key: Int[jax.Array, "_ T"],
+    last_key: Int[jax.Array, "_ T"],
+    scale,
+    *,
+    key_start: Int[jax.Array, "_ S"] | None = None,
+    order: Int[np.ndarray, " S"] | None = None,
+    part=None,
+) -> Float[jax.Array, "B T N H"]:
     """[B, t, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
 
     first_key is [B or 1, t], the same for all queries of a document. On one device t = S and
@@ -50,7 +62,8 @@ def attention(
     one = jax.vmap(lambda q, k, v, *s: kernel(q, k, v, segment_ids=SegmentIds(*s)))
     scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
     documents = numbers(first_key), numbers(key_start)
-    out = one(heads_first(scaled), heads_first(k), heads_first(v), *documents)
+    # The kernel returns more than an array only where residuals are asked for.
+    out = cast(jax.Array, one(heads_first(scaled), heads_first(k), heads_first(v), *documents))
     return out.swapaxes(1, 2)[:, :T].astype(q.dtype)
 
 

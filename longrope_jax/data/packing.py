@@ -1,7 +1,7 @@
 """Training windows: packed passages, retrieval taught in them, grain iterators over them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import grain
 import jax
@@ -58,6 +58,8 @@ class WindowMaker:
     bos: str
     shortest: int
 
+    _index: np.ndarray = field(init=False, repr=False)
+
     def __post_init__(self):
         if not 1 <= self.shortest <= self.length:
             raise ValueError(f"shortest must lie in 1..{self.length} tokens, got {self.shortest}")
@@ -78,7 +80,7 @@ class WindowMaker:
             tokens.append(segment)
             weights.append(weight)
             room -= len(segment)
-            number = rng.integers(len(self))
+            number = int(rng.integers(len(self)))
         return {
             "tokens": np.concatenate(tokens).astype(np.int32),
             "weights": np.concatenate(weights)[1:].astype(np.float32),

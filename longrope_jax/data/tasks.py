@@ -186,7 +186,7 @@ def _draw(document: TokenizedDocument, rng: np.random.Generator, *, room: int):
 def _another(documents: Sequence[TokenizedDocument], rng: np.random.Generator, sentence):
     """A random sentence, drawn again while it is the same as `sentence`."""
     for _ in range(100):
-        _, other = _draw(documents[rng.integers(len(documents))], rng, room=0)
+        _, other = _draw(documents[int(rng.integers(len(documents)))], rng, room=0)
         if not np.array_equal(other, sentence):
             break
     return other

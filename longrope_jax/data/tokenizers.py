@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,8 @@ class HuggingFaceTokenizer:
 
     def special(self, name: str) -> int:
         """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
-        return _opened(self.path, self.json).token_to_id(_known(name, self.specials))
+        found: Any = _opened(self.path, self.json).token_to_id(_known(name, self.specials))
+        return found
 
     def begins_with(self, first: int) -> bool:
         """Whether the file's post-processor puts the token `first` before a text."""
@@ -239,7 +241,8 @@ class SentencePieceTokenizer:
         """The file as its format's message; the package has read it without complaint."""
         from sentencepiece import sentencepiece_model_pb2
 
-        return sentencepiece_model_pb2.ModelProto.FromString(Path(self.path).read_bytes())
+        message = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+        return message.FromString(Path(self.path).read_bytes())
 
     def check_plain(self) -> None:
         """Raises ValueError where other software, which reads LLaMA's kind (BPE of the text as it

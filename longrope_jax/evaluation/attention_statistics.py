@@ -5,10 +5,12 @@ method: the quantity of Llama 2 Long (2309.16039) footnote 3, for a real model.
 """
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64, Int
 
 from longrope_jax import rotary as rotary_lib
 from longrope_jax.llama import Block, LlamaConfig, RMSNorm
@@ -18,10 +20,10 @@ def query_key_moments(
     config: LlamaConfig,
     params: dict,
     rotary: rotary_lib.Rotary,
-    tokens: np.ndarray,
+    tokens: Int[np.ndarray, "windows T"],
     *,
     batch_size: int = 1,
-) -> np.ndarray:
+) -> Float64[np.ndarray, "L N H H"]:
     """Mean outer product of a query and an earlier key, both unrotated, per layer and head.
 
     Over all pairs of two tokens of the same window, the query the later one; windows count alike.
@@ -43,7 +45,7 @@ def query_key_moments(
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be [windows, T] with T at least 2, got {tokens.shape}")
-    total = 0.0
+    total = np.zeros(())
     for start in range(0, len(tokens), batch_size):
         rows = np.arange(start, start + batch_size)
         weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be random
@@ -58,7 +60,7 @@ def _batch_moments(config, params, rotary, tokens, weight):
     phases = rotary_lib.phases(rotary, jnp.arange(tokens.shape[1], dtype=jnp.int32))
 
     def layer(x, weights):
-        normed = RMSNorm(config).apply({"params": weights["attention_norm"]}, x)
+        normed = cast(jax.Array, RMSNorm(config).apply({"params": weights["attention_norm"]}, x))
         moments = _moments(normed.astype(jnp.float32), weights["attention"], weight)
         block = Block(config, rotary.score_rule)
         (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None)

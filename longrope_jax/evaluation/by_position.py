@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
@@ -47,7 +48,7 @@ def whole_windows(
         rows.append(windows if bos is None else np.insert(windows, 0, bos, axis=1))
     found = np.concatenate(rows) if rows else np.zeros((0, size), np.int32)
     if not len(found):
-        longest = max(map(len, documents), default=0)
+        longest = max((np.size(document) for document in documents), default=0)
         raise ValueError(
             f"no document fills a window of {size} tokens, the longest has {longest}: take a "
             "smaller length"
@@ -62,7 +63,7 @@ def nll_by_position(
     tokens: ArrayLike,
     *,
     batch_size: int = 8,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "n T"]:
     """Loss in nats, float32 [n, T] on the host, of samples `tokens` [n, T+1].
 
     `method` is a rotary method or its text, made for T tokens, or a Rotary. Samples
@@ -130,7 +131,7 @@ def cropped_nll(
     return nll
 
 
-def position_blocks(nll: ArrayLike, block: int) -> np.ndarray:
+def position_blocks(nll: ArrayLike, block: int) -> Float64[np.ndarray, "n blocks"]:
     """Means over blocks of `block` positions, [n, ceil(T/block)]; the last may be shorter.
 
     Figure 9a of Llama 2 Long: 32,768 positions in blocks of 500 are 66 points. ValueError: block
@@ -150,13 +151,13 @@ def context_bins(nll: ArrayLike, edges: Sequence[int]) -> ContextBins:
     tokens a prediction sees). Log-spaced edges: np.unique(np.geomspace(1, T + 1, k).astype(int)).
     ValueError: fewer than 2 edges, or edges that don't rise within 1..T+1.
     """
-    nll, edges = _curves(nll), np.asarray(edges)
+    nll, ends = _curves(nll), np.asarray(edges)
     T = nll.shape[1]
-    whole = edges.ndim == 1 and np.issubdtype(edges.dtype, np.integer)
-    rising = whole and len(edges) > 1 and (np.diff(edges) > 0).all()
-    if not (rising and edges[0] >= 1 and edges[-1] <= T + 1):
-        raise ValueError(f"edges must be 2 or more rising integers in 1..{T + 1}, got {edges}")
-    starts, stop = edges[:-1] - 1, edges[-1] - 1
+    whole = ends.ndim == 1 and np.issubdtype(ends.dtype, np.integer)
+    rising = whole and len(ends) > 1 and (np.diff(ends) > 0).all()
+    if not (rising and ends[0] >= 1 and ends[-1] <= T + 1):
+        raise ValueError(f"edges must be 2 or more rising integers in 1..{T + 1}, got {ends}")
+    starts, stop = ends[:-1] - 1, ends[-1] - 1
     log_context = np.log(np.arange(1, stop + 1))[None]
     lengths = np.exp(_segment_means(log_context, starts)[0])
     return ContextBins(lengths, _segment_means(nll[:, :stop], starts))

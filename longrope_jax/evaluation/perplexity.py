@@ -11,17 +11,22 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
 from longrope_jax.evaluation.windowing import Windowing, check_scorable, score_windows
+from longrope_jax.shapes import AnyArray
 from longrope_jax.sharding import constrain
 from longrope_jax.training.loss import TokenScores, token_scores
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def score_tokens(
-    config: llama.LlamaConfig, params: dict, rotary: rotary.Rotary, tokens: jax.Array
+    config: llama.LlamaConfig,
+    params: dict,
+    rotary: rotary.Rotary,
+    tokens: Int[AnyArray, "B T1"],
 ) -> TokenScores:
     """Scores tokens[:, 1:], each given the tokens before it, of int32 `tokens` [B, T+1].
 

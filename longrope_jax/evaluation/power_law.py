@@ -83,7 +83,7 @@ def bootstrap_fit(
         _log_triple(start, x), draws, len(np.unique(np.asarray(clusters))) - 1, confidence
     )
     with np.errstate(over="ignore"):  # an end at infinity says that the data do not bound it
-        ends = np.exp([logs.estimate, logs.low, logs.high])
+        ends = np.exp(np.stack([logs.estimate, logs.low, logs.high]))
     return PowerLawIntervals(*(Interval(*map(float, column)) for column in ends.T))
 
 
@@ -100,10 +100,18 @@ def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
         share = np.exp(excess - total)
         return np.stack([share, -share * np.exp(free[1]) * centred, 1 - share], 1)
 
-    tight = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
     bounds = ([-60, np.log(1e-4), -60], [60, np.log(1e3), 60])
     start = np.clip(start, np.add(bounds[0], 1e-3), np.subtract(bounds[1], 1e-3))
-    return least_squares(lambda free: model(free)[1] - y, start, jacobian, bounds, **tight)
+    return least_squares(
+        lambda free: model(free)[1] - y,
+        start,
+        # Its type stub knows the names of finite differences alone.
+        jac=jacobian,  # pyright: ignore[reportArgumentType]
+        bounds=bounds,
+        ftol=1e-15,
+        xtol=1e-15,
+        gtol=1e-15,
+    )
 
 
 def _starts(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:

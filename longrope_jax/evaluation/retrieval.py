@@ -43,7 +43,7 @@ def answers(
     """Greedy answers, int32, cut before the tokens `end` (empty: as long as the longest answer)."""
     prompts = samples.tokens[:, : samples.prompt_length]
     longest = samples.tokens.shape[1] - samples.prompt_length
-    stop = [end] if len(end) else []
+    stop = [end.tolist()] if len(end) else []
     results = []
     for rows in _batches(len(prompts), batch):
         results += generate.generate(

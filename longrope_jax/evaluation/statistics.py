@@ -113,7 +113,8 @@ def two_way_bootstrap(
     interval = stretched_interval(table.means.mean(0), draws, _degrees(table), confidence)
     if values.ndim == 3:
         return interval
-    return Interval(float(interval.estimate[0]), float(interval.low[0]), float(interval.high[0]))
+    only = (np.ravel(x)[0] for x in (interval.estimate, interval.low, interval.high))
+    return Interval(*map(float, only))
 
 
 def paired_difference(
@@ -168,8 +169,10 @@ def power_needed(
     table = _tabulate(difference, clusters, weights).influence[..., 0]
     if len(table) == 1:
         return PowerNeeded(float(table.var(ddof=1)), None, None, None, None, None)
-    budget = (gap / (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))) ** 2
-    return _sizes(*_components(table), *table.shape, budget)
+    quantiles = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
+    budget = (gap / quantiles) ** 2
+    n_seeds, n_documents = table.shape
+    return _sizes(*_components(table), n_seeds, n_documents, budget)
 
 
 def verdict(interval: Interval, claim: str, margin: float = 0.0) -> str:
@@ -303,7 +306,7 @@ def _sizes(
         residual,
         documents=_solve(documents, seeds, residual, n_seeds, budget),
         seeds=_solve(seeds, documents, residual, n_documents, budget),
-        balanced=(n_balanced, half),
+        balanced=None if n_balanced is None else (n_balanced, half),
     )
 
 

@@ -15,10 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Num
 
 from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tokens
 from longrope_jax.rotary.registry import Method, parse
 from longrope_jax.rotary.score_rule import ScoreRule
+from longrope_jax.shapes import AnyArray
 
 # The opposite gains of xPos stay within 2^-120 .. 2^120, which leaves room for the entries of q and
 # k in float32's normal range (2^-126 to 2^127); devices flush smaller numbers to zero.
@@ -113,7 +116,9 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
     """
     if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
         raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
-    if isinstance(seq_len, Sequence | np.ndarray) and not isinstance(seq_len, str):
+    if isinstance(seq_len, Sequence | np.ndarray):
+        if isinstance(seq_len, str):
+            raise ValueError(f"seq_len must be a whole number of tokens, got {seq_len!r}")
         return stack_rotaries([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)
     return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
@@ -210,7 +215,7 @@ def _turn_words(inv_freq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hi.astype(np.uint32), np.floor((scaled - hi) * 2.0**32).astype(np.uint32)
 
 
-def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") -> Phases:
+def phases(rotary: Rotary, positions: Num[AnyArray, "..."], *, precision: str = "exact") -> Phases:
     """Returns cos and sin of every position and pair, with amplitude, decay and log-n folded in.
 
     Args:
@@ -247,16 +252,17 @@ def phases(rotary: Rotary, positions: jax.Array, *, precision: str = "exact") ->
     if jnp.issubdtype(position.dtype, jnp.floating):
         raise ValueError(f"{rotary.score_rule} takes whole positions, got {position.dtype}")
     rule = rotary.score_rule
+    branch = partial(_branch, rotary, rule)
     queries = enumerate(rule.query_positions(position))
     keys = enumerate(rule.key_positions(position))
     return Phases(
-        tuple(_scaled(turn(_branch(rotary, r), at), query_gain) for r, at in queries),
-        tuple(_scaled(turn(_branch(rotary, rule.keys.index(c)), at), key_gain) for c, at in keys),
+        tuple(_scaled(turn(branch(r), at), query_gain) for r, at in queries),
+        tuple(_scaled(turn(branch(rule.keys.index(c)), at), key_gain) for c, at in keys),
     )
 
 
-def _branch(rotary: Rotary, r: int) -> Rotary:
-    delta = rotary.delta / rotary.score_rule.scales[r]
+def _branch(rotary: Rotary, rule: ScoreRule, r: int) -> Rotary:
+    delta = rotary.delta / rule.scales[r]
     return dataclasses.replace(rotary, hi=rotary.hi[r], lo=rotary.lo[r], delta=delta)
 
 
@@ -300,7 +306,7 @@ def _check_positions(positions) -> None:
     dtype = jnp.result_type(positions)
     if dtype in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"positions in {dtype} are rounded beyond 256 or 2048: take int32")
-    if isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
+    if isinstance(positions, Tracer) or np.size(positions) == 0:
         return
     # Python ints, since int8 < 2^24 would wrap.
     low, high = np.min(positions).item(), np.max(positions).item()

@@ -38,7 +38,8 @@ def diff(a: Method, b: Method, *, head_dim: int, seq_len: int = 4096) -> str:
 def padded(a: Frequencies, b: Frequencies) -> tuple[np.ndarray, np.ndarray]:
     """Returns both methods' radians per token, the shorter array filled with zeros."""
     size = max(len(a.inv_freq), len(b.inv_freq))
-    return tuple(np.pad(f.inv_freq, (0, size - len(f.inv_freq))) for f in (a, b))
+    wa, wb = (np.pad(f.inv_freq, (0, size - len(f.inv_freq))) for f in (a, b))
+    return wa, wb
 
 
 def relative(wa: np.ndarray, wb: np.ndarray) -> np.ndarray:
@@ -87,7 +88,7 @@ def _flat(spec: Method, prefix: str = "") -> dict:
     found = {f"{prefix}method": name_of(spec)}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if dataclasses.is_dataclass(value):
+        if hasattr(value, "frequencies"):
             found |= _flat(value, f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = value

@@ -48,11 +48,12 @@ def explain(
 
 def option(spec: Method, name: str):
     """Returns an option of the method, or of the method inside it; None where neither has it."""
-    while spec is not None:
-        value = getattr(spec, name, None)
+    inner: Method | None = spec
+    while inner is not None:
+        value = getattr(inner, name, None)
         if value is not None:
             return value
-        spec = getattr(spec, "inner", None)
+        inner = getattr(inner, "inner", None)
     return None
 
 

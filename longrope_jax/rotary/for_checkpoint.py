@@ -38,7 +38,7 @@ def parse_for_checkpoint(
 
 def _known_options(own: Method, trained_length: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {"inner": own}
-    method = own
+    method: Any = own
     while hasattr(method, "inner"):
         method = method.inner
     if hasattr(method, "base"):

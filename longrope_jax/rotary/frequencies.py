@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import numbers
+from typing import TypeGuard
 
 import numpy as np
+from jaxtyping import Float64
 
 from longrope_jax.rotary.score_rule import ScoreRule
 
@@ -35,8 +37,9 @@ class Frequencies:
 
     inv_freq: np.ndarray
     amplitude: float = 1.0
-    log_decay: np.ndarray | None = None
-    start_inv_freq: np.ndarray | None = None
+    # None is replaced when the object is made, so that who reads them finds arrays.
+    log_decay: np.ndarray = None  # pyright: ignore[reportAssignmentType]
+    start_inv_freq: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     start_count: int = 0
     logn_length: float = math.inf
     score_rule: ScoreRule | None = None
@@ -95,7 +98,7 @@ def rescale(frequencies: Frequencies, scale: float) -> Frequencies:
     )
 
 
-def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
+def rope_inv_freq(base: float, head_dim: int) -> Float64[np.ndarray, " R"]:
     """Returns RoPE's theta_j = base^(-2j/H), [H/2] radians per token in float64 (RoFormer eq. 15).
 
     Raises:
@@ -108,7 +111,7 @@ def rope_inv_freq(base: float, head_dim: int) -> np.ndarray:
     return np.float64(base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
-def is_finite(value) -> bool:
+def is_finite(value) -> TypeGuard[float]:
     """Says whether `value` is a finite number; a typo in a command line is text."""
     try:
         return isinstance(value, numbers.Real) and math.isfinite(value)
@@ -123,13 +126,14 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be finite and positive, got {value!r}")
 
 
-def check_original_length(length: float) -> None:
+def check_original_length(length: float | None) -> float:
     """Raises ValueError unless `length`, the trained length in tokens, is at least 2."""
     if not (is_finite(length) and length >= 2):
         raise ValueError(
             f"original_length must be at least 2 tokens, got {length!r}; it is the length the "
             "model was trained on before its extension"
         )
+    return length
 
 
 def check_fraction(fraction: float) -> None:

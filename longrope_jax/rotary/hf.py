@@ -94,7 +94,8 @@ def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str
     """Returns the rope_type by its newest name, and all parameters, outside the block too."""
     parameters = _parameters(config, layer_type)
     rope_type = parameters.pop("rope_type")
-    rope_type = _OLD_TYPES.get(rope_type, rope_type)
+    if rope_type in _OLD_TYPES:
+        rope_type = _OLD_TYPES[rope_type]
     if rope_type not in _BY_TYPE:
         raise ValueError(unknown_name("rope_type", rope_type, _BY_TYPE))
     return rope_type, parameters
@@ -215,9 +216,10 @@ def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
         rotary_dim = None if head_dim is None else spec.rotary_dim(head_dim)
         inner = to_hf(spec.inner, head_dim=rotary_dim)
         return inner | {"partial_rotary_factor": spec.fraction}
-    if not hasattr(spec, "to_hf"):
+    write = getattr(spec, "to_hf", None)
+    if write is None:
         raise ValueError(f"Hugging Face has no rope_type for {name_of(spec)}")
-    return spec.to_hf(head_dim)
+    return write(head_dim)
 
 
 def method_of(rope_type: str) -> str:

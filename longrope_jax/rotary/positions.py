@@ -17,10 +17,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Num
 
 from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import MAX_POSITION
 from longrope_jax.rotary.registry import read_options
+from longrope_jax.shapes import AnyArray
 
 Transform = Callable[[jax.Array, int, int], jax.Array]  # key, batch, length -> positions [B, T]
 
@@ -50,7 +52,9 @@ def parse(text: str) -> Transform:
     return functools.partial(transform, **options)
 
 
-def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
+def restart(
+    positions: Num[AnyArray, "B T"], segment_start: Int[AnyArray, "B T"]
+) -> Num[jax.Array, "B T"]:
     """Shifts positions so that every packed document begins where its window begins.
 
     Distances inside a document stay as they were drawn; a row without packing does not change.
@@ -59,11 +63,12 @@ def restart(positions: jax.Array, segment_start: jax.Array) -> jax.Array:
         positions: [B, T] from a transform.
         segment_start: int32 [B, T], index of the first token of each token's document.
     """
+    positions = jnp.asarray(positions)
     first = jnp.take_along_axis(positions, segment_start, axis=1)
     return positions - (first - positions[:, :1])
 
 
-def giraffe(key: jax.Array, batch: int, length: int) -> jax.Array:
+def giraffe(key: jax.Array, batch: int, length: int) -> Float[jax.Array, "{batch} {length}"]:
     """Draws Giraffe's randomised positions, cumsum(2 U[0,1)) times T/max(last, T); float32 [B, T].
 
     Neighbours are 0 to 2 apart, 1 on average, and the last position is at most T = length. The
@@ -78,7 +83,9 @@ def giraffe(key: jax.Array, batch: int, length: int) -> jax.Array:
     return jnp.minimum(positions, length)  # rounding may carry the product beyond
 
 
-def ruoss(key: jax.Array, batch: int, length: int, *, max_length: int) -> jax.Array:
+def ruoss(
+    key: jax.Array, batch: int, length: int, *, max_length: int
+) -> Int[jax.Array, "{batch} {length}"]:
     """Draws randomised positions, a sorted random subset of 0..max_length-1; int32 [B, T].
 
     Every subset of T = length positions is equally likely, and rows are drawn independently. The
@@ -121,7 +128,7 @@ def _sparse_subset(key, batch, length, max_length):
 
 def pose(
     key: jax.Array, batch: int, length: int, *, target_length: int, chunks: int = 2
-) -> jax.Array:
+) -> Int[jax.Array, "{batch} {length}"]:
     """Draws PoSE's positions: the window is cut into chunks, chunk i shifted by u_i; int32 [B, T].
 
     u_0 = 0 and u_i is uniform in u_(i-1)..target_length - T, so positions are 1 apart inside a
@@ -142,7 +149,7 @@ def pose(
 
 def pose_text(
     key: jax.Array, batch: int, length: int, *, text_length: int, chunks: int = 2
-) -> jax.Array:
+) -> Int[jax.Array, "{batch} {length}"]:
     """Draws which tokens of a longer text fill PoSE's window; int32 [B, T] below text_length.
 
     Chunk i begins v_i tokens later than in a contiguous window, where v_0 = 0 and v_i is uniform in

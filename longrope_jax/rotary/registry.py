@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.frequencies import Frequencies
@@ -11,6 +11,8 @@ from longrope_jax.rotary.frequencies import Frequencies
 
 class Method(Protocol):
     """A rotary method is a frozen dataclass with this one method."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def frequencies(self, *, head_dim: int, seq_len: int) -> Frequencies:
         """Returns the frequencies for heads of `head_dim` in sequences of `seq_len` tokens."""
@@ -24,9 +26,10 @@ class _Entry:
 
 
 _ENTRIES: dict[str, _Entry] = {}
+_T = TypeVar("_T")
 
 
-def register(name: str, **defaults: Any) -> Callable[[type], type]:
+def register(name: str, **defaults: Any) -> Callable[[type[_T]], type[_T]]:
     """Decorates a frozen dataclass with `.frequencies`, which is then known as `name`.
 
     One class may have several names; `defaults` replace its field defaults under this name.
@@ -36,7 +39,7 @@ def register(name: str, **defaults: Any) -> Callable[[type], type]:
             has the name.
     """
 
-    def add(cls: type) -> type:
+    def add(cls: type[_T]) -> type[_T]:
         params = getattr(cls, "__dataclass_params__", None)
         if params is None or not params.frozen:
             raise ValueError(f"{cls.__name__} must be a frozen dataclass: @dataclass(frozen=True)")

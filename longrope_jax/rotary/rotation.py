@@ -3,14 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from longrope_jax.errors import unknown_name
 from longrope_jax.rotary.arrays import HeadPhase, Phase
+from longrope_jax.shapes import AnyArray
 
 LAYOUTS = ("half", "interleaved")
 
 
-def rotate(x: jax.Array, phase: Phase | HeadPhase | tuple, *, layout: str = "half") -> jax.Array:
+def rotate(
+    x: Float[AnyArray, "*B T N H"], phase: Phase | HeadPhase | tuple, *, layout: str = "half"
+) -> Float[jax.Array, "*B T N CH"]:
     """Rotates each pair of features by its phase, in float32.
 
     Args:
@@ -58,6 +62,6 @@ def _by_head(table: jax.Array, phase: Phase | HeadPhase, heads: int) -> jax.Arra
     return jnp.repeat(table, heads // K, axis=-2)
 
 
-def half_from_interleaved(head_dim: int) -> np.ndarray:
+def half_from_interleaved(head_dim: int) -> Int[np.ndarray, " H"]:
     """Returns the permutation p [H] with half[i] = interleaved[p[i]]: 0, 2, ..., H-2, 1, 3, ...."""
     return np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])

@@ -150,7 +150,8 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        np.savez_compressed(temporary, **arrays)
+        # The stub takes the names of arrays for its own option.
+        np.savez_compressed(temporary, **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

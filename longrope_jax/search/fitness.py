@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Int
 
 from longrope_jax import llama, rotary, sharding
 from longrope_jax.search.individuals import Individual, Target
+from longrope_jax.shapes import AnyArray
 from longrope_jax.training.loss import token_scores
 
 
@@ -21,11 +23,11 @@ def population_nll(
     config: llama.LlamaConfig,
     params: dict,
     rotaries: rotary.Rotary,
-    tokens: jax.Array,
-    weights: jax.Array,
+    tokens: Int[AnyArray, "B T1"],
+    weights: Float[AnyArray, "B T"],
     *,
     at_once: int = 1,
-) -> jax.Array:
+) -> Float32[jax.Array, " P"]:
     """Weighted mean loss of each rotary in nats, float32 [P].
 
     Args:

@@ -7,6 +7,7 @@ phases stay exact however far the factors travel.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,8 @@ def step(
     count = jnp.int32(len(descent.losses))
     adam = optax.scale_by_adam()
     state = optax.ScaleByAdamState(count, jnp.asarray(descent.mu), jnp.asarray(descent.nu))
-    update, state = adam.update(slope, state)
+    update, moved = adam.update(slope, state)
+    state = cast(optax.ScaleByAdamState, moved)
     position = descent.position - learning_rate * np.asarray(update, np.float64)
     if monotone:
         highest = np.log(1.25 * objective.target.factor)

@@ -49,7 +49,8 @@ class LongRoPE2Space:
         population: list[Individual] = []
         while len(population) < size:
             critical = first + len(population) % (last - first + 1)
-            scale = draw(rng, self.target.factor, 2 * self.target.factor)
+            # The grid is finer than the factor, so a point of it lies between the two.
+            scale = draw(rng, self.target.factor, 2 * self.target.factor) or self.target.factor
             child = self._filled([scale] * self.target.pairs, critical)
             if child in population:
                 child = self.mutate(child, rng, population)

@@ -13,6 +13,7 @@ that.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -96,7 +97,7 @@ def adapters(lora: LoRA, boxed: dict, key: jax.Array) -> dict:
     of the library that LongLoRA's runs used (Kaiming uniform with a = sqrt 5; LoRA's paper says
     normal and no scale). Adapters are float32 whatever the weights are.
     """
-    flat = flatten_dict(boxed)
+    flat: dict[tuple, Any] = flatten_dict(boxed)
     targets = sorted(path for path in flat if path[-1] in lora.targets)
     made = {}
     for path, one in zip(targets, jax.random.split(key, len(targets)), strict=True):
@@ -110,8 +111,8 @@ def merge(lora: LoRA, trained: dict, frozen: dict) -> dict:
     The sum is float32 where the weight is of lower precision: rounded to bfloat16, small changes
     would be lost.
     """
-    flat = flatten_dict(frozen) | flatten_dict(trained["unfrozen"])
-    adapters = flatten_dict(trained["adapters"])
+    flat: dict[tuple, Any] = flatten_dict(frozen) | flatten_dict(trained["unfrozen"])
+    adapters: dict[tuple, Any] = flatten_dict(trained["adapters"])
     for path in {path[:-1] for path in adapters}:
         a, b = adapters[*path, "a"], adapters[*path, "b"]
         flat[path] = flat[path] + lora.alpha / lora.rank * _product(a, b)

@@ -5,13 +5,15 @@ and each device walks through its own tokens chunk by chunk; sums over devices c
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int
 
 from longrope_jax import llama, sharding
+from longrope_jax.shapes import AnyArray
 
 CHUNK = 512  # tokens per row of the batch whose logits exist at one time
 
@@ -19,15 +21,15 @@ CHUNK = 512  # tokens per row of the batch whose logits exist at one time
 class TokenScores(NamedTuple):
     """Per token: negative log-likelihood in nats, float32 [B, T]; greedy choice right, bool."""
 
-    nll: jax.Array
-    correct: jax.Array
+    nll: Float[jax.Array, "B T"]
+    correct: Bool[jax.Array, "B T"]
 
 
 def token_scores(
     config: llama.LlamaConfig,
     params: dict,
-    hidden: jax.Array,
-    targets: jax.Array,
+    hidden: Float[AnyArray, "B T D"],
+    targets: Int[AnyArray, "B T"],
     *,
     chunk: int = CHUNK,
 ) -> TokenScores:
@@ -44,7 +46,8 @@ def token_scores(
     padding = -T % sharding.axis_size("sequence", "tensor")
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    nll, correct = _scores(chunk, llama.output_table(config, params), hidden, targets)
+    scores = _scores(chunk, llama.output_table(config, params), hidden, targets)
+    nll, correct = cast(tuple[jax.Array, jax.Array], scores)  # custom_vjp's types say less
     return TokenScores(nll[:, :T], correct[:, :T])
 
 
@@ -117,7 +120,7 @@ def _backward(chunk, table, hidden, targets, lse, d_nll):
     d_hidden = lax.psum_scatter(
         _joined(d_hidden, T), axes("tensor"), scatter_dimension=1, tiled=True
     )
-    divided = sharding.RULES["embed"]
+    divided = sharding.PARAMETER_AXES
     d_table = lax.psum_scatter(d_table, axes(*divided), scatter_dimension=0, tiled=True)
     rest = [axis for axis in ("data", "fsdp", "sequence") if axis not in divided]
     d_table = lax.psum(d_table, axes(*rest))
@@ -127,7 +130,7 @@ def _backward(chunk, table, hidden, targets, lse, d_nll):
 def _gathered(table, hidden):
     """All of D of this device's vocabulary, in the model's dtype; all of its tokens."""
     axes = sharding.manual_axes
-    divided = axes(*sharding.RULES["embed"])
+    divided = axes(*sharding.PARAMETER_AXES)
     table = lax.all_gather(table.astype(hidden.dtype), divided, axis=0, tiled=True)
     return table, lax.all_gather(hidden, axes("tensor"), axis=1, tiled=True)
 

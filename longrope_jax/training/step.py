@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from longrope_jax import llama, sharding
 from longrope_jax.rotary import Rotary
@@ -106,7 +107,7 @@ def _adapted(config, lora, params, seed, shardings) -> dict:
 
 
 def _init(config, optimizer, key, lora=None) -> TrainState:
-    params = llama.init_boxed(config, key)
+    params: Any = llama.init_boxed(config, key)
     if lora:
         adapters = lora_lib.adapters(lora, params, key)
         params = {"adapters": adapters, "unfrozen": lora_lib.split(lora, params)[0]}
@@ -176,7 +177,7 @@ def _accumulated(config, params, rotary, batch, whole):
     return jax.lax.scan(add, zeros, batch)[0]
 
 
-def weighted_nll(config, params, rotary, batch) -> jax.Array:
+def weighted_nll(config, params, rotary, batch) -> Float[jax.Array, ""]:
     """Sum over [B, T] of weight times negative log-likelihood, in nats."""
     tokens = batch["tokens"]
     hidden, _ = llama.Llama(config).apply(

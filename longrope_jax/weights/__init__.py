@@ -135,7 +135,7 @@ def _layout_verdict(found: ForeignCheckpoint, config, params) -> tuple[str, bool
         return verdict, doubt
     losses = layout.score(config, params, found.rotary, found.tokenizer)
     listed = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-    best = min(losses, key=losses.get)
+    best = min(losses, key=losses.__getitem__)
     return f"{verdict}; loss of a text in nats: {listed}", best != config.rotary_layout
 
 

@@ -62,7 +62,8 @@ def _write(path: Path, metadata, factors, tensors, kinds, config, params) -> Non
         writer.write_tensor_data(values)
     for name, at in tensors.items():
         kind = DTYPES[kinds[name]][2]
-        values = stream.fetch(config, params, *at, kind, "interleaved")
+        leaf, layer = at
+        values = stream.fetch(config, params, leaf, layer, kind, "interleaved")
         writer.write_tensor_data(np.ascontiguousarray(values).view(np.uint8))
     writer.close()
 

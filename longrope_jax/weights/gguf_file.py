@@ -5,6 +5,7 @@ llama.cpp pairs neighbouring features, so queries and keys lie in the interleave
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -99,7 +100,7 @@ def _config(metadata: dict, source: GGUFSource, where: str) -> LlamaConfig:
     if metadata.get("llama.expert_count", 0) != 0:
         raise ValueError(f"{where}: a mixture of experts is not supported")
 
-    def of(key, default=...):
+    def of(key: str, default: Any = ...) -> int:
         return whole(metadata, f"llama.{key}", where, default)
 
     heads, width = of("attention.head_count"), of("embedding_length")

@@ -57,6 +57,7 @@ def _row_norms(weight):
 def _everywhere(values: jax.Array) -> np.ndarray:
     """The whole array in float64 on the host, though its shards may lie on several."""
     if not values.is_fully_addressable:
+        assert isinstance(values.sharding, NamedSharding)  # `place` puts all arrays on a mesh
         where = NamedSharding(values.sharding.mesh, PartitionSpec())
         values = jax.jit(lambda x: x, out_shardings=where)(values)
     return np.asarray(values, np.float64)

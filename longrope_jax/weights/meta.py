@@ -86,7 +86,7 @@ class MetaSource:
 def _load(file: Path) -> dict:
     """The tensors of a pickle, mapped. Raises ValueError: code in it, damaged, not tensors."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         extra = "pip install 'longrope_jax[meta]'"
         raise ValueError(f"{file} is a pickle, which needs the package torch: {extra}") from error
@@ -123,7 +123,7 @@ def _check_zip(file: Path) -> None:
 
 def _numpy(tensor) -> np.ndarray:
     import ml_dtypes
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:

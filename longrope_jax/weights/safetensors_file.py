@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -81,7 +82,9 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype name, shape, first, last) of one header entry, checked against each other."""
     entry = entry if isinstance(entry, dict) else {}
-    kind, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    kind: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    span: Any = entry.get("data_offsets")
     if not isinstance(kind, str) or kind not in _BYTES:
         raise ValueError(f"{path}: {name!r} has dtype {kind!r}, expected one of {sorted(_BYTES)}")
     for what, value in (("shape", shape), ("data_offsets", span)):
@@ -101,7 +104,8 @@ def write(
 ) -> None:
     """Writes the tensors of these shapes and dtypes in order; `read` gives them one at a time."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, (shape, dtype) in tensors.items():
         first, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (first, end)}

@@ -6,6 +6,7 @@ no copy, no collective, and on several hosts each reads only what its devices ho
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -138,7 +139,7 @@ def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int,
 
     Raises ValueError: parameters of another shape or on several hosts, values beyond `dtype`.
     """
-    array = params
+    array: Any = params
     for key in leaf.path:
         if not isinstance(array, dict) or key not in array:
             raise ValueError(f"the parameters have no {'/'.join(leaf.path)}")

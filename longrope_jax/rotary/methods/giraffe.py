@@ -107,7 +107,7 @@ class GiraffeTruncated:
         check_base(self.base)
         cut = {name: getattr(self, name) for name in ("low", "high", "rho")}
         if self.rule == "cutoffs":
-            if not all(is_finite(x) and x >= 0 for x in cut.values()) or self.low > self.high:
+            if not all(is_finite(x) and x >= 0 for x in cut.values()) or cut["low"] > cut["high"]:
                 raise ValueError(f"rule cutoffs needs 0 <= low <= high and rho >= 0, got {cut}")
         elif any(x is not None for x in cut.values()):
             raise ValueError(f"low, high and rho belong to rule 'cutoffs', not to {self.rule!r}")
@@ -119,8 +119,8 @@ class GiraffeTruncated:
         """
         phi = _power_basis(self.base, self.factor, self.power, head_dim)
         if self.rule == "cutoffs":
-            slow = np.where(phi > self.low, self.rho, 0.0)
-            return Frequencies(np.where(phi >= self.high, phi, slow))
+            low, high, rho = (getattr(self, name) for name in ("low", "high", "rho"))
+            return Frequencies(np.where(phi >= high, phi, np.where(phi > low, rho, 0.0)))
         turn = 2 * np.pi / self.original_length
         low, rho = (turn / 8, turn / 16) if self.rule == "repository" else (turn, 0.0)
         return Frequencies(np.where(phi >= turn, phi, np.where(phi >= low, rho, 0.0)))

@@ -106,7 +106,7 @@ class LongRoPE:
         return Frequencies(
             theta / factors,
             amplitude=self.amplitude,
-            start_inv_freq=theta if self.start_count else None,
+            start_inv_freq=theta if self.start_count else theta / factors,
             start_count=int(self.start_count),
         )
 

@@ -70,8 +70,8 @@ class NTKAware:
         check_choice("rule of ntk", self.rule, RULES)
         check_positive(exponent=self.exponent)
         if self.rule == "liu":
-            check_original_length(self.original_length)
-            if self.original_length <= 2 * math.pi:
+            length = check_original_length(self.original_length)
+            if length <= 2 * math.pi:
                 raise ValueError(f"rule liu needs original_length > 2 pi: {self.original_length}")
         elif self.original_length is not None:
             raise ValueError(f"original_length belongs to rule 'liu', the rule is {self.rule!r}")
@@ -92,12 +92,14 @@ class NTKAware:
         if self.rule == "bloc97":
             return ntk_base(self.base, self.factor, head_dim)
         if self.rule == "liu":
-            turns = self.original_length / (2 * math.pi)
+            turns = check_original_length(self.original_length) / (2 * math.pi)
             return self.base ** (math.log(self.factor * turns) / math.log(turns))
         raise ValueError(f"ntk with rule {self.rule!r} equals no RoPE of another base")
 
     def to_hf(self, head_dim: int | None = None) -> dict:
         """Returns the `rope_parameters` of the equal RoPE; Hugging Face has no type for this."""
-        if self.rule == "bloc97" and head_dim is None:
-            raise ValueError("ntk exports as its base, which depends on head_dim: pass head_dim")
+        if head_dim is None:
+            if self.rule == "bloc97":
+                raise ValueError("ntk exports as its base, which needs head_dim: pass head_dim")
+            head_dim = 2  # the base of the other rules is the same for every head
         return {"rope_type": "default", "rope_theta": self.new_base(head_dim)}

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from longrope_jax.rotary.frequencies import Frequencies, check_fraction, rope_inv_freq
 from longrope_jax.rotary.registry import Method, check_method, register
 
@@ -43,7 +45,7 @@ class PartialRotary:
         rope_inv_freq(2.0, head_dim)  # refuses a head_dim that no head can have
         rotary_dim = self.rotary_dim(head_dim)
         if rotary_dim == 0:
-            return Frequencies([])
+            return Frequencies(np.zeros(0))
         if rotary_dim % 2:
             raise ValueError(
                 f"fraction {self.fraction} of head_dim {head_dim} is {rotary_dim}, an odd number"
