@@ -6,16 +6,15 @@ from longrope_jax.errors import unknown_name
 
 _PLAYS = {
     "model": "",  # what longrope_jax.load reads: --config.model=WORKDIR/runs/NAME
-    # Methods as rotary.parse reads them, with {base}, {abf}, {length} and {factor}.
+    "trained_length": 0,  # tokens, also of the windows that are measured; 0: as the model declares
+    # Methods as rotary.parse reads them, with {base}, {abf} and {length}.
     "methods": (
-        "rope:base={base}",
-        "pi:factor={factor},base={base}",
+        "rope",
+        "pi:factor=8",
         "rope:base={abf}",
         "xpos:base={abf},gamma=0.8,scale_base={length}",
     ),
-    "factor": 8,  # extended over trained length
     "max_distance": 4095,  # tokens
-    "length": 0,  # tokens of the windows that are measured; 0: the trained length
     "corpus": "plays",
     "held_out": 10,  # documents that are measured: how many, or their names
     "windows": 3,  # of each of them

@@ -5,12 +5,12 @@
 CKPT is whatever `longrope_jax.load` reads, such as WORKDIR/runs/NAME of a study. Where Figure 4 of
 Llama 2 Long (2309.16039; experiments/attention_decay.py) takes all-ones vectors, this takes the
 expectation of its footnote 3 over the queries and keys of a model. They are measured once; methods
-are then drawn without the model. They are written as `rotary.parse` reads them, with {base} the
-base that the model was trained with, {abf} 50 times that, {length} the trained length and {factor}
-the config's. The committed results, of the pretrained model of base_frequency_ablation's `laptop`:
+are then drawn without the model. They are written as `rotary.parse` reads them; a base that a text
+leaves open is the model's, {abf} is 50 times that and {length} the trained length. The committed
+results are of the pretrained model of base_frequency_ablation's `laptop`:
 
     python -m experiments.trained_heads --workdir=docs/results/trained_heads \
-        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.length=256
+        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.trained_length=256
 
 Expected: 8 heads; mean score near 3,845 tokens, against distance 0: RoPE -3.0, PI -2.7, ABF -4.5,
 xPos ABF -3.3.
@@ -45,7 +45,7 @@ _DEFINITIONS = (
 
 def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
     """The one cell: mean products of queries and keys, per head."""
-    return [_cell(config, lab.facts(folder, config.model, lab.Machine(**config.machine)))]
+    return [_cell(lab.filled(config, folder)[0])]
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
@@ -56,14 +56,13 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
             method whose scores are no function of distance.
     """
     machine = lab.Machine(**config.machine)
-    facts = lab.facts(folder, config.model, machine)
-    methods, cell = _methods(config, facts), _cell(config, facts)
+    config, facts = lab.filled(config, folder)
+    methods, cell = _methods(config, facts), _cell(config)
     lab.complete(folder, [cell], {"moments": functools.partial(_measure, config, machine)}, machine)
     moments = lab.needed(folder, cell)["moments"].astype(np.float64)
     layout = facts.config.rotary_layout
     rows = [curve(method, moments, config.max_distance, layout=layout) for method in methods]
-    length = cell.what[-1]
-    heads = moments.shape[0] * moments.shape[1]
+    heads, length = moments.shape[0] * moments.shape[1], config.trained_length
     figure = _draw(rows, f"{heads} heads", length)
     text = f"Trained under {rotary.notation(facts.method)} at {length:,} tokens."
     blocks = [lab.Figure("heads", figure, text), _table(rows, length)]
@@ -80,35 +79,23 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
 
 
 def _methods(config: ConfigDict, facts: lab.Facts) -> list[rotary.Method]:
-    values = {
-        "base": facts.base,
-        "abf": facts.base and facts.base * _ABF_FACTOR,
-        "length": _length(config, facts),
-        "factor": config.factor,
-    }
-    return [lab.read_method(text, **values) for text in config.methods]
+    base = facts.base
+    values = {"base": base, "abf": base and base * _ABF_FACTOR, "length": config.trained_length}
+    with lab.naming("methods"):
+        return [lab.read_method(text, **values) for text in config.methods]
 
 
-def _length(config: ConfigDict, facts: lab.Facts) -> int:
-    """Tokens of the windows: what the config says, or what the model was trained at."""
-    if length := config.length or facts.trained_length:
-        return length
-    raise ValueError(f"{config.model} does not say its trained length: --config.length=TOKENS")
-
-
-def _cell(config: ConfigDict, facts: lab.Facts) -> lab.Cell:
-    bos = lab.check_bos(facts, config.model, config.bos)
-    text = (config.corpus, config.held_out, config.sentence_tokens, bos)
-    length = _length(config, facts)
-    what = (config.model, text, config.windows, length)
+def _cell(config: ConfigDict) -> lab.Cell:
+    text = (config.corpus, config.held_out, config.sentence_tokens, config.bos)
+    what = (config.model, text, config.windows, config.trained_length)
     return lab.Cell("moments", Path(config.model).name, what=what)
 
 
 def _measure(config: ConfigDict, machine: lab.Machine, cell: lab.Cell) -> dict[str, np.ndarray]:
     """Moments [L, N, H, H] of the model on held-out windows of its trained length."""
-    source, (*_, bos), windows, length = cell.what
+    source, _, windows, length = cell.what
     model = lab.model(source, machine)
-    text = lab.text(config, model.tokenizer, bos=bos, length=length, windows=windows)
+    text = lab.text(config, model.tokenizer, length=length, windows=windows)
     tokens, _ = text.windows(length, windows)
     rot = rotary.make(model.method, head_dim=model.config.head_dim, seq_len=length)
     rows = machine.rows(length)

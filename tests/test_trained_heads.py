@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_is_refused(study, run_folder, text, tmp_path):
         ({"methods": ("log_n:inner=(rope),original_length=64",)}, ("log_n", "--config.methods")),
         ({"bos": ""}, ("--config.bos",)),
         ({"bos": "<start>"}, ("<start>", "<bos>")),
-        ({"model": "random"}, ("random", "--config.length")),
+        ({"model": "random"}, ("random", "--config.trained_length")),
         ({"model": ""}, ("--config.model",)),
     ):
         with pytest.raises(ValueError) as error:
