@@ -1,7 +1,7 @@
-"""What a model's queries and keys look like before rotation: moments over text, per head.
+"""A model's queries and keys before rotation are measured as moments over text, per head.
 
-With them `analysis.decay.expected_score` gives the mean score at each distance under any rotary
-method: the quantity of Llama 2 Long (2309.16039) footnote 3, for a real model.
+From these moments `analysis.decay.expected_score` computes the mean score at each distance under
+any rotary method, which is the quantity of Llama 2 Long (2309.16039) footnote 3 for a real model.
 """
 
 import functools
@@ -24,23 +24,23 @@ def query_key_moments(
     *,
     batch_size: int = 1,
 ) -> Float64[np.ndarray, "L N H H"]:
-    """Mean outer product of a query and an earlier key, both unrotated, per layer and head.
+    """Returns the mean outer product of a query and an earlier key before rotation, per head.
 
-    Over all pairs of two tokens of the same window, the query the later one; windows count alike.
-    Layer by layer; memory linear in T.
+    The mean is over all pairs of a query and an earlier key in the same window, and every window
+    has equal weight. Layers are computed one after another; memory is linear in T.
 
     Args:
-        config: of the model.
-        params: of the model.
-        rotary: what the model runs with, normally what it was trained with, made for T tokens.
+        config: the model's architecture.
+        params: the model's parameters.
+        rotary: a Rotary for T tokens, normally of the method that the model was trained with.
         tokens: int [windows, T], T at least 2.
-        batch_size: windows at a time; on a mesh a multiple of its data and fsdp axes.
+        batch_size: windows per batch; on a mesh a multiple of its data and fsdp axes.
 
     Returns:
-        float64 [L, N, H, H], entry [l, n, a, b] the mean of q_a k_b.
+        float64 [L, N, H, H], whose entry [l, n, a, b] is the mean of q_a k_b.
 
     Raises:
-        ValueError: no window, or windows of fewer than 2 tokens.
+        ValueError: there is no window, or windows have fewer than 2 tokens.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) < 1 or tokens.shape[1] < 2:
@@ -48,7 +48,7 @@ def query_key_moments(
     total = np.zeros(())
     for start in range(0, len(tokens), batch_size):
         rows = np.arange(start, start + batch_size)
-        weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be random
+        weight = (rows < len(tokens)) / len(tokens)  # rows beyond the last window get no weight
         batch = jnp.asarray(tokens[rows % len(tokens)])
         found = _batch_moments(config, params, rotary, batch, jnp.asarray(weight, jnp.float32))
         total = total + np.asarray(found, np.float64)
@@ -71,7 +71,7 @@ def _batch_moments(config, params, rotary, tokens, weight):
 
 
 def _moments(x, weights, weight):
-    """[N, H, H] of one layer, windows weighted, from its normalised input [B, T, D]."""
+    """Returns the moments [N, H, H] of one layer from its normalised input [B, T, D]."""
     T = x.shape[1]
     q = jnp.einsum("BTD,DNH->BTNH", x, weights["wq"].astype(jnp.float32))
     k = jnp.einsum("BTD,DKH->BTKH", x, weights["wk"].astype(jnp.float32))
