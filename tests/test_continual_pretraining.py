@@ -399,7 +399,7 @@ def test_every_preset_is_published_or_ours():
                 "export": "gguf",
                 "stages.stage1.measured_with": "dynamic_ntk:factor=2,original_length=32",
             },
-            "GGUF can't say dynamic_ntk",
+            "GGUF cannot describe dynamic_ntk",
         ),
         ({"export": "hf", "stages.stage1.measured_with": "giraffe_power"}, "."),
     ],

@@ -122,7 +122,7 @@ def test_rotary_methods_come_back(tmp_path, form, spec):
             rotary.YaRN(4.0, 64, base=100, beta_fast=16, beta_slow=2, attn_factor=0.5),
             {"type": "yarn", "factor": 4, "yarn_beta_fast": 16, "yarn_beta_slow": 2}
             | {"original_context_length": 64, "yarn_attn_factor": 0.5},
-            "rope.scaling.yarn_beta_fast acts here; llama.cpp passes over it in a Llama",
+            "rope.scaling.yarn_beta_fast is applied here, but llama.cpp ignores it for a Llama",
         ),
     ],
 )
@@ -142,7 +142,9 @@ def test_what_others_write_into_gguf_acts(tmp_path, monkeypatch, spec, declared,
     "spec", [rotary.XPos(), rotary.PartialRotary(rotary.RoPE(), 0.5), rotary.NoPE()]
 )
 def test_methods_that_a_format_lacks_are_refused(tmp_path, form, spec):
-    with pytest.raises(ValueError, match=r"GGUF can't say|Hugging Face has no|turns whole heads"):
+    with pytest.raises(
+        ValueError, match=r"GGUF cannot describe|Hugging Face has no|turns whole heads"
+    ):
         write(tmp_path, form, spec=spec)
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
 
@@ -152,7 +154,7 @@ def test_gguf_says_all_of_a_method_or_refuses_it(tmp_path, spec):
     try:
         weights.save(path, CONFIG, numbers(CONFIG), spec, format="gguf")
     except ValueError as error:
-        assert "GGUF can't say" in str(error) and not path.exists()
+        assert "GGUF cannot describe" in str(error) and not path.exists()
         assert rotary.name_of(spec) not in DECLARED_BY_GGUF
         return
     got = weights.open_checkpoint(path).rotary
@@ -239,7 +241,7 @@ def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
     assert_same(params, longrope_jax.load(path).params)
     del raw["sliding_window"]
     (path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match="says no sliding_window, which is 4096 in transformers"):
+    with pytest.raises(ValueError, match="has no sliding_window, which means 4096 in transformers"):
         weights.open_checkpoint(path)
 
 
@@ -360,7 +362,7 @@ def test_what_is_in_the_way_is_not_overwritten(tmp_path):
 def test_a_tokenizer_that_lies_in_the_folder_is_not_taken_for_the_models(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text(tokenizer_json())
-    with pytest.raises(ValueError, match=r"holds tokenizer\.json already"):
+    with pytest.raises(ValueError, match=r"already holds tokenizer\.json"):
         write(tmp_path, "hf")
 
 

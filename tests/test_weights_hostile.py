@@ -72,7 +72,7 @@ CONFIGS = {
     "width as text": ({"hidden_size": "32"}, "hidden_size must be a whole number"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
     "layers without end": ({"num_hidden_layers": 2**31 - 1}, "has no tensor 'model.layers.2."),
-    "vocabulary without end": ({"vocab_size": 2**31 - 1}, "embed_tokens.weight is \\[40, 32\\]"),
+    "vocabulary without end": ({"vocab_size": 2**31 - 1}, "embed_tokens.weight has shape"),
     "end beyond the vocabulary": ({"eos_token_id": [2, 40]}, "must be ids below 40, got .2, 40"),
     "end as text": ({"eos_token_id": [2, "</s>"]}, "eos_token_id must be ids below 40"),
     "no end": ({"eos_token_id": []}, "eos_token_id must be ids below 40, got \\[\\]"),
@@ -111,12 +111,12 @@ def test_configs(copy, case):
 
 
 TEXTS = {
-    "key twice": (b'{"model_type": "llama", "model_type": "gpt2"}', "'model_type' is there twice"),
+    "key twice": (b'{"model_type": "llama", "model_type": "gpt2"}', "'model_type' occurs twice"),
     "not an object": (b"[1]", "expected a JSON object, got list"),
     "infinity": (b'{"rms_norm_eps": Infinity}', "Infinity is not JSON"),
     "deep": (b"[" * 100_000, "recursion|JSON"),
-    "not text": (b"\xff\xfe", "not readable as JSON"),
-    "long number": (b'{"a": ' + b"9" * 10_000 + b"}", "not readable as JSON"),
+    "not text": (b"\xff\xfe", "cannot be read as JSON"),
+    "long number": (b'{"a": ' + b"9" * 10_000 + b"}", "cannot be read as JSON"),
 }
 
 
@@ -148,9 +148,9 @@ HEADERS = {
     "missing tensor": (lambda h: h.__setitem__("x", h.pop(NAME)), "has no tensor 'model.norm"),
     "name twice": (
         lambda h: json.dumps(h).replace(OTHER, NAME).encode(),
-        "'model.norm.weight' is there twice",
+        "'model.norm.weight' occurs twice",
     ),
-    "not JSON": (lambda h: b"{" * 1000, "not readable as JSON"),
+    "not JSON": (lambda h: b"{" * 1000, "cannot be read as JSON"),
 }
 
 
@@ -165,7 +165,7 @@ def test_safetensors_headers(copy, case):
 def test_safetensors_header_lengths(copy, length):
     file = copy / "model" / "model.safetensors"
     file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
-    refused(copy / "model", "truncated or wrong|not readable as JSON")
+    refused(copy / "model", "truncated or wrong|cannot be read as JSON")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -4])
@@ -208,7 +208,7 @@ def test_paths_in_an_index_stay_in_the_folder(copy, trick):
     folder = copy / "cut" / "model"
     index = json.loads((folder / huggingface.INDEX).read_text())["weight_map"]
     edit(folder / huggingface.INDEX, weight_map=index | {NAME: trick})
-    refused(folder, "is no .safetensors file name")
+    refused(folder, "expected the name of a .safetensors file")
 
 
 def test_missing_shards_and_tensors_in_two_files(copy):
@@ -222,7 +222,7 @@ def test_missing_shards_and_tensors_in_two_files(copy):
     refused(folder, "'new' is in the index, but in no file")
     edit(folder / huggingface.INDEX, weight_map=index)
     files[1].unlink()
-    refused(folder, "no such file; is the checkpoint whole")
+    refused(folder, "no such file; is the checkpoint complete")
 
 
 # GGUF
@@ -272,9 +272,9 @@ def test_gguf_tensors_that_overlap_or_lie_outside(copy):
 
 
 GGUF_PATCHES = {
-    "another architecture": (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0gemma", "'gemma', only"),
+    "another architecture": (b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0gemma", "'gemma' is not"),
     "missing key": (b"llama.block_count", b"llama.block_xxxxx", "has no llama.block_count"),
-    "name twice": (b"blk.1.ffn_up", b"blk.0.ffn_up", "'blk.0.ffn_up.weight' is there twice"),
+    "name twice": (b"blk.1.ffn_up", b"blk.0.ffn_up", "'blk.0.ffn_up.weight' occurs twice"),
     "unknown tensor": (b"blk.1.ffn_up", b"blk.9.ffn_up", "has no tensor 'blk.1.ffn_up.weight'"),
     "big-endian or old": (b"GGUF\3\0\0\0", b"GGUF\0\0\0\3", "version 50331648 is not supported"),
 }

@@ -76,7 +76,7 @@ def test_a_chat_template_is_read_from_each_place_that_software_writes_it_to(tmp_
     with pytest.raises(ValueError, match="surrogates not allowed"):
         weights.open_checkpoint(path)
     (path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8"):
         weights.open_checkpoint(path)
 
 
@@ -119,9 +119,12 @@ def test_gguf_keeps_the_first_blank_that_transformers_5_writes_as_metaspace(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "cuts text in a way that GGUF has no name for"),
-        ({"normalizer": {"type": "NFKC"}}, "cuts text in a way"),
-        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "cuts text in a way"),
+        (
+            {"normalizer": {"type": "Lowercase"}},
+            "splits text in a way that this package cannot write into GGUF",
+        ),
+        ({"normalizer": {"type": "NFKC"}}, "splits text in a way"),
+        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "splits text in a way"),
         ({"model": {"merges": [["▁", "t"], ["h", "e"]]}}, "never merges '▁t' and 'he', as llama"),
     ],
 )
@@ -136,12 +139,16 @@ def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, cha
 def test_byte_level_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change):
     parts = json.loads(tokenizer_json())
     parts["model"]["ignore_merges"] = change.pop("whole words", False)
-    with pytest.raises(ValueError, match="cuts text in a way that GGUF has no name for"):
+    with pytest.raises(
+        ValueError, match="splits text in a way that this package cannot write into GGUF"
+    ):
         kept_by_gguf(tmp_path, json.dumps(parts | change), 40)
 
 
 def test_gguf_has_names_for_three_ends(tmp_path):
-    with pytest.raises(ValueError, match=r"GGUF has 3 tokens that end a text, not \(1, 2, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"GGUF can hold 3 tokens that end a text, got \(1, 2, 3, 4\)"
+    ):
         write(tmp_path, "gguf", special_tokens=tokenizers.SpecialTokens(None, 1, None, [2, 3, 4]))
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints of other software, read and written: Hugging Face, GGUF, and Meta's folders.
+"""Checkpoints of Hugging Face, GGUF and Meta are read here, and the first two are written.
 
-`longrope_jax.load` and `Model.save` are the door; this is what stands behind it.
+`longrope_jax.load` and `Model.save` are the public interface to this package.
 """
 
 import dataclasses
@@ -35,14 +35,16 @@ _UNDECLARED = SpecialTokens()
 
 
 def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
-    """Headers, config and tokenizer of a checkpoint; no tensor is read and nothing is executed.
+    """Opens a checkpoint and reads its headers, config and tokenizer, but no tensor.
+
+    Nothing from the checkpoint is executed.
 
     Args:
         path: a Hugging Face folder, a .gguf file, Meta's folder, or a name of `pretrained.MODELS`.
 
     Raises:
-        ValueError: There is no such checkpoint, it is damaged, it is of another architecture, or a
-            package is missing that reads it.
+        ValueError: there is no such checkpoint, it is damaged or of another architecture, or the
+            package that reads it is missing.
     """
     if str(path) in pretrained.MODELS and not Path(path).exists():
         path = pretrained.fetch(str(path))
@@ -53,16 +55,17 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
         return _read(path)
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
-        text = text if len(text) < 500 else f"{text[:400]} ..."  # names in it may be of any length
+        # A file can put names of any length into a message.
+        text = text if len(text) < 500 else f"{text[:400]} ..."
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 
 
 def _nothing_at(path: Path) -> str:
-    """The message for a path that does not exist; a hub id says how to download it."""
+    """Returns the message for a missing path; for a hub id it says how to download the model."""
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         name = path.name
         return (
-            f"no checkpoint at {path}: to take it from the Hugging Face hub, run "
+            f"no checkpoint at {path}: to download it from the Hugging Face hub, run "
             f"`hf download {path} --local-dir {name}` (pip install huggingface_hub), then load "
             f"{name}"
         )
@@ -81,8 +84,8 @@ def _read(path: Path) -> ForeignCheckpoint:
     if len(files) == 1:
         return gguf_file.read(files[0])
     raise ValueError(
-        f"{path} has no config.json (Hugging Face) and no params.json (Meta), and "
-        f"{len(files)} GGUF files, not one: name the file"
+        f"{path} has no config.json (Hugging Face), no params.json (Meta) and {len(files)} GGUF "
+        "files: give a folder with one of them, or the path of one .gguf file"
     )
 
 
@@ -94,23 +97,23 @@ def read_params(
     param_dtype: str = "float32",
     rotary_layout: str = "auto",
 ) -> tuple[llama.LlamaConfig, dict[str, Any], tuple[str, ...]]:
-    """The configuration, the parameters, and what was recognised in words.
+    """Returns the configuration, the parameters, and notes on what was recognised.
 
-    Tensors go to their devices in slices of rows: beside what the devices hold, the host has a few
-    slices of 4 MiB. If embeddings are tied, no separate output head is loaded.
+    Tensors go to their devices in slices of rows, so that the host holds only a few slices of
+    4 MiB at a time. If embeddings are tied, no separate output head is loaded.
 
     Args:
-        found: from `open_checkpoint`.
+        found: the checkpoint, from `open_checkpoint`.
         mesh: where the parameters go; None is the default device.
         dtype: dtype of activations, `config.dtype`.
-        param_dtype: dtype of the parameters, whatever the file's is.
-        rotary_layout: "auto" is the format's own: "half" for Hugging Face, "interleaved" for GGUF
-            and Meta. Loading warns where the weights look like the other layout; "half" or
-            "interleaved" then overrules.
+        param_dtype: dtype of the parameters, whatever dtype the file has.
+        rotary_layout: "auto" is the layout of the format: "half" for Hugging Face, "interleaved"
+            for GGUF and Meta. Loading warns when the weights look like the other layout; "half" or
+            "interleaved" then overrules the format.
 
     Raises:
-        ValueError: Tensors are missing, damaged or of another shape, a value does not fit
-            `param_dtype`, or the mesh does not divide an axis.
+        ValueError: tensors are missing, damaged or of another shape, a value does not fit
+            `param_dtype`, the layout is unknown, or the mesh does not divide an axis.
     """
     config = dataclasses.replace(found.config, dtype=dtype, param_dtype=param_dtype)
     notes = tuple(found.notes)
@@ -123,13 +126,16 @@ def read_params(
     params = stream.place(config, found.source, found.form, mesh)
     verdict, doubt = _layout_verdict(found, config, params)
     if doubt and rotary_layout == "auto":
-        text = f"{found.source.where}: {verdict}: see rotary_layout of longrope_jax.load"
+        text = f"{found.source.where}: {verdict}: set rotary_layout of longrope_jax.load"
         warnings.warn(text, stacklevel=3)
     return config, params, (*notes, verdict)
 
 
 def _layout_verdict(found: ForeignCheckpoint, config, params) -> tuple[str, bool]:
-    """The probe's word, and where it doubts the format, the tokenizer's text decides."""
+    """Returns a note on the layout, and whether the layout is in doubt.
+
+    When the weights contradict the format, the loss of a text under both layouts decides.
+    """
     verdict, doubt = layout.probe(config, params)
     if not doubt or found.tokenizer is None:
         return verdict, doubt
@@ -158,14 +164,15 @@ def save(
         config: the architecture.
         params: the parameters, on the devices of one host.
         method: the rotary method to declare.
-        tokenizer: written along; None writes none.
+        tokenizer: the tokenizer to write into the checkpoint; None writes no tokenizer.
         special_tokens: the ids that begin and end a text, and the chat template.
         format: "hf" or "gguf".
         dtype: dtype of the tensors in the file; None is `config.param_dtype`.
-        context_length: tokens to declare; None is the method's extended length, else 2048.
+        context_length: context in tokens to declare; None is the method's extended length, or 2048
+            for a method without one.
 
     Raises:
-        ValueError: The format lacks the method, the tokenizer or the dtype, something is at the
+        ValueError: the format lacks the method, the tokenizer or the dtype, something is at the
             path already, or the parameters do not fit the config.
     """
     if format not in _WRITERS:
@@ -189,14 +196,14 @@ def check_save(
     format: str,
     path: str | Path | None = None,
 ) -> None:
-    """Finds before hours of training what `save` would refuse after them.
+    """Checks before a long training run that `save` will accept its result.
 
     Args:
-        config, method, tokenizer, special_tokens, format: as in `save`.
-        path: where it will be saved; None leaves that unchecked.
+        config, method, tokenizer, special_tokens, format: see `save`.
+        path: where the checkpoint will be saved; None leaves the path unchecked.
 
     Raises:
-        ValueError: The format lacks the method or the tokenizer, or something is at the path.
+        ValueError: the format lacks the method or the tokenizer, or something is at the path.
     """
     if format not in _WRITERS:
         raise ValueError(unknown_name("format", str(format), FORMATS))

@@ -1,4 +1,4 @@
-"""What a reader of any format finds before tensors are read."""
+"""The readers of all formats return the same record before any tensor is read."""
 
 from dataclasses import dataclass, field
 
@@ -10,20 +10,35 @@ from longrope_jax.weights.files import TensorSource
 
 @dataclass
 class ForeignCheckpoint:
-    """Config, rotary method, tokenizer and the tensors' source of one checkpoint."""
+    """A ForeignCheckpoint is a checkpoint of other software whose tensors are not read yet.
 
-    form: str  # "hf", "gguf" or "meta": whose names the tensors have
+    Attributes:
+        form: "hf", "gguf" or "meta", the format that names the tensors.
+        config: the architecture.
+        rotary: the rotary method.
+        source: the tensors.
+        tokenizer: the tokenizer, or None where there is none that this package knows.
+        context_length: context in tokens that the checkpoint declares, or None.
+        special_tokens: ids that begin and end a text, and the chat template.
+        ignored: endings of the names of tensors that are not loaded.
+        notes: sentences on what was recognised or assumed.
+    """
+
+    form: str
     config: LlamaConfig
     rotary: Method
     source: TensorSource
     tokenizer: Tokenizer | None
-    context_length: int | None  # tokens, as the checkpoint declares it
+    context_length: int | None
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
-    ignored: tuple[str, ...] = ()  # endings of tensor names that are left out
-    notes: list[str] = field(default_factory=list)  # what was recognised, in words
+    ignored: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 def extended_length(spec: Method) -> int:
-    """Tokens that a method reaches, to declare where nobody says; of 2048 where it doesn't."""
+    """Returns the context in tokens that an export declares when its caller names none.
+
+    It is the method's factor times its original length, which is 2048 if the method has none.
+    """
     original = getattr(spec, "original_length", None) or 2048
     return int(original * getattr(spec, "factor", 1))

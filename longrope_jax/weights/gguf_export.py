@@ -1,4 +1,4 @@
-"""Writing a GGUF file that llama.cpp reads: F32, F16 or BF16, norms always F32."""
+"""GGUF files for llama.cpp are written in F32, F16 or BF16, with norms always in F32."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
 from longrope_jax.weights.foreign import extended_length
 from longrope_jax.weights.gguf_file import require_package
 
-# Our name: ggml's type, its number as a file type, numpy's dtype.
+# Each dtype maps to ggml's type, its number as a file type, and numpy's dtype.
 DTYPES = {
     "float32": ("F32", 0, np.dtype(np.float32)),
     "float16": ("F16", 1, np.dtype(np.float16)),
@@ -19,7 +19,11 @@ DTYPES = {
 
 
 def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
-    """Writes the file. Raises ValueError: what GGUF or this writer can't say, or it exists."""
+    """Writes a GGUF file.
+
+    Raises:
+        ValueError: the file exists, or GGUF cannot hold the method, the tokenizer or the values.
+    """
     check_free(path)
     metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
@@ -28,18 +32,27 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     try:
         _write(path, metadata, factors, tensors, kinds, config, params)
     except BaseException:
-        path.unlink(missing_ok=True)  # half a file
+        path.unlink(missing_ok=True)  # the file is incomplete
         raise
 
 
 def check_free(path: Path) -> None:
-    """Raises ValueError where something is at the path."""
+    """Checks that a new file can be written.
+
+    Raises:
+        ValueError: something is at the path.
+    """
     if path.exists():
-        raise ValueError(f"{path} is there already: delete the file first, or save to another")
+        raise ValueError(f"{path} exists already: delete it first, or save to another path")
 
 
 def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict, dict]:
-    """Metadata, and factors of frequencies. Raises ValueError: what of this GGUF can't say."""
+    """Returns the metadata of the file and the tensors of frequency factors.
+
+    Raises:
+        ValueError: GGUF cannot hold the method, the tokenizer or the special tokens, or the package
+            gguf is missing.
+    """
     require_package("GGUF")
     metadata, factors = gguf_rotary.write(spec, config.head_dim)
     if context_length is None:

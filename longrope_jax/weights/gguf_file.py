@@ -1,4 +1,4 @@
-"""Reading a GGUF file of architecture `llama`, in any type that the package dequantises.
+"""GGUF files of architecture `llama` are read in any type that the package gguf dequantises.
 
 llama.cpp pairs neighbouring features, so queries and keys lie in the interleaved layout.
 """
@@ -21,7 +21,7 @@ _PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: np.dtype(ml_dtypes.bfloat1
 
 
 class GGUFSource:
-    """The tensors of a GGUF file, dequantised to float32 where they are quantised."""
+    """A GGUFSource reads tensors of a GGUF file and dequantises quantised ones to float32."""
 
     def __init__(self, path: Path, header: Header):
         import gguf
@@ -33,19 +33,26 @@ class GGUFSource:
         }
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor."""
+        """Returns rows `start` to `stop` of a tensor.
+
+        Raises:
+            ValueError: the tensor is damaged, or of a type that the package gguf cannot read.
+        """
         info = self._info[name]
         block, size = block_size(self._path, name, info.kind)
         columns = int(np.prod(info.shape[1:], dtype=np.int64))
         if columns % block:
-            raise ValueError(f"{self.where}: {name} is quantised across its rows: damaged")
+            raise ValueError(f"{self.where} is damaged: {name} is quantised across its rows")
         row = columns // block * size
         data = read_at(self._path, info.offset + start * row, (stop - start) * row)
         if info.kind in _PLAIN:
             return np.frombuffer(data, _PLAIN[info.kind]).reshape(stop - start, *info.shape[1:])
         values = _dequantize(np.frombuffer(data, np.uint8).reshape(stop - start, row), info.kind)
         if values is None:
-            raise ValueError(f"{self.where}: {name} is {self.kinds[name]}, which gguf can't read")
+            raise ValueError(
+                f"{self.where}: {name} is of type {self.kinds[name]}, which the package gguf "
+                "cannot read: convert the file to another type"
+            )
         return values.reshape(stop - start, *info.shape[1:])
 
 
@@ -53,22 +60,27 @@ def _dequantize(data: np.ndarray, kind: int) -> np.ndarray | None:
     import gguf
 
     try:
-        with np.errstate(all="ignore"):  # what isn't finite is found when it is cast
+        with np.errstate(all="ignore"):  # `stream.cast` refuses values that are not finite
             return gguf.dequantize(data, gguf.GGMLQuantizationType(kind))
     except NotImplementedError:
         return None
 
 
 def require_package(what: str | Path) -> None:
-    """Raises ValueError, with what to install, where the package `gguf` is missing."""
+    """Checks that the package gguf is installed.
+
+    Raises:
+        ValueError: the package is missing; the message says how to install it.
+    """
     if not importlib.util.find_spec("gguf"):
         raise ValueError(f"{what} needs the package gguf: pip install 'longrope_jax[weights]'")
 
 
 def read(path: Path) -> ForeignCheckpoint:
-    """What is in the file, header checked, no tensor read yet.
+    """Reads the header of a file and checks it; no tensor is read yet.
 
-    Raises ValueError: damaged, or another architecture.
+    Raises:
+        ValueError: the file is damaged, one part of a split file, or of another architecture.
     """
     require_package(path)
     header = read_header(path)
@@ -76,9 +88,9 @@ def read(path: Path) -> ForeignCheckpoint:
         raise ValueError(f"{path} is one of {parts!s:.40} parts: join them with llama-gguf-split")
     source, metadata, where = GGUFSource(path, header), header.metadata, str(path)
     config = _config(metadata, source, where)
-    notes = ["GGUF: queries and keys in the interleaved layout"]
+    notes = ["GGUF file: queries and keys are in the interleaved layout"]
     if config.tie_embeddings:
-        notes.append("tied: there is no output.weight")
+        notes.append("the embeddings are tied: there is no output.weight")
     context = whole(metadata, "llama.context_length", where)
     spec = gguf_rotary.read(metadata, source, config.head_dim, context, notes)
     return ForeignCheckpoint(
@@ -96,7 +108,9 @@ def read(path: Path) -> ForeignCheckpoint:
 
 def _config(metadata: dict, source: GGUFSource, where: str) -> LlamaConfig:
     if (arch := metadata.get("general.architecture")) != "llama":
-        raise ValueError(f"{where}: architecture {str(arch)[:60]!r}, only 'llama' is supported")
+        raise ValueError(
+            f"{where}: architecture {str(arch)[:60]!r} is not supported, only 'llama' is"
+        )
     if metadata.get("llama.expert_count", 0) != 0:
         raise ValueError(f"{where}: a mixture of experts is not supported")
 
@@ -136,16 +150,19 @@ def _tokenizer(where, metadata, config, notes):
 
 
 def _special_tokens(metadata, where: str, vocab_size: int) -> SpecialTokens:
-    """Where a text begins and where it, a turn or a message ends, and the chat template."""
+    """Returns the ids that begin a text and end a text, turn or message, and the chat template."""
     found = {}
-    # llama.cpp's own, where a sentencepiece vocabulary says none.
+    # llama.cpp assumes these ids where a sentencepiece vocabulary declares none.
     kind = metadata.get("tokenizer.ggml.model")
     unsaid = {"bos": 1, "eos": 2} if kind == "llama" else {}
     for role in ("bos", *gguf_vocabulary.ENDS):
         value = metadata.get(f"tokenizer.ggml.{role}_token_id", unsaid.get(role))
         if value is not None:
             if type(value) is not int or not 0 <= value < vocab_size:
-                raise ValueError(f"{where}: {role}_token_id {str(value)[:40]} is no token")
+                raise ValueError(
+                    f"{where}: {role}_token_id must lie in 0..{vocab_size - 1}, got "
+                    f"{str(value)[:40]}"
+                )
             found[role] = value
     stops = dict.fromkeys(found[role] for role in gguf_vocabulary.ENDS if role in found)
     return SpecialTokens(

@@ -1,7 +1,7 @@
-"""The header of a GGUF file, every count and length checked against the file's size.
+"""The header of a GGUF file is read with every count and length checked against the file's size.
 
-The package `gguf` trusts them: a file of 100 bytes that claims 2^40 entries fills its memory. Its
-tables of types and its dequantisation are used, its reader is not.
+The reader of the package `gguf` trusts these numbers: a file of 100 bytes that claims 2^40 entries
+exhausts the memory. Only the package's tables of types and its dequantisation are used.
 Format: docs/gguf.md of ggml, versions 2 and 3, little-endian.
 """
 
@@ -22,7 +22,7 @@ _STRING, _ARRAY, _FLOAT32, _BOOL = 8, 9, 6, 7
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's ggml type by number, shape [rows, columns] and absolute offset in bytes."""
+    """A TensorInfo is a tensor's ggml type number, shape [rows, columns] and offset in the file."""
 
     kind: int
     shape: tuple[int, ...]
@@ -31,14 +31,17 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata (numbers, strings, numpy arrays, lists of strings) and tensors of a file."""
+    """A Header holds the metadata of a file by key and what is known of its tensors by name.
+
+    Metadata values are numbers, strings, numpy arrays and lists of strings.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
 
 class _Cursor:
-    """Reads forward and refuses what the file can't hold."""
+    """A cursor reads a file forward and refuses counts that the file cannot hold."""
 
     def __init__(self, path: Path):
         self.path, self.size, self.at = path, file_size(path), 0
@@ -46,7 +49,7 @@ class _Cursor:
 
     def take(self, count: int) -> bytes:
         if count > min(self.size, HEADER_BYTES) - self.at:
-            reason = f"its header wants {count} bytes at {self.at} of {self.size}"
+            reason = f"its header needs {count} bytes at {self.at} of {self.size}"
             raise ValueError(f"{self.path} is truncated or damaged: {reason}")
         self.at += count
         data = self.file.read(count)
@@ -58,7 +61,7 @@ class _Cursor:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))[0]
 
     def count(self, least: int) -> int:
-        """A number of things that take at least `least` bytes each."""
+        """Reads a number of entries of at least `least` bytes each."""
         count = self.unpack("Q")
         if count * least > min(self.size, HEADER_BYTES) - self.at:
             raise ValueError(f"{self.path} is damaged: {count} entries at {self.at} of {self.size}")
@@ -69,35 +72,45 @@ class _Cursor:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is damaged: no UTF-8 before byte {self.at}") from error
+            raise ValueError(
+                f"{self.path} is damaged: the string before byte {self.at} is not UTF-8"
+            ) from error
 
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind])
             value = np.frombuffer(self.take(dtype.itemsize), dtype)[0]
-            # The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06.
+            # The shortest decimal of this float32 is the intended number: 1e-05, not
+            # 9.999999747378752e-06.
             return float(str(value)) if kind == _FLOAT32 else value.item()
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
             return self.array(self.unpack("I"))
-        raise ValueError(f"{self.path} is damaged: value type {kind} at {self.at}")
+        raise ValueError(f"{self.path} is damaged: unknown value type {kind} at {self.at}")
 
     def array(self, kind: int) -> Any:
         if kind == _STRING:
             return [self.string() for _ in range(self.count(8))]
         if kind not in _SCALARS:
-            raise ValueError(f"{self.path}: array of type {kind} at {self.at}: damaged or nested")
+            raise ValueError(
+                f"{self.path} is damaged or has nested arrays: array of type {kind} at {self.at}"
+            )
         dtype = np.dtype(_SCALARS[kind])
         return np.frombuffer(self.take(self.count(dtype.itemsize) * dtype.itemsize), dtype)
 
 
 def read_header(path: Path) -> Header:
-    """The header. Raises ValueError: not GGUF, damaged, truncated, or tensors that overlap."""
+    """Reads the header of a GGUF file.
+
+    Raises:
+        ValueError: the file is not GGUF version 2 or 3, is damaged or truncated, or its tensors
+            overlap.
+    """
     cursor = _Cursor(path)
     with cursor.file:
         if cursor.take(4) != b"GGUF":
-            raise ValueError(f"{path} is no GGUF file: it doesn't begin with GGUF")
+            raise ValueError(f"{path} is not a GGUF file: it does not begin with GGUF")
         version = cursor.unpack("I")
         if version not in (2, 3):
             raise ValueError(f"{path}: GGUF version {version} is not supported, only 2 and 3 are")
@@ -116,7 +129,7 @@ def read_header(path: Path) -> Header:
 def _new(cursor: _Cursor, seen: dict) -> str:
     name = cursor.string()
     if name in seen:
-        raise ValueError(f"{cursor.path}: the name {name[:100]!r} is there twice")
+        raise ValueError(f"{cursor.path}: the name {name[:100]!r} occurs twice")
     return name
 
 
@@ -129,10 +142,12 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
 
 
 def _placed(cursor: _Cursor, raw: dict, alignment: Any) -> dict[str, TensorInfo]:
-    """Tensors with absolute offsets, checked to lie apart from each other inside the file."""
+    """Returns tensors with absolute offsets, once none overlaps another or leaves the file."""
     path = cursor.path
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"{path}: general.alignment {str(alignment)[:40]} is no power of two")
+        raise ValueError(
+            f"{path}: general.alignment must be a power of two, got {str(alignment)[:40]}"
+        )
     start = -(-cursor.at // alignment) * alignment
     end, placed = start, {}
     for name, info in sorted(raw.items(), key=lambda item: item[1].offset):
@@ -141,13 +156,19 @@ def _placed(cursor: _Cursor, raw: dict, alignment: Any) -> dict[str, TensorInfo]
             raise ValueError(f"{path}: tensor {name[:100]!r} overlaps another or is not aligned")
         end = first + byte_count(path, name, info)
         if end > cursor.size:
-            raise ValueError(f"{path} is truncated: {name[:100]!r} ends at {end}, the file before")
+            raise ValueError(
+                f"{path} is truncated: {name[:100]!r} ends at {end}, the file at {cursor.size}"
+            )
         placed[name] = info._replace(offset=first)
     return placed
 
 
 def byte_count(path: Path, name: str, info: TensorInfo) -> int:
-    """Bytes of a tensor. Raises ValueError: unknown type, or rows that aren't whole blocks."""
+    """Returns the size of a tensor in bytes.
+
+    Raises:
+        ValueError: the type is unknown, or rows are not whole blocks.
+    """
     block, size = block_size(path, name, info.kind)
     values = math.prod(info.shape)
     if not 0 < values < 2**48 or info.shape[-1] % block:
@@ -156,7 +177,11 @@ def byte_count(path: Path, name: str, info: TensorInfo) -> int:
 
 
 def block_size(path: Path, name: str, kind: int) -> tuple[int, int]:
-    """(values, bytes) of a block of this ggml type."""
+    """Returns (values, bytes) of a block of this ggml type.
+
+    Raises:
+        ValueError: the type is unknown.
+    """
     import gguf
 
     try:

@@ -1,4 +1,4 @@
-"""The rope.* metadata of GGUF and our methods, as llama.cpp means them."""
+"""The rope.* metadata of GGUF become rotary methods, and back, with llama.cpp's meaning."""
 
 from typing import Any
 
@@ -9,29 +9,35 @@ from longrope_jax.errors import unknown_name
 from longrope_jax.weights.files import TensorSource, check_shape, number, whole
 
 FREQS = "rope_freqs.weight"
-TYPES = ("none", "linear", "yarn")  # longrope belongs to other architectures than llama
+TYPES = ("none", "linear", "yarn")  # llama.cpp has longrope for other architectures only
 _KEY = "llama.rope."
-# llama.cpp reads these of other architectures alone; a Llama's it passes over.
+# llama.cpp reads these keys for other architectures only, and ignores them for a Llama.
 _PASSED_OVER = ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 
 
 def read(
     metadata: dict, source: TensorSource, head_dim: int, context_length: int, notes: list[str]
 ):
-    """The rotary method of a file. Raises ValueError: an unknown type, or contradictions."""
+    """Returns the rotary method of a file and adds to `notes` what it assumes.
+
+    Raises:
+        ValueError: the type of scaling is unknown, or the metadata contradict each other.
+    """
     where = source.where
     base = number(metadata, _KEY + "freq_base", where, 10_000.0)
     dim = whole(metadata, _KEY + "dimension_count", where, head_dim)
-    if dim != head_dim:  # llama.cpp refuses it, too
-        raise ValueError(f"{where}: rope.dimension_count {dim} in heads of {head_dim}")
-    # llama.cpp: without a type, a factor means linear.
+    if dim != head_dim:  # llama.cpp refuses such a file, too
+        raise ValueError(
+            f"{where}: rope.dimension_count must be the head dimension {head_dim}, got {dim}"
+        )
+    # In llama.cpp a factor without a type means linear.
     kind = metadata.get(_KEY + "scaling.type", "linear")
     if kind not in TYPES:
         raise ValueError(f"{where}: " + unknown_name("rope.scaling.type", str(kind), TYPES))
     old = number(metadata, _KEY + "scale_linear", where, 1.0)
     factor = number(metadata, _KEY + "scaling.factor", where, old)
     notes += [
-        f"rope.scaling.{key} acts here; llama.cpp passes over it in a Llama"
+        f"rope.scaling.{key} is applied here, but llama.cpp ignores it for a Llama"
         for key in _PASSED_OVER
         if f"{_KEY}scaling.{key}" in metadata
     ]
@@ -78,16 +84,16 @@ def _attention_factor(metadata: dict, where: str) -> float:
 
 
 def _factors(source: TensorSource, dim: int) -> list[float] | None:
-    """Numbers by which frequencies are divided, one per pair, or None where there are none."""
+    """Returns the factors that divide the frequencies, one per pair, or None if there are none."""
     if FREQS not in source.shapes:
         return None
     check_shape(source, FREQS, (dim // 2,))
-    # Shortest decimals: 8.0 stays 8.0, and a factor written from a list of ours comes back.
+    # The shortest decimals give back the factors that an export of ours was made from.
     return [float(str(np.float32(x))) for x in source.rows(FREQS, 0, dim // 2)]
 
 
 def _by_factors(factors, gain, base, dim, context_length, notes):
-    """Llama 3's method where its formula gives these factors, else one factor per pair."""
+    """Returns Llama 3's method if its formula gives these factors, else one factor per pair."""
     theta = rotary.rope_inv_freq(base, dim)
     for exponent in range(6, 21):
         if max(factors) < 1 or gain != 1:
@@ -97,7 +103,10 @@ def _by_factors(factors, gain, base, dim, context_length, notes):
         if np.allclose(got, factors, rtol=1e-6):
             notes.append(f"{FREQS} is Llama 3's rule with original length {2**exponent}")
             return spec
-    notes.append("frequencies and attention factor follow no known rule: one factor per pair")
+    notes.append(
+        "the frequencies and the attention factor follow no known rule: they are kept as one "
+        "factor per pair"
+    )
     return rotary.LongRoPE(
         long_factor=tuple(factors),
         short_factor=tuple(factors),
@@ -114,9 +123,13 @@ _NO_FLOATS = ("scaling.type", "scaling.original_context_length")
 
 
 def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and tensors. Raises ValueError: a method that llama.cpp's Llama can't be told."""
+    """Returns the metadata and tensors that describe a rotary method.
+
+    Raises:
+        ValueError: GGUF cannot describe the method for llama.cpp's Llama.
+    """
     metadata, tensors = _WRITERS.get(type(spec), _write_factors)(spec, head_dim)
-    # An int would be stored as one, and llama.cpp refuses a file whose numbers are of another type.
+    # The writer stores an int as an integer, and llama.cpp then refuses the file.
     as_float = {k: float(v) for k, v in metadata.items() if k not in _NO_FLOATS}
     metadata = {_KEY + key: value for key, value in (metadata | as_float).items()}
     return metadata | {_KEY + "dimension_count": head_dim}, tensors
@@ -144,14 +157,20 @@ def _write_yarn(spec, dim):
         "scaling.type": "yarn",
         "scaling.factor": spec.factor,
         "scaling.original_context_length": _whole_length(spec),
-        # llama.cpp multiplies its own 0.1 ln s + 1 by this one.
+        # llama.cpp multiplies its own 0.1 ln s + 1 by this factor.
         "scaling.attn_factor": spec.amplitude / own.amplitude,
     }
     return {"freq_base": spec.base} | options, {}
 
 
 def _write_factors(spec, dim):
-    """Any frequencies that stay: what llama.cpp divides those of RoPE by, and the amplitude."""
+    """Returns the amplitude and the factors by which llama.cpp divides the frequencies of RoPE.
+
+    This describes any method whose frequencies do not depend on length.
+
+    Raises:
+        ValueError: the frequencies depend on length, or some features of the head do not rotate.
+    """
     base = getattr(spec, "base", 10_000.0)
     theta = rotary.rope_inv_freq(base, dim)
     found, far = (spec.frequencies(head_dim=dim, seq_len=n) for n in (1, rotary.MAX_POSITION))
@@ -159,8 +178,8 @@ def _write_factors(spec, dim):
     whole_head = found.pairs == len(theta) and found.inv_freq.all()
     if not (whole_head and found.equals(plain) and found.equals(far)):
         raise ValueError(
-            f"GGUF can't say {rotary.name_of(spec)}: llama.cpp turns every pair of a Llama's head "
-            "by one frequency at all lengths"
+            f"GGUF cannot describe {rotary.name_of(spec)}: llama.cpp turns every pair of a Llama's "
+            "head by one frequency at all lengths; save as Hugging Face or take another method"
         )
     gain = {} if found.amplitude == 1 else {"scaling.attn_factor": found.amplitude}
     return {"freq_base": base} | gain, {FREQS: (theta / found.inv_freq).astype(np.float32)}
@@ -168,7 +187,7 @@ def _write_factors(spec, dim):
 
 def _whole_length(spec) -> int:
     if spec.original_length != int(spec.original_length):
-        raise ValueError(f"GGUF wants a whole original_length, got {spec.original_length}")
+        raise ValueError(f"GGUF needs a whole original_length, got {spec.original_length}")
     return int(spec.original_length)
 
 

@@ -1,7 +1,8 @@
-"""A GGUF file's vocabulary as a tokenizer.json, and back.
+"""The vocabulary of a GGUF file becomes a tokenizer.json, and back.
 
-Models: "gpt2" (byte-level BPE; `tokenizer.ggml.pre` names how text is cut before it) and "llama"
-(sentencepiece's BPE with bytes for what it lacks). llama.cpp's src/llama-vocab.cpp defines both.
+Two models are known: "gpt2" is byte-level BPE, where `tokenizer.ggml.pre` names how text is split
+before merging; "llama" is sentencepiece's BPE, with bytes for characters outside the vocabulary.
+llama.cpp's src/llama-vocab.cpp defines both.
 """
 
 import json
@@ -12,7 +13,7 @@ import numpy as np
 from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, SpecialTokens
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: llama.cpp stops at each
+ENDS = ("eos", "eot", "eom")  # llama.cpp stops at the end of a text, of a turn and of a message
 _KEY = "tokenizer.ggml."
 CHAT_TEMPLATE = "tokenizer.chat_template"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -23,7 +24,7 @@ _LLAMA3 = (
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
-# How each `pre` cuts text, as tokenizer.json says it.
+# How each `pre` splits text, in the terms of tokenizer.json.
 PRE = {
     "gpt-2": _BYTES,
     "smollm": {
@@ -46,24 +47,27 @@ PRE = {
 
 
 class UnknownTokenizer(ValueError):
-    """A vocabulary of a kind that this package has no definition of."""
+    """The vocabulary is of a kind that this package has no definition of."""
 
 
 def read(metadata: dict[str, Any], vocab_size: int) -> str:
-    """The tokenizer.json of a file's metadata.
+    """Returns the tokenizer.json that is equivalent to the vocabulary in a file's metadata.
 
     Raises:
-        UnknownTokenizer: none in the file, or a kind that is not known here.
-        ValueError: damaged.
+        UnknownTokenizer: the file has no vocabulary, or one of an unknown kind.
+        ValueError: the vocabulary is damaged.
     """
     model, pre = metadata.get(_KEY + "model"), metadata.get(_KEY + "pre", "default")
     if model not in ("gpt2", "llama"):
         raise UnknownTokenizer(f"tokenizer.ggml.model {str(model)[:40]!r} is not gpt2 or llama")
     if model == "gpt2" and (not isinstance(pre, str) or pre not in PRE):
-        raise UnknownTokenizer(f"tokenizer.ggml.pre {str(pre)[:40]!r} is none of {sorted(PRE)}")
+        raise UnknownTokenizer(f"tokenizer.ggml.pre {str(pre)[:40]!r} is not one of {sorted(PRE)}")
     tokens = _strings(metadata, "tokens")
     if len(tokens) != vocab_size or len(set(tokens)) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, some twice or not the {vocab_size} expected")
+        raise ValueError(
+            f"tokenizer.ggml.tokens must hold {vocab_size} different tokens, got "
+            f"{len(set(tokens))} different of {len(tokens)}"
+        )
     types = np.asarray(metadata.get(_KEY + "token_type", [NORMAL] * len(tokens)))
     if types.shape != (len(tokens),) or types.dtype.kind not in "iu":
         raise ValueError("tokenizer.ggml.token_type is damaged: expected one number per token")
@@ -74,7 +78,13 @@ def read(metadata: dict[str, Any], vocab_size: int) -> str:
 
 
 def adds_bos(metadata: dict[str, Any], where: str) -> bool:
-    """Whether llama.cpp begins a prompt with the beginning token: as said, else by the kind."""
+    """Says whether llama.cpp begins a prompt with the beginning token.
+
+    The metadata decide, or where they are silent the kind of vocabulary.
+
+    Raises:
+        ValueError: add_bos_token is not a bool.
+    """
     found = metadata.get(_KEY + "add_bos_token")
     if found is None:
         return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") == "llama-bpe"
@@ -84,7 +94,11 @@ def adds_bos(metadata: dict[str, Any], where: str) -> bool:
 
 
 def chat_template(metadata: dict[str, Any], where: str) -> str | None:
-    """The Jinja text that writes a conversation. Raises ValueError: damaged."""
+    """Returns the Jinja text that writes a conversation, or None if there is none.
+
+    Raises:
+        ValueError: the entry is not a text.
+    """
     found = metadata.get(CHAT_TEMPLATE)
     if not isinstance(found, str | None):
         raise ValueError(f"{where}: {CHAT_TEMPLATE} must be a text, got {found!r:.40}")
@@ -99,7 +113,7 @@ def _strings(metadata: dict, key: str) -> list[str]:
 
 
 def _file(vocab, types, **parts) -> dict:
-    """A tokenizer.json; tokens that text is not cut into are its added tokens."""
+    """Returns a tokenizer.json whose added tokens are the control and user-defined tokens."""
     added = [
         {
             "id": at,
@@ -136,7 +150,7 @@ def _byte_level(metadata, vocab, types, pre) -> dict:
         left, _, right = merge.partition(" ")
         if not (left in vocab and right in vocab and left + right in vocab):
             raise ValueError(f"tokenizer.ggml.merges has {merge[:60]!r}, whose tokens are missing")
-    # Written as pairs: a token of the newer models may hold a blank.
+    # Tokens of the newer models may hold a blank, so each merge is a pair and not one string.
     pairs = [list(merge.split(" ", 1)) for merge in merges]
     return _file(
         vocab,
@@ -176,10 +190,10 @@ def _sentencepiece(metadata, vocab, types) -> dict:
 
 
 def merges_of(vocab: dict[str, int], scores, types) -> list[list[str]]:
-    """Every way to make a token out of two others, the token with the highest score first."""
+    """Returns every way to join two tokens into a third, the token with the highest score first."""
     merges = []
     for token, at in vocab.items():
-        # A token of this length is damage, and would take its square in time.
+        # Longer tokens are a sign of damage, and would take time that grows with their square.
         if types[at] != NORMAL or not 1 < len(token) <= 256:
             continue
         for cut in range(1, len(token)):
@@ -193,22 +207,26 @@ def merges_of(vocab: dict[str, int], scores, types) -> list[list[str]]:
 
 
 def write(tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Metadata of a tokenizer; None gives a file without one, which llama.cpp accepts.
+    """Returns the metadata of a tokenizer; for None, of a file without one, as llama.cpp accepts.
 
-    Raises ValueError: a tokenizer that GGUF has no kind for.
+    Raises:
+        ValueError: GGUF has no kind of vocabulary for the tokenizer, or it has more ids than
+            `vocab_size`.
     """
     if tokenizer is None:
         return {_KEY + "model": "none"}
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _write_sentencepiece(tokenizer, vocab_size)
     if not isinstance(tokenizer, HuggingFaceTokenizer):
-        raise ValueError(f"{type(tokenizer).__name__} has no GGUF form: pass tokenizer=None")
+        raise ValueError(
+            f"tokenizer {type(tokenizer).__name__} has no GGUF form: pass tokenizer=None"
+        )
     parts = json.loads(tokenizer.text())
     kind = _kind(parts)
     if kind is None:
         raise ValueError(
-            f"{tokenizer.path} cuts text in a way that GGUF has no name for here "
-            f"(known: {', '.join(PRE)}, sentencepiece's): pass tokenizer=None"
+            f"{tokenizer.path} splits text in a way that this package cannot write into GGUF "
+            f"(known: {', '.join(PRE)}, sentencepiece): pass tokenizer=None"
         )
     model, (tokens, types) = parts["model"], _listed(parts, vocab_size)
     merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
@@ -222,7 +240,7 @@ def write(tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _kind(parts: dict) -> dict[str, Any] | None:
-    """What llama.cpp is told of how text is cut; None where it would cut in another way."""
+    """Returns the metadata that make llama.cpp split text in the same way, or None if none do."""
     model, cut, before = parts["model"], parts.get("pre_tokenizer"), parts.get("normalizer")
     if model["type"] != "BPE":
         return None
@@ -235,12 +253,12 @@ def _kind(parts: dict) -> dict[str, Any] | None:
 
 
 def _prefix(normalizer: dict | None, cut: dict | None) -> bool | None:
-    """Whether sentencepiece's kind puts a blank before a text; None where it is another kind."""
+    """Says whether a tokenizer like sentencepiece puts a blank before a text; None for others."""
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if cut is None and steps in ([_PREPEND, _BLANKS], [_BLANKS]):
         return _PREPEND in steps
-    # transformers 5 writes this, which puts none before a text that has one; llama.cpp, as
-    # sentencepiece itself, does.
+    # transformers 5 writes a Metaspace, which puts no blank before a text that begins with one,
+    # while llama.cpp and sentencepiece do.
     scheme = (cut or {}).get("prepend_scheme")
     if not steps and cut == _METASPACE | {"prepend_scheme": scheme}:
         return scheme != "never"
@@ -248,23 +266,31 @@ def _prefix(normalizer: dict | None, cut: dict | None) -> bool | None:
 
 
 def _check_merges(tokenizer, model: dict, merges: list[list[str]], types: list[int]) -> None:
-    """llama.cpp makes a token out of any two that give it, in a list of merges or not."""
+    """Checks that all joins are merges, because llama.cpp joins any two tokens that form a third.
+
+    Raises:
+        ValueError: llama.cpp would join two tokens that the tokenizer never merges.
+    """
     known = set(map(tuple, merges))
     for pair in merges_of(model["vocab"], np.zeros(len(types)), types):
         if tuple(pair) not in known:
             raise ValueError(
-                f"{tokenizer.path} never merges {pair[0]!r} and {pair[1]!r}, as llama.cpp would: "
+                f"{tokenizer.path} never merges {pair[0]!r} and {pair[1]!r}, but llama.cpp would: "
                 "pass tokenizer=None"
             )
 
 
 def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
-    """Metadata of the tokens that begin and end a text, of a prompt's beginning, and the template.
+    """Returns the metadata of the special tokens, of how a prompt begins, and the chat template.
 
-    Raises ValueError: more ends than GGUF has names for.
+    Raises:
+        ValueError: there are more tokens that end a text than GGUF has names for.
     """
     if len(special.stops) > len(ENDS):
-        raise ValueError(f"GGUF has {len(ENDS)} tokens that end a text, not {special.stops}")
+        raise ValueError(
+            f"GGUF can hold {len(ENDS)} tokens that end a text, got {special.stops}: leave some of "
+            "special_tokens.more_eos out"
+        )
     ids = special.ids() | dict(zip(ENDS, special.stops, strict=False))
     chat = {} if special.chat_template is None else {CHAT_TEMPLATE: special.chat_template}
     begins = {} if special.adds_bos is None else {_KEY + "add_bos_token": special.adds_bos}
@@ -272,7 +298,7 @@ def write_special_tokens(special: SpecialTokens) -> dict[str, Any]:
 
 
 def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Tokens by id and their types; ids without a token get a name of their own."""
+    """Returns tokens by id and their types; an id without a token gets the name [PADid]."""
     by_id = {at: (token, NORMAL) for token, at in parts["model"]["vocab"].items()}
     if parts["model"].get("byte_fallback"):
         for at, (token, _) in by_id.items():
@@ -283,13 +309,16 @@ def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
     for added in parts["added_tokens"]:
         by_id[added["id"]] = added["content"], CONTROL if added["special"] else USER
     if max(by_id) >= vocab_size:
-        raise ValueError(f"the tokenizer has id {max(by_id)}, the model {vocab_size} tokens")
+        raise ValueError(
+            f"the tokenizer has id {max(by_id)}, but the model has only {vocab_size} tokens: pass "
+            "tokenizer=None or the tokenizer of this model"
+        )
     listed = [by_id.get(at, (f"[PAD{at}]", UNUSED)) for at in range(vocab_size)]
     return [token for token, _ in listed], [kind for _, kind in listed]
 
 
 def _scores(merges: list[list[str]], tokens: list[str]) -> list[float]:
-    """Scores that order tokens as the merges do."""
+    """Returns scores that order the tokens as the merges do."""
     first = {}
     for rank, merge in enumerate(merges):
         first.setdefault("".join(merge), float(-rank))
@@ -300,7 +329,10 @@ def _write_sentencepiece(tokenizer, vocab_size: int) -> dict[str, Any]:
     tokenizer.check_plain()
     pieces, own = tokenizer.pieces(), tokenizer.special_ids
     if len(pieces) > vocab_size:
-        raise ValueError(f"the tokenizer has {len(pieces)} ids, the model {vocab_size} tokens")
+        raise ValueError(
+            f"the tokenizer has {len(pieces)} ids, but the model has only {vocab_size} tokens: "
+            "pass tokenizer=None or the tokenizer of this model"
+        )
     pieces += [(f"[PAD{at}]", 0.0, UNUSED) for at in range(len(pieces), vocab_size)]
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     kind = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}

@@ -1,4 +1,7 @@
-"""A Hugging Face folder: config.json, safetensors in one file or by an index, tokenizer.json."""
+"""Hugging Face folders are read and written: config.json, safetensors and tokenizer files.
+
+The safetensors are one file, or several with an index.
+"""
 
 import json
 import math
@@ -20,18 +23,19 @@ from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"  # as transformers 5 writes it; older: in TOKENIZER_CONFIG
+CHAT_TEMPLATE = "chat_template.jinja"  # before transformers 5 it was a key of TOKENIZER_CONFIG
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
-MODEL_TYPES = ("llama", "mistral")  # Mistral's modules are Llama's where sliding_window is null
+MODEL_TYPES = ("llama", "mistral")  # Mistral with a null sliding_window is the same network
 _TOKENIZERS = tokenizers.SentencePieceTokenizer | tokenizers.HuggingFaceTokenizer
-_IGNORED = ("rotary_emb.inv_freq",)  # in the first Llama conversions; follows from the config
+_IGNORED = ("rotary_emb.inv_freq",)  # the first conversions of Llama store what the config implies
 
 
 def read(path: Path) -> ForeignCheckpoint:
-    """What is in the folder, headers and config checked, no tensor read yet.
+    """Reads the config, headers and tokenizer of a folder and checks them; no tensor is read yet.
 
-    Raises ValueError: what is missing, damaged, or not this architecture.
+    Raises:
+        ValueError: a file is missing or damaged, or the architecture is not supported.
     """
     where = str(path / CONFIG)
     raw = _defaults(read_json(path / CONFIG), where)
@@ -40,7 +44,7 @@ def read(path: Path) -> ForeignCheckpoint:
     spec = _rotary(raw, config.head_dim, where)
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
-        notes.append(f"{ignored} tensors rotary_emb.inv_freq left out: the config says them")
+        notes.append(f"{ignored} tensors rotary_emb.inv_freq are ignored: the config implies them")
     tokenizer = _tokenizer(path, notes)
     bos, stops = _special_ids(path, raw, config.vocab_size)
     return ForeignCheckpoint(
@@ -63,12 +67,16 @@ def read(path: Path) -> ForeignCheckpoint:
 
 
 def _defaults(raw: dict, where: str) -> dict:
-    """The config with what transformers' classes put in for keys that are left out."""
+    """Returns the config with the defaults of transformers' classes for keys that are left out.
+
+    Raises:
+        ValueError: the default would be a sliding window, which is not supported.
+    """
     raw = {"bos_token_id": 1, "eos_token_id": 2} | raw
     if raw.get("model_type") == "mistral" and "sliding_window" not in raw:
         raise ValueError(
-            f"{where} says no sliding_window, which is 4096 in transformers' Mistral and not "
-            "supported: write null where the model has none"
+            f"{where} has no sliding_window, which means 4096 in transformers' Mistral and is not "
+            "supported: write null if the model has none"
         )
     return {"num_key_value_heads": 8} | raw if raw.get("model_type") == "mistral" else raw
 
@@ -84,7 +92,7 @@ def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
         raise ValueError(f"{where}: rotary parameters: {error}") from error
     if isinstance(spec, rotary.PartialRotary):
         raise ValueError(
-            f"{where}: partial_rotary_factor {spec.fraction}, but model_type llama turns whole "
+            f"{where}: partial_rotary_factor is {spec.fraction}, but model_type llama turns whole "
             "heads: remove the key, or is this another architecture?"
         )
     return spec
@@ -104,9 +112,12 @@ def _files(path: Path) -> list[Path]:
         # A name with a folder in it could point anywhere on this machine.
         plain = isinstance(name, str) and name.endswith(".safetensors") and name[0] != "."
         if not plain or "/" in name or "\\" in name or "\0" in name:
-            raise ValueError(f"{path / INDEX}: {str(name)[:80]!r} is no .safetensors file name")
+            raise ValueError(
+                f"{path / INDEX}: expected the name of a .safetensors file in the folder, got "
+                f"{str(name)[:80]!r}"
+            )
     if (path / SINGLE).exists() and SINGLE not in listed.values():
-        return [path / SINGLE]  # as transformers: the index is of files that were there before
+        return [path / SINGLE]  # transformers, too, takes such an index to be a leftover
     files = [path / name for name in sorted(set(listed.values()))]
     _compare(path, listed, SafetensorsSource(str(path), files))
     return files
@@ -138,17 +149,21 @@ def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
         tie_embeddings=tied,
         rotary_layout="half",
     )
-    notes = ["Hugging Face folder: queries and keys in the half layout"]
+    notes = ["Hugging Face folder: queries and keys are in the half layout"]
     if raw.get("auto_map"):
         notes.append("config.json names Python code (auto_map), which is never run")
     if tied and names.UNEMBED.hf in source.shapes:
         _same_head(source, where)
-        notes.append("tied: lm_head.weight is there, too, and equal to the embedding")
+        notes.append("the embeddings are tied: lm_head.weight is present and equal to them")
     return config, notes
 
 
 def _refuse(raw: dict, where: str) -> None:
-    """Options that would give other numbers than this model's."""
+    """Refuses options that would give other numbers than this package's model computes.
+
+    Raises:
+        ValueError: the config has such an option.
+    """
     expected = {
         "hidden_act": ("silu", "swish", None),
         "attention_bias": (False, None),
@@ -163,7 +178,11 @@ def _refuse(raw: dict, where: str) -> None:
 
 
 def _same_head(source, where: str) -> None:
-    """Raises ValueError unless the head of a tied model equals its embedding."""
+    """Checks that the output head of a tied model equals its embedding.
+
+    Raises:
+        ValueError: the two differ.
+    """
     one, other = names.EMBED.hf, names.UNEMBED.hf
     shape = source.shapes[other]
     if source.shapes.get(one) != shape or len(shape) != 2:
@@ -174,7 +193,7 @@ def _same_head(source, where: str) -> None:
         if not np.array_equal(source.rows(one, *rows), source.rows(other, *rows)):
             raise ValueError(
                 f"{where}: tie_word_embeddings is true, but {other} differs from {one}: "
-                "say which by removing the tensor or setting it to false"
+                "remove the tensor or set tie_word_embeddings to false"
             )
 
 
@@ -191,9 +210,13 @@ def _tokenizer(path: Path, notes: list[str]):
 
 
 def _special_ids(path: Path, raw: dict, size: int) -> tuple[int | None, tuple[int, ...]]:
-    """The id that begins a text, and all at which transformers' generate ends, "eos" first.
+    """Returns the id that begins a text and the ids at which transformers stops, "eos" first.
 
-    Those are generation_config.json's where it has some, else config.json's.
+    transformers' generate stops at the ids of generation_config.json, or if there are none at those
+    of config.json.
+
+    Raises:
+        ValueError: an id lies outside the vocabulary of `size` tokens.
     """
     bos, declared = (_ids(raw, f"{role}_token_id", path / CONFIG, size) for role in ("bos", "eos"))
     file = path / GENERATION
@@ -204,7 +227,11 @@ def _special_ids(path: Path, raw: dict, size: int) -> tuple[int | None, tuple[in
 
 
 def _ids(raw: dict, key: str, where: Path, vocab_size: int) -> list[int]:
-    """The token ids under `key`: none, one, or a list of them."""
+    """Returns the token ids under `key`, which may hold none, one, or a list of them.
+
+    Raises:
+        ValueError: an id lies outside the vocabulary.
+    """
     value = raw.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if value == [] or not all(type(at) is int and 0 <= at < vocab_size for at in ids):
@@ -213,7 +240,13 @@ def _ids(raw: dict, key: str, where: Path, vocab_size: int) -> list[int]:
 
 
 def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
-    """Whether transformers begins a text with `first`: as said, else as the tokenizer does."""
+    """Says whether transformers begins a text with the id `first`.
+
+    tokenizer_config.json decides, or where it is silent the tokenizer itself.
+
+    Raises:
+        ValueError: add_bos_token is not a bool.
+    """
     if tokenizer is None or first is None:
         return False
     file = path / TOKENIZER_CONFIG
@@ -224,14 +257,18 @@ def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
 
 
 def _chat_template(path: Path, notes: list[str]) -> str | None:
-    """The Jinja text that writes a conversation; of several the one named "default"."""
+    """Returns the Jinja text that writes a conversation; among several, the one named "default".
+
+    Raises:
+        ValueError: the template is not a text.
+    """
     if (path / CHAT_TEMPLATE).is_file():
         return read_text(path / CHAT_TEMPLATE)
     file = path / TOKENIZER_CONFIG
     declared = read_json(file).get("chat_template") if file.is_file() else None
     if isinstance(declared, list):
         named = [each for each in declared if isinstance(each, dict) and "template" in each]
-        notes.append(f"of {len(declared)} chat templates the one named default is kept, if any")
+        notes.append(f"the default one of {len(declared)} chat templates is kept, if there is one")
         declared = next((each["template"] for each in named if each.get("name") == "default"), None)
     if not isinstance(declared, str | None):
         raise ValueError(f"{file}: chat_template must be a text, got {declared!r:.40}")
@@ -243,7 +280,11 @@ def _chat_template(path: Path, notes: list[str]) -> str | None:
 
 
 def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
-    """Writes the folder. Raises ValueError: a rotary method that transformers' Llama lacks."""
+    """Writes a Hugging Face folder.
+
+    Raises:
+        ValueError: the folder is in use, or transformers' Llama lacks the method or the tokenizer.
+    """
     raw = plan(config, spec, tokenizer, dtype, context_length, special)
     check_free(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -264,35 +305,52 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
         listed = {name: file for file, wanted in files.items() for name in wanted}
         index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
         _write_json(path / INDEX, index)
-    _write_json(path / CONFIG, raw)  # last: a folder without it is not whole
+    _write_json(path / CONFIG, raw)  # last, because a folder without it counts as incomplete
 
 
 def check_free(path: Path) -> None:
-    """Raises ValueError unless the folder is new or empty: another model's files would be read."""
+    """Checks that the folder is new or empty, because files of another model would be read, too.
+
+    Raises:
+        ValueError: the path is a file, or the folder holds something.
+    """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: delete it first, or save into another folder")
     if old := sorted(path.iterdir()) if path.is_dir() else []:
         raise ValueError(
-            f"{path} holds {old[0].name} already: delete the folder first, or save into another"
+            f"{path} already holds {old[0].name}: delete the folder first, or save into another"
         )
 
 
 def plan(config, spec, tokenizer, dtype, context_length, special) -> dict[str, Any]:
-    """config.json. Raises ValueError: what of this the format can't say."""
+    """Returns the content of config.json, once everything is known to fit the format.
+
+    Raises:
+        ValueError: transformers' Llama lacks the method, or the format the tokenizer.
+    """
     if not isinstance(tokenizer, _TOKENIZERS | None):
-        raise ValueError(f"{type(tokenizer).__name__} has no Hugging Face form: tokenizer=None")
+        raise ValueError(
+            f"tokenizer {type(tokenizer).__name__} has no Hugging Face form: pass tokenizer=None"
+        )
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         tokenizer.check_plain()
     return export_config(config, spec, dtype, context_length, special)
 
 
 def export_config(config, spec, dtype, context_length, special: SpecialTokens) -> dict[str, Any]:
-    """config.json for transformers 5. Raises ValueError as `rotary.to_hf`."""
+    """Returns the content of config.json for transformers 5.
+
+    Raises:
+        ValueError: transformers' Llama lacks the rotary method.
+    """
     if isinstance(spec, rotary.PartialRotary):
-        raise ValueError("transformers' Llama turns whole heads: it has no partial rotary")
+        raise ValueError(
+            f"transformers' Llama turns whole heads, so it cannot hold {rotary.name_of(spec)}: "
+            "save with another method"
+        )
     parameters = rotary.to_hf(spec, head_dim=config.head_dim)
     if isinstance(spec, rotary.DynamicNTK):
-        context_length = spec.original_length  # where transformers looks for it
+        context_length = spec.original_length  # transformers reads the original length there
     elif context_length is None:
         context_length = extended_length(spec)
     return {
@@ -319,7 +377,7 @@ def export_config(config, spec, dtype, context_length, special: SpecialTokens) -
 
 
 def _shards(plan, config, dtype) -> dict[str, list[str]]:
-    """File name to tensor names, each file below SHARD_BYTES where its tensors allow."""
+    """Returns the tensor names of each file, up to SHARD_BYTES unless one tensor is larger."""
     groups, size = [[]], 0
     for name, (leaf, _) in plan.items():
         count = math.prod(names.file_shape(config, leaf)) * dtype.itemsize
@@ -337,7 +395,8 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
 def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
     if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
         (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
-        # transformers' LlamaTokenizer, made of the model, leaves out a blank before a blank.
+        # transformers' LlamaTokenizer, built from the .model, drops a blank before a blank, so the
+        # folder gets a tokenizer.json of its own.
         size = tokenizer.vocab_size
         text = gguf_vocabulary.read(gguf_vocabulary.write(tokenizer, size), size)
         tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text)
@@ -353,7 +412,7 @@ def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
 
 
 def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer, declared: SpecialTokens) -> str:
-    """Its text, with what transformers needs to put the beginning token first where that is due."""
+    """Returns the text of a tokenizer.json that begins a text with `bos` where that is declared."""
     first, parts = declared.bos, json.loads(tokenizer.text())
     names = {tokenizer.special(name): name for name in tokenizer.specials}
     if not declared.adds_bos or first not in names or tokenizer.begins_with(first):
