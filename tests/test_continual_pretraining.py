@@ -1,35 +1,21 @@
-"""Continual pretraining and LongLoRA's table: tiny runs, cut off and resumed, exported, refused."""
+"""Continual pretraining and LongLoRA's tables: the numbers, the export, and what is refused."""
 
 import dataclasses
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import types
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from checkpoints import tokenizer_json
-from experiments.progress import StudyProgress
-from ml_collections import ConfigDict
+from checkpoints import CONFIG, tokenizer_json, write
 
+import longrope_jax
 from configs import continual_pretraining as configs
 from configs import longlora as longlora_configs
-from experiments import continual_pretraining, longlora
-from experiments.continual import base as bases
-from experiments.continual import page, train
-from experiments.continual.project import Project
-from longrope_jax import llama, rotary, weights
-from longrope_jax import model as model_lib
+from experiments import continual_pretraining, lab, longlora
+from experiments.lab import checkpoint, cli
+from longrope_jax import llama, rotary
 from longrope_jax.data import tokenizers
-from longrope_jax.training import lora, metrics
-
-ROOT = Path(__file__).resolve().parents[1]
+from longrope_jax.training import lora
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +32,29 @@ def text(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny(text):
-    config = configs.get_config("tiny")
+def config_of(study, text, **changes):
+    config = cli.load_config(f"configs/{study}.py:tiny")
     config.corpus = str(text)
+    for field, value in changes.items():
+        cli.override(config, field, value)
     return config
 
 
-def blocks(workdir):
-    """Every measurement of a folder."""
-    return {p.stem: np.load(p)["blocks"] for p in sorted((workdir / "scores").glob("*.npz"))}
+def tiny(text, **changes):
+    return config_of("continual_pretraining", text, **changes)
+
+
+def arrays(folder, cells):
+    """By row, what the first seed's cells measured."""
+    return {c.row: lab.read(folder, c)["blocks"].astype(float) for c in cells if c.kind == "loss"}
 
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    """The folder of a whole tiny run, and what it returned."""
-    workdir = tmp_path_factory.mktemp("run")
-    config = configs.get_config("tiny")
-    config.corpus = str(text)
-    return workdir, continual_pretraining.main(config, workdir, "the command")
+    """The folder of a whole tiny run, its cells, and the report."""
+    folder = tmp_path_factory.mktemp("run")
+    report = continual_pretraining.main(tiny(text), folder, "the command")
+    return folder, continual_pretraining.plan(tiny(text), folder), report
 
 
 # A whole run
@@ -72,258 +62,101 @@ def finished(text, tmp_path_factory):
 
 @pytest.mark.slow
 def test_training_lowers_the_held_out_loss_and_the_report_says_so(finished):
-    workdir, result = finished
-    found = blocks(workdir)
-    assert set(found) == {"unchanged", "zero-shot", "after-stage1"}
-    gain = found["zero-shot"].mean() - found["after-stage1"].mean()
+    folder, cells, report = finished
+    found = arrays(folder, cells)
+    assert list(found) == ["unchanged", "cropped", "zero-shot", "after stage1"]
+    gain = found["zero-shot"].mean() - found["after stage1"].mean()
     assert gain > 0.2
-    assert f"lower than zero-shot by {gain:.4f}" in result["claim"]
-    assert json.loads((workdir / "results.json").read_text())["claim"] == result["claim"]
-    page = (workdir / "report.html").read_text()
-    assert result["claim"] in page
-    assert "the command" in page
-    assert "http" not in page.replace("http-equiv", "")
-    for name in ("loss_by_position.png", "training.png", "loss.csv", "results.json"):
-        assert (workdir / name).stat().st_size < 300_000
+    assert f"lower than that of zero-shot: gain {gain:.4f}" in report.claims[0]
+    assert report.claims[1] == "training lowers the loss at the target length: holds."
+    assert json.loads((folder / "results.json").read_text())["claims"] == list(report.claims)
+    page = (folder / "report.html").read_text()
+    assert all(claim in page for claim in report.claims) and "the command" in page
+    for name in ("loss_by_position.png", "training.png", "loss.csv", "gain.csv"):
+        assert (folder / name).stat().st_size < 300_000
 
 
 @pytest.mark.slow
-def test_intervals_are_paired_over_documents_and_split_at_the_trained_length(finished, tiny):
-    workdir, _ = finished
-    project = Project(tiny, workdir)
-    assert page.parts(project) == {
-        "all positions": slice(None),
-        "trained length": slice(4),
-        "beyond it": slice(4, None),
-    }
-    found = blocks(workdir)
-    difference = (found["zero-shot"] - found["after-stage1"]).astype(float)
-    gain = page.gain(project, "zero-shot", "after-stage1", slice(4, None))
-    assert gain.estimate == pytest.approx(difference[:, 4:].mean())
-    assert gain.low < gain.estimate < gain.high
-    extra = page.extra_gain(project, "zero-shot", "after-stage1")
-    assert extra.estimate == pytest.approx(difference[:, 4:].mean() - difference[:, :4].mean())
+def test_gains_are_paired_over_documents_and_split_at_the_trained_length(finished, text):
+    folder, cells, _ = finished
+    config, _ = continual_pretraining.filled(tiny(text), folder)
+    parts = continual_pretraining.quantities(config, lab.scores(folder, cells, "blocks"))
+    found = arrays(folder, cells)
+    difference = found["zero-shot"] - found["after stage1"]
+    within, beyond = difference[:, :4].mean(1), difference[:, 4:].mean(1)
+    for name, values in (("within", within), ("beyond", beyond)):
+        gain = lab.difference(parts[name], "zero-shot", "after stage1")
+        assert gain.estimate == pytest.approx(values.mean())
+        assert gain.low < gain.estimate < gain.high
+    extra = lab.difference(parts["beyond minus within"], "zero-shot", "after stage1")
+    assert extra.estimate == pytest.approx((beyond - within).mean())
 
 
 @pytest.mark.slow
-def test_done_again_it_only_redraws(finished, tiny, monkeypatch, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished[0], workdir)
-    shutil.rmtree(workdir / "runs" / "stage1" / "checkpoints")
-    monkeypatch.setattr(continual_pretraining, "execute", None)
-    monkeypatch.setattr(bases, "load", None)
-    before = (workdir / "results.json").read_bytes()
-    continual_pretraining.main(tiny, workdir, "the command")
-    assert (workdir / "results.json").read_bytes() == before
+def test_cropping_changes_nothing_within_the_trained_length(finished):
+    found = arrays(*finished[:2])
+    np.testing.assert_allclose(found["cropped"][:, :4], found["unchanged"][:, :4], rtol=1e-5)
+    assert (found["cropped"][:, 4:] != found["unchanged"][:, 4:]).all()
 
 
 @pytest.mark.slow
-def test_cut_off_at_any_piece_of_work_it_ends_the_same(finished, tiny, monkeypatch, tmp_path):
-    """Interrupted while the base is scored, in training, and while the result is scored."""
-    advance, left = StudyProgress.advance, [2]
-
-    def cut_off(self, flops, tokens):
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        advance(self, flops, tokens)
-
-    monkeypatch.setattr(StudyProgress, "advance", cut_off)
-    cuts = 0
-    while cuts < 9:
-        try:
-            continual_pretraining.main(tiny, tmp_path, "the command")
-            break
-        except KeyboardInterrupt:
-            cuts, left[0] = cuts + 1, 3
-    assert cuts >= 3
-    found, expected = blocks(tmp_path), blocks(finished[0])
-    assert found.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
+def test_a_run_of_our_own_is_a_base_that_needs_nothing_said(finished, text, tmp_path):
+    """Its run.json says shape, method, tokenizer and length; unchanged it is what it was."""
+    folder, cells, _ = finished
+    run = lab.run_folder(folder, *cells[-1].after)
+    changes = {"trained_length": "0", "stages.stage1.length": "128", "evaluation.length": "64"}
+    config = tiny(text, model=str(run), **changes)
+    filled, facts = continual_pretraining.filled(config, tmp_path)
+    assert filled.trained_length == 64 and facts.method == rotary.build("pi", factor=2)
+    work = continual_pretraining.Work(filled, tmp_path, lab.Machine())
+    unchanged = continual_pretraining.plan(config, tmp_path)[0]
+    found = work.loss(unchanged)["blocks"]
+    np.testing.assert_allclose(found, arrays(folder, cells)["after stage1"], rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_killed_in_training_and_started_again_it_ends_the_same(text, tmp_path):
-    """SIGKILL twice, at another step each time: same losses, step by step, and same report."""
-    steps = 80
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+@pytest.fixture(scope="module")
+def checkpoint_folder(tmp_path_factory):
+    """A Hugging Face folder with a tokenizer, trained on 32 tokens."""
+    tokenizer = tokenizers.HuggingFaceTokenizer("made here", tokenizer_json())
+    folder = tmp_path_factory.mktemp("base")
+    path, _ = write(folder, "hf", tokenizer=tokenizer, context_length=32)
+    return path
 
-    def start(workdir):
-        command = [sys.executable, "-m", "experiments.continual_pretraining"]
-        command += [f"--config={ROOT / 'configs' / 'continual_pretraining.py'}:tiny"]
-        command += [f"--config.corpus={text}", f"--config.stages.stage1.steps={steps}"]
-        command += [f"--workdir={workdir}"]
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache)
 
-    def logged(workdir):
-        file = workdir / "runs" / "stage1" / "metrics.jsonl"
-        return file.read_text().count("\n") if file.exists() else 0
-
-    assert start(tmp_path / "whole").wait() == 0
-    killed = tmp_path / "killed"
-    for at in (steps // 8, steps // 2):
-        process = start(killed)
-        while logged(killed) < at and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert at <= logged(killed) < steps
-    assert not (killed / "results.json").exists()
-    assert start(killed).wait() == 0
-
-    def told(workdir):
-        lines = metrics.read(workdir / "runs" / "stage1")
-        return [{k: v for k, v in x.items() if k not in metrics.WALL_CLOCK} for x in lines]
-
-    whole = tmp_path / "whole"
-    assert told(killed) == told(whole) and len(told(whole)) == steps
-    one, other = (json.loads((x / "results.json").read_text()) for x in (whole, killed))
-    assert all(one[key] == other[key] for key in ("losses", "gains", "claim"))
-    found, expected = blocks(killed), blocks(whole)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert found[name].tobytes() == expected[name].tobytes(), name
+def from_checkpoint(text, path, **changes):
+    config = tiny(text, model=str(path), bos="<eos>", trained_length="0", **changes)
+    second = config.stages.stage1.copy_and_resolve_references()
+    with config.unlocked():
+        config.stages.stage2 = second
+    config.stages.stage1.update({"steps": 2, "method": "yarn:factor=2"})
+    second.update({"steps": 2, "method": "yarn:factor=4"})
+    return config
 
 
 @pytest.mark.slow
-def test_a_folder_of_other_settings_is_refused(finished, tiny):
-    tiny.stages.stage1.learning_rate = 0.5
-    with pytest.raises(ValueError, match=r"stages.stage1.learning_rate=0.01, not 0.5: choose"):
-        continual_pretraining.main(tiny, finished[0])
-
-
-@pytest.mark.slow
-def test_our_own_checkpoint_continues_in_two_stages_with_adapters_and_is_exported(
-    finished, tiny, monkeypatch, tmp_path
+def test_two_stages_of_adapters_are_exported_as_they_were_measured(
+    text, checkpoint_folder, tmp_path
 ):
-    """Stage 2 begins where stage 1 ended; the export holds the merged parameters."""
-    saved = []
+    """The second stage begins where the first ended; what is read back has the measured loss."""
+    config = from_checkpoint(text, checkpoint_folder, trainable="lora_plus", export="hf")
+    continual_pretraining.main(config, tmp_path, "")
+    config.export = "gguf"
+    cells = continual_pretraining.plan(config, tmp_path)
+    assert [cell.kind for cell in lab.missing(tmp_path, cells)] == ["export"]
+    continual_pretraining.main(config, tmp_path, "")
+    found = arrays(tmp_path, cells)
+    rows = [found[row].mean() for row in ("zero-shot", "after stage1", "after stage2")]
+    assert rows[0] > rows[1] > rows[2]
 
-    def save(path, config, params, spec, tokenizer, *, format, context_length, special_tokens):
-        path.mkdir()
-        saved.append((config, params, spec, tokenizer, format, context_length))
-
-    monkeypatch.setattr(weights, "save", save)
-    shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8}
-    tiny.update(
-        {
-            "model": str(finished[0] / "runs" / "stage1"),
-            "shape": shape | {"d_ff": 32},
-            "base_method": "pi:factor=2",
-            "tokenizer": "bytes",
-            "trainable": "lora_plus",
-            "export": "hf",
-        }
-    )
-    first = tiny.stages.stage1
-    first.update({"steps": 2, "method": "yarn:factor=2,base={base},original_length={trained}"})
-    with tiny.unlocked():
-        tiny.stages.stage2 = ConfigDict(first.to_dict())
-        tiny.stages.stage2.update({"method": "yarn:factor=4,base={base},original_length=32"})
-    result = continual_pretraining.main(tiny, tmp_path, "")
-    found = blocks(tmp_path)
-    np.testing.assert_array_equal(found["unchanged"], blocks(finished[0])["after-stage1"])
-    assert set(found) == {"unchanged", "zero-shot", "after-stage1", "after-stage2"}
-    assert result["base"]["trainable"] < result["base"]["parameters"]
-
-    (config, params, spec, *others), *rest = saved
-    assert not rest
-    assert others == [None, "hf", 64]
-    assert (tmp_path / "export").is_dir()
-    assert config == llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32)
-    assert spec == rotary.YaRN(factor=4, original_length=32)
-    project = Project(tiny, tmp_path)
-    project.score("again", params, spec)
-    np.testing.assert_allclose(blocks(tmp_path)["again"], found["after-stage2"], rtol=1e-6)
-
-
-def test_an_external_checkpoint_comes_through_weights(tiny, monkeypatch, tmp_path):
-    model = llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32)
-    loaded = types.SimpleNamespace(
-        config=model,
-        params={},
-        method=rotary.RoPE(base=1e5),
-        tokenizer=tokenizers.ByteTokenizer(),
-        notes=("what was found",),
-        special_tokens=tokenizers.SpecialTokens(bos=256),
-        trained_length=None,
-    )
-    asked = {}
-
-    def load(path, **options):
-        asked.update(options, path=path)
-        return loaded
-
-    monkeypatch.setattr(model_lib, "load", load)
-    tiny.update({"model": "checkpoint", "dtype": "bfloat16", "remat": "full"})
-    project = Project(tiny, tmp_path)
-    base = project.base
-    assert asked["path"] == "checkpoint"
-    assert (asked["dtype"], asked["param_dtype"]) == ("bfloat16", "float32")
-    assert (base.model.dtype, base.model.remat) == ("bfloat16", "full")
-    assert base.notes == ("what was found",)
-    assert base.special_tokens.bos == 256
-    assert project.method("pi:factor=2,base={base}") == rotary.build("pi", base=1e5, factor=2)
-    assert project.method("") == rotary.RoPE(base=1e5)
-
-
-@pytest.mark.parametrize(
-    ("spec", "context_length", "declared"),
-    [
-        (rotary.RoPE(), 32, None),
-        (rotary.RoPE(), None, None),
-        (rotary.RoPE(), 64, 64),
-        (rotary.YaRN(factor=4, original_length=32), 128, None),
-        (rotary.YaRN(factor=4, original_length=16), 32, 16),
-    ],
-)
-def test_another_trained_length_than_the_checkpoints_is_refused(
-    spec, context_length, declared, tiny, monkeypatch, tmp_path
-):
-    """The method's original length where it has one, else the context that is declared."""
-    loaded = types.SimpleNamespace(
-        config=llama.LlamaConfig(260, 16, 1, 2, 1, 8, 32),
-        params={},
-        method=spec,
-        tokenizer=tokenizers.ByteTokenizer(),
-        notes=(),
-        special_tokens=tokenizers.SpecialTokens(),
-        trained_length=context_length,
-    )
-    monkeypatch.setattr(model_lib, "load", lambda *_, **__: loaded)
-    tiny.model = "checkpoint"
-    if declared is None:
-        assert Project(tiny, tmp_path / "run").base.method == spec
-        return
-    message = f"trained length of {declared} tokens, the config says 32: --config.trained_length="
-    with pytest.raises(ValueError, match=f"^checkpoint .*{message}{declared}$"):
-        continual_pretraining.main(tiny, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_documents_begin_with_the_token_that_is_named_or_that_the_checkpoint_puts_first(tiny):
-    """One rule for continual pretraining and zero-shot extension."""
-    tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
-    base = bases.Base(None, None, None, tokenizer)
-
-    def begins(bos, adds):
-        tiny.bos = bos
-        special = tokenizers.SpecialTokens(0, None, adds)
-        return bases.beginning(tiny, dataclasses.replace(base, special_tokens=special))
-
-    assert begins("", True) == begins("<eos>", False) == "<eos>"
-    with pytest.raises(ValueError, match=r"begins no text .*--config\.bos='<eos>'"):
-        begins("", False)
-    with pytest.raises(ValueError, match="unknown special token '<boss>'"):
-        begins("<boss>", True)
-    tiny.bos = ""
-    with pytest.raises(ValueError, match=r"--config\.bos='<bos>'"):
-        bases.beginning(tiny, dataclasses.replace(base, tokenizer=tokenizers.ByteTokenizer()))
+    config, _ = continual_pretraining.filled(config, tmp_path)
+    tokens, _ = continual_pretraining.Work(config, tmp_path, lab.Machine()).text.windows(64, 1)
+    exported = sorted((tmp_path / "export").iterdir())
+    assert [path.name.partition("-")[0] for path in exported] == ["gguf", "hf"]
+    for model in map(longrope_jax.load, exported):
+        assert dataclasses.replace(model.config, rotary_layout="half") == CONFIG
+        assert isinstance(model.method, rotary.YaRN) and model.method.factor == 4
+        again = lab.losses(model, model.method, tokens, lab.Machine(), block=8)
+        np.testing.assert_allclose(again, found["after stage2"], rtol=1e-4)
 
 
 # Published recipes
@@ -342,32 +175,36 @@ PUBLISHED = {
 }
 
 
+def llama_2(trained_length):
+    specials = ("<s>", "</s>")
+    shape = llama.preset("llama2_7b")
+    return lab.Facts(shape, rotary.RoPE(), trained_length, "<s>", specials, 6_738_415_616, ())
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_recipes_have_their_numbers_and_fit_llama_2(name, tmp_path):
-    config = configs.get_config(name)
+def test_published_recipes_have_their_numbers_and_fit_llama_2(name, tmp_path, monkeypatch):
+    config = cli.load_config(f"configs/continual_pretraining.py:{name}")
+    trained_length = 2048 if name in ("pi_1000", "giraffe_4k_16k") else 4096
+    monkeypatch.setattr(checkpoint, "facts", lambda *_: llama_2(trained_length))
+    config.update({"model": "CKPT", "corpus": "DIR"})
+    cells = continual_pretraining.plan(config, tmp_path)
+    trainings = [c for c in lab.missing(tmp_path, cells) if c.kind == "train"]
+    recipes = [cell.what[1] for cell in trainings]
     tokens, windows, length, rate = PUBLISHED[name]
-    stages = list(config.stages.values())
-    assert sum(s.steps * s.batch * s.length for s in stages) == tokens
-    assert {(s.batch, s.length, s.learning_rate) for s in stages} == {(windows, length, rate)}
-    base = bases.Base(llama.preset("llama2_7b"), {}, rotary.RoPE(), tokenizers.ByteTokenizer())
-    project = Project(config, tmp_path)
-    mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": 8})
-    vars(project).update(base=base, mesh=mesh)  # in place of the cached properties
-    page.check_blocks(project)
-    for stage in stages:
-        train.check(project, stage)
-        rotary.to_hf(project.method(stage.measured_with or stage.method))
-    lora.trainable(config.trainable, rank=config.rank, alpha=config.alpha)
+    assert sum(recipe.tokens for recipe in recipes) == tokens
+    assert {(r.batch, r.length, r.learning_rate) for r in recipes} == {(windows, length, rate)}
+    for recipe in recipes:
+        lab.check_recipe(recipe, llama.preset("llama2_7b"), lab.Machine(**config.machine))
+    (exported,) = (cell for cell in cells if cell.kind == "export")
+    rotary.to_hf(exported.what[1])
+    assert cells[-2].row == f"after {trainings[-1].row}"
 
 
 def test_every_preset_is_published_or_ours():
     assert set(configs.PRESETS) == {*PUBLISHED, "tiny", "smollm2_cpu"}
     methods = {n: [s.method for s in configs.get_config(n).stages.values()] for n in PUBLISHED}
     assert methods["llama2_long_70b"] == ["abf:base=500_000"]
-    assert [m.partition(",")[0] for m in methods["yarn_400_200"]] == [
-        "yarn:factor=16",
-        "yarn:factor=32",
-    ]
+    assert methods["yarn_400_200"] == ["yarn:factor=16", "yarn:factor=32"]
     sparse = configs.get_config("longlora_1000")
     assert (sparse.trainable, sparse.rank, sparse.alpha) == ("lora_plus", 8, 16.0)
     assert sparse.stages.stage1.sparse_group * 4 == sparse.stages.stage1.length
@@ -377,42 +214,76 @@ def test_every_preset_is_published_or_ours():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
-        ({"model": ""}, "--config.model"),
-        ({"corpus": ""}, "--config.corpus"),
-        ({"trainable": "lora_pluss"}, "'lora_pluss'.*'lora_plus'"),
-        ({"rank": 0, "trainable": "lora"}, "rank"),
-        ({"model": "somewhere", "shape.d_model": 16}, "--config.tokenizer"),
-        ({"held_out": 1}, "at least 2 held-out"),
-        ({"bos": "<boss>"}, "'<boss>'.*'<bos>'"),
-        ({"evaluation.blocks": 7}, "evaluation.blocks.*got 7"),
-        ({"evaluation.windows_per_document": 99}, "windows"),
-        ({"stages.stage1.method": "pi:factor=2,base={bass}"}, "'bass'.*'base'"),
-        ({"stages.stage1.method": "yarnn"}, "'yarnn'.*'yarn'"),
-        ({"stages.stage1.accumulation": 3}, "batch of 8 .* 3 microbatches"),
-        ({"stages.stage1.sparse_group": 24}, "sparse_group must be even and divide 64, got 24"),
-        ({"stages.stage1.warmup_steps": 6}, "warmup_steps"),
-        ({"export": "hff"}, "'hff'.*'hf'"),
+        ({"model": ""}, ("--config.model",)),
+        ({"corpus": ""}, ("--config.corpus",)),
+        ({"trainable": "lora_pluss"}, ("--config.trainable", "'lora_plus'")),
+        ({"rank": "0", "trainable": "lora"}, ("--config.trainable", "rank")),
+        ({"seeds": "0"}, ("--config.seeds=0",)),
+        ({"trained_length": "0"}, ("--config.trained_length",)),
+        ({"bos": "<boss>"}, ("--config.bos", "'<boss>'", "'<bos>'")),
+        ({"evaluation.blocks": "7"}, ("--config.evaluation.blocks=7", "64", "32")),
+        ({"evaluation.windows_per_document": "99"}, ("99", "64 tokens", "held_out")),
+        ({"stages.stage1.method": "yarnn"}, ("--config.stages.stage1.method", "'yarn'")),
+        ({"stages.stage1.measured_with": "pi"}, ("stages.stage1.measured_with", "factor")),
+        ({"machine.accumulation": "3"}, ("batch of 8", "3 microbatches")),
+        ({"stages.stage1.sparse_group": "24"}, ("stages.stage1", "sparse_group", "64", "24")),
+        ({"stages.stage1.warmup_steps": "6"}, ("stages.stage1", "warmup_steps")),
+        ({"export": "hff"}, ("--config.export='hff'", "'hf'")),
+        ({"export": "hf"}, ("--config.export='hf'", "ByteTokenizer")),
         (
-            {
-                "export": "gguf",
-                "stages.stage1.measured_with": "dynamic_ntk:factor=2,original_length=32",
-            },
-            "GGUF cannot describe dynamic_ntk",
+            {"hypotheses.H1.checks": "('loss: zero - {last} > 0',)"},
+            ("hypotheses.H1", "'zero-shot'"),
         ),
-        ({"export": "hf", "stages.stage1.measured_with": "giraffe_power"}, "."),
     ],
 )
-def test_a_bad_config_is_one_line_before_anything_is_trained(
-    changes, message, tiny, tmp_path, monkeypatch
+def test_a_bad_config_is_one_line_before_anything_is_trained(changes, words, text, tmp_path):
+    with pytest.raises(ValueError) as error:
+        continual_pretraining.main(tiny(text, **changes), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("export", "method", "words"),
+    [
+        ("gguf", "dynamic_ntk:factor=2", ("--config.export='gguf'", "dynamic_ntk")),
+        ("hf", "giraffe_power:factor=2", ("--config.export='hf'", "giraffe")),
+    ],
+)
+def test_a_method_that_a_format_cannot_say_is_refused_before_loading(
+    export, method, words, text, checkpoint_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(continual_pretraining, "execute", None)
-    tiny.update_from_flattened_dict(changes)
-    with pytest.raises(ValueError, match=message) as error:
-        continual_pretraining.main(tiny, tmp_path / "run")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "run").exists()  # the corrected config may have the folder
+    monkeypatch.setattr(longrope_jax, "load", lambda *_, **__: pytest.fail("loaded"))
+    config = from_checkpoint(text, checkpoint_folder, export=export)
+    config.stages.stage2.measured_with = method
+    with pytest.raises(ValueError) as error:
+        continual_pretraining.main(config, tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_folder_of_messy_documents_works_at_the_first_attempt(tmp_path, capsys):
+    """Empty, Chinese, doubled and short documents are left out, each with its reason."""
+    rng = np.random.default_rng(0)
+    prose = [" ".join(rng.choice(["oak", "elm", "fir"], 5)).capitalize() + "." for _ in range(600)]
+    documents = {f"{i}.txt": "\n\n".join(prose[100 * i : 100 * i + 80]) for i in range(6)}
+    documents |= {f"copy of {i}.txt": documents[f"{i}.txt"] for i in (0, 1)}
+    documents |= {"empty.txt": "", "chinese.txt": "这是中文。" * 100, "short.md": "Hello there."}
+    documents |= {"numbers.txt": "1 2 3\n" * 100}
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, content in documents.items():
+        (folder / name).write_text(content)
+    config, facts = continual_pretraining.filled(tiny(folder, held_out="3"), tmp_path)
+    work = continual_pretraining.Work(config, tmp_path, lab.Machine())
+    continual_pretraining.check(work, facts, continual_pretraining.plan(config, tmp_path))
+    names = {one.name for one in work.text.training}, {one.name for one in work.text.held_out}
+    assert len(names[1]) == 3 and not names[0] & names[1]
+    texts = [{documents[name] for name in part} for part in names]
+    assert not texts[0] & texts[1]
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("empty.txt", "chinese.txt", "numbers.txt"))
 
 
 # LongLoRA's tables
@@ -420,80 +291,71 @@ def test_a_bad_config_is_one_line_before_anything_is_trained(
 
 @pytest.fixture(scope="module")
 def compared(text, tmp_path_factory):
-    """A tiny comparison of four rows, and the folder."""
-    config = longlora_configs.get_config("tiny")
-    config.update({"corpus": str(text), "subsets": ("full", "lora_plus"), "seeds": 1})
-    workdir = tmp_path_factory.mktemp("longlora")
-    return config, workdir, longlora.main(config, workdir, "the command")
+    """A tiny comparison of four rows: its folder, its config and the report."""
+    changes = {"subsets": "('full', 'lora_plus')", "seeds": "1"}
+    config = config_of("longlora", text, **changes)
+    folder = tmp_path_factory.mktemp("longlora")
+    return folder, config, longlora.main(config, folder, "the command")
 
 
 @pytest.mark.slow
 def test_rows_are_compared_on_the_same_windows_from_the_same_checkpoint(compared):
-    config, workdir, result = compared
-    names = [record["row"] for record in result["rows"]]
-    assert names == [
-        "unchanged",
-        "zero-shot",
-        "full, full attention",
-        "lora_plus, full attention",
-        "full, S2-Attn",
-        "lora_plus, S2-Attn",
-    ]
-    found = blocks(workdir)
-    full = found["full-full-attention-seed0"]
-    for row in longlora.rows(config):
-        other = found[row.run(0)]
-        assert (other.mean(1) < found["zero-shot"].mean(1)).all()
-        record = next(r for r in result["rows"] if r["row"] == row.name)
-        if row.name != longlora.FULL:
-            assert (other != full).any()
-            difference = (other.astype(float) - full).mean()
-            assert record["difference"].estimate == pytest.approx(difference)
-    assert len(result["findings"]) == 2
-    assert all(line in (workdir / "report.html").read_text() for line in result["findings"])
+    folder, config, report = compared
+    cells = longlora.plan(config, folder)
+    found = arrays(folder, cells)
+    trained = ["full, full attention", "lora_plus, full attention", "full, S2-Attn"]
+    assert list(found) == ["unchanged", "zero-shot", *trained, "lora_plus, S2-Attn"]
+    full = found[longlora.FULL]
+    above = lab.against(
+        lab.scores(folder, cells, "blocks").map(lambda b: b.mean(-1)), longlora.FULL
+    )
+    for row in list(found)[2:]:
+        assert (found[row].mean(1) < found["zero-shot"].mean(1)).all()
+        if row != longlora.FULL:
+            assert (found[row] != full).any()
+            assert above[row].estimate == pytest.approx((found[row] - full).mean())
+    sparse = f"{(found['full, S2-Attn'] - full).mean():.4f}"
+    assert len(report.claims) == 4 and sparse in report.claims[2]
+    table = (folder / "longlora.csv").read_text().splitlines()
+    assert len(table) == 7 and table[1].startswith("unchanged,")
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_where_it_was_cut_off(compared, monkeypatch, tmp_path):
-    config, workdir, _ = compared
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    (copy / "scores" / "lora-plus-s2-attn-seed0.npz").unlink()
-    (copy / "scores" / "zero-shot.npz").unlink()
-    trained = []
-    monkeypatch.setattr(train, "run", lambda *args, **_: trained.append(args[3].name) or args[2])
-    longlora.main(config, copy, "")
-    assert trained == ["lora-plus-s2-attn-seed0"]
-    found = blocks(copy)
-    for name, expected in blocks(workdir).items():
-        if name != trained[0]:
-            np.testing.assert_array_equal(found[name], expected)
-    base = found["zero-shot"]
-    np.testing.assert_array_equal(found[trained[0]], base)  # the stand-in trained nothing
+def test_each_row_trains_what_its_name_says(compared):
+    folder, config, _ = compared
+    cells = [cell for cell in longlora.plan(config, folder) if cell.after]
+    trained = {cell.row: lab.read(folder, *cell.after) for cell in cells}
+    shape = lab.facts(folder, "random", lab.Machine()).config
+    shapes = jax.eval_shape(lambda: llama.init_params(shape, jax.random.key(0)))
+    assert trained[longlora.FULL]["trainable"] == lora.count(shapes)
+    names = ("full, S2-Attn", "lora_plus, S2-Attn", "lora_plus, full attention")
+    sparse, both, plus = (int(trained[name]["trainable"]) for name in names)
+    assert both == plus < sparse == trained[longlora.FULL]["trainable"]
+    one, other = (trained[name]["loss"] for name in ("full, S2-Attn", longlora.FULL))
+    assert one[0] != other[0]  # S2-Attn is another forward
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
-        ({"subsets": ("lora",)}, "subsets must hold 'full'"),
-        ({"subsets": ("full", "lora_")}, "'lora_'.*'lora'"),
-        ({"attentions": ("sparse",)}, "begin with 'full'"),
-        ({"seeds": 0}, "seeds"),
-        ({"group": 24}, "sparse_group"),
+        ({"subsets": "('lora',)"}, ("--config.subsets", "'full'")),
+        ({"subsets": "('full', 'lora_')"}, ("--config.subsets", "'lora_'", "'lora'")),
+        ({"attentions": "('sparse',)"}, ("--config.attentions", "'full'")),
+        ({"attentions": "('full', 'sparce')"}, ("--config.attentions", "sparce", "sparse")),
+        ({"seeds": "0"}, ("--config.seeds=0",)),
+        ({"stage.sparse_group": "24"}, ("--config.stage", "sparse_group", "24")),
+        ({"evaluation.blocks": "7"}, ("--config.evaluation.blocks=7", "64")),
     ],
 )
-def test_rows_that_cannot_be_compared_are_refused(changes, message, compared, tmp_path):
-    config = compared[0].copy_and_resolve_references()
-    config.update(changes)
-    with pytest.raises(ValueError, match=message):
-        longlora.main(config, tmp_path)
+def test_rows_that_cannot_be_compared_are_refused(changes, words, text, tmp_path):
+    with pytest.raises(ValueError) as error:
+        longlora.main(config_of("longlora", text, **changes), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_smollm2_preset_is_the_papers_setting_in_small():
     config = longlora_configs.get_config()
-    assert config.subsets == lora.TRAINABLE
-    assert len(longlora.rows(config)) == 10
-    assert config.group * 4 == config.stages.stage1.length
+    assert config.subsets == lora.TRAINABLE and len(config.attentions) == 2
+    assert config.stage.sparse_group * 4 == config.stage.length
     assert (config.rank, config.alpha) == (8, 16.0)
-    assert jax.tree.leaves(config.mesh.to_dict())

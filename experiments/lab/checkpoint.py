@@ -120,8 +120,10 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Facts]:
     """A copy of the config with `trained_length` and `bos` filled, and the facts they come from.
 
     Raises:
-        ValueError: as `facts`, `check_length` and `check_bos`.
+        ValueError: no seed, or as `facts`, `check_length` and `check_bos`.
     """
+    if config.get("seeds", 1) < 1:
+        raise ValueError(f"--config.seeds={config.seeds}: there is nothing to train without a seed")
     found = facts(folder, config.model, Machine(**config.machine))
     config = config.copy_and_resolve_references()
     config.trained_length = check_length(found, config.model, config.trained_length)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def text(
     tokenizer.special(bos)  # a wrong name is found now
     if not settings.corpus:
         raise ValueError("this preset needs your own text: --config.corpus=DIR")
-    by_name = {document.name: document for document in corpora.load(settings.corpus)}
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always")
+        by_name = {document.name: document for document in corpora.load(settings.corpus)}
     tokens_of = functools.cache(
         lambda name: _tokenized(by_name[name], tokenizer, settings.sentence_tokens)
     )
@@ -94,6 +97,7 @@ def text(
         kept = [tokens_of(name) for name in by_name if name in names]
         held_out = _unseen(kept, whole, tokenizer, problems, length, windows) if unseen else kept
     training, notes = _training(by_name, names, tokens_of)
+    notes = [*(str(warning.message) for warning in left_out), *notes]
     if problems:
         notes.append(f"{len(problems)} of {len(by_name)} not held out: {_listed(problems)}")
     if not training:

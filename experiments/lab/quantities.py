@@ -226,6 +226,7 @@ def check_hypotheses(
     Raises:
         ValueError: as `check_text`, with the hypothesis.
     """
+    rows = list(dict.fromkeys(rows))
     for name, hypothesis in hypotheses.items():
         for text in (*hypothesis.get("gates", ()), *hypothesis["checks"]):
             with naming(f"hypotheses.{name}"):

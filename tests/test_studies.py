@@ -1,0 +1,117 @@
+"""What every study promises: numbers that are there stay where they are, whatever is added.
+
+A study stands here with a tiny config, the override that adds seeds, and one that measures
+otherwise; None where the study has no such thing.
+"""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+from experiments import lab
+from experiments.lab import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A module with `plan`, and what is asked of it.
+
+    Attributes:
+        module: of the study.
+        config: its file, with a tiny preset.
+        seeds: field that counts seeds.
+        evaluation: field and value that measure otherwise.
+        committed: folders of docs/results, each with the preset whose cells it holds.
+    """
+
+    module: str
+    config: str
+    seeds: str | None = "seeds"
+    evaluation: tuple[str, str] | None = None
+    committed: tuple[tuple[str, str], ...] = ()
+
+    def plan(self, folder, preset="tiny", **changes) -> list[lab.Cell]:
+        """Its cells under a preset with some fields changed."""
+        file = (
+            f"{ROOT / self.config}:{preset}" if self.config.startswith("configs") else self.config
+        )
+        config = cli.load_config(file)
+        for field, value in changes.items():
+            cli.override(config, field, value)
+        return importlib.import_module(self.module).plan(config, folder)
+
+
+_WINDOWS = ("evaluation.windows_per_document", "2")
+STUDIES = {
+    "two_methods": Study(
+        "docs.examples.two_methods",
+        "docs/examples/two_methods.py",
+        evaluation=("evaluation.windows", "1"),
+    ),
+    "continual_pretraining": Study(
+        "experiments.continual_pretraining",
+        "configs/continual_pretraining.py",
+        evaluation=_WINDOWS,
+        committed=(("continual_pretraining", "smollm2_cpu"),),
+    ),
+    "longlora": Study(
+        "experiments.longlora",
+        "configs/longlora.py",
+        evaluation=_WINDOWS,
+        committed=(("longlora", "smollm2"),),
+    ),
+}
+
+
+@pytest.fixture(params=STUDIES)
+def study(request, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return STUDIES[request.param]
+
+
+def every(cells) -> dict[str, lab.Cell]:
+    """The cells and all that they stand on, by name."""
+    found = {cell.name: cell for cell in cells}
+    for cell in cells:
+        found |= every(cell.after)
+    return found
+
+
+def trained(cells) -> set[str]:
+    return {name for name, cell in every(cells).items() if cell.kind == "train"}
+
+
+def test_more_seeds_add_their_own_cells_alone(study, tmp_path):
+    if study.seeds is None:
+        pytest.skip("no seed enters this study")
+    two, three = (every(study.plan(tmp_path, **{study.seeds: n})) for n in ("2", "3"))
+    assert two.keys() < three.keys()
+    assert {three[name].seed for name in three.keys() - two.keys()} == {2}
+
+
+def test_another_evaluation_trains_nothing_again(study, tmp_path):
+    if study.evaluation is None:
+        pytest.skip("this study has one way to measure")
+    field, value = study.evaluation
+    once, other = study.plan(tmp_path), study.plan(tmp_path, **{field: value})
+    assert trained(once) == trained(other)
+    names = [{cell.name for cell in plan if cell.kind == "loss"} for plan in (once, other)]
+    assert not names[0] & names[1]
+
+
+def test_another_machine_renames_nothing(study, tmp_path):
+    machine = {"machine.fsdp": "2", "machine.data": "2", "machine.remat": "full"}
+    machine |= {"machine.tokens_per_batch": "64", "machine.log_every": "3"}
+    machine |= {"machine.accumulation": "2", "machine.checkpoint_every": "7"}
+    once, other = study.plan(tmp_path), study.plan(tmp_path, **machine)
+    assert every(once).keys() == every(other).keys()
+
+
+def test_committed_results_are_drawn_again_without_work(study):
+    for folder, preset in study.committed:
+        path = ROOT / "docs" / "results" / folder
+        assert lab.missing(path, study.plan(path, preset)) == []
