@@ -28,7 +28,7 @@ from experiments.lab.corpus import Text, check_held_out, document, text
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
-from experiments.lab.losses import losses
+from experiments.lab.losses import losses, scored
 from experiments.lab.machine import Machine, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
@@ -42,7 +42,9 @@ from experiments.lab.quantities import (
     check,
     check_hypotheses,
     check_text,
+    counted,
     difference,
+    gap,
     judged,
     scores,
     show,
@@ -91,12 +93,14 @@ __all__ = [
     "colours",
     "complete",
     "copied",
+    "counted",
     "difference",
     "document",
     "draw_band",
     "facts",
     "filled",
     "fresh",
+    "gap",
     "join",
     "judged",
     "losses",
@@ -115,6 +119,7 @@ __all__ = [
     "run_folder",
     "save_csv",
     "save_json",
+    "scored",
     "scores",
     "show",
     "speed",

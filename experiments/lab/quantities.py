@@ -128,6 +128,36 @@ def difference(found: Scores, row: str, reference: str) -> Interval | None:
     return paired_difference(a, b, documents) if len(set(documents)) > 1 else None
 
 
+def gap(found: Scores, row: str, reference: str) -> Interval | float | np.ndarray | None:
+    """`difference`, or where the two share a single document the mean difference alone.
+
+    None for the reference itself, and where a row is not measured or no document is shared.
+    """
+    if row == reference or not {row, reference} <= found.values.keys():
+        return None
+    a, b, documents = _paired(found, row, reference)
+    if len(set(documents)) > 1:
+        return paired_difference(a, b, documents)
+    return (a - b).mean((0, 1)) if len(documents) else None
+
+
+def counted(found: Scores, rows: Iterable[str], reference: str) -> str:
+    """In words how many rows lie below and above a reference by their paired 95% intervals."""
+    gaps = {row: x for row in rows if (x := gap(found, row, reference)) is not None}
+    whole = {row: x for row, x in gaps.items() if isinstance(x, Interval)}
+    if not whole:
+        below = sum(x < 0 for x in gaps.values())
+        return f"{below} of {len(gaps)} are below {reference} on one document: no interval"
+    words = {row: verdict(x, "difference < -margin") for row, x in whole.items()}
+    lower = [row for row, word in words.items() if word == "holds"]
+    higher = list(words.values()).count("reversed")
+    named = f" ({', '.join(lower)})" if lower else ""
+    return (
+        f"{len(lower)} of {len(whole)} are below {reference}{named}, {higher} above, "
+        f"{len(whole) - len(lower) - higher} cannot be told from it"
+    )
+
+
 def against(found: Scores, reference: str) -> dict[str, Interval | None]:
     """`difference` of every other row to the row `reference`; empty where that is not there."""
     rows = [row for row in found.rows if row != reference] if reference in found.values else []
