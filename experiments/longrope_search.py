@@ -2,9 +2,9 @@
 
     python -m experiments.longrope_search --config=configs/longrope_search.py:cpu --workdir=DIR
 
-A Llama is pretrained at a short length L (or read: --config.study.init_checkpoint=DIR). Then, at
-2 L and 4 L, five ways to find one factor per rotary pair get the same budget of forward passes
-over sequences of held-out documents:
+A Llama is pretrained at a short length L (or read: --config.model=CHECKPOINT). Then, at 2 L and
+4 L, five ways to find one factor per rotary pair get the same budget of forward passes over
+sequences of held-out documents:
 
     LongRoPE (2402.13753)   evolution, loss of text; factors and start tokens
     LongRoPE2 (2502.20082)  evolution, loss of the answers to needles; critical pair and factors
@@ -12,11 +12,12 @@ over sequences of held-out documents:
     gradient, monotone      the same, projected onto LongRoPE's monotone factors
     gradient, needle        as gradient, loss of the answers to needles
 
-and every winner, chosen by its fitness, is compared on other documents with the published methods.
-Presets: cpu (10 minutes on 2 idle cores), tiny. The monotone gradient was added after results
-of a first run had been seen; the learning rate was not tuned. That first run, on another pretrained
-model, agrees on what beats PI, NTK and YaRN, but not on all of gradient against evolution: there
-LongRoPE was below YaRN at 2x too, and the gradient not behind LongRoPE2 on needles.
+and every winner, chosen by its fitness, is compared on other documents with the published methods
+and with plain RoPE that reads only the last L tokens (cropped). Presets: cpu (10 minutes on 2 idle
+cores), tiny. The monotone gradient was added after results of a first run had been seen; the
+learning rate was not tuned. That first run, on another pretrained model, agrees on what beats PI,
+NTK and YaRN, but not on all of gradient against evolution: there LongRoPE was below YaRN at 2x too,
+and the gradient not behind LongRoPE2 on needles.
 
 Expected with preset cpu, loss on 10 test plays in nats (its difference to YaRN is in the report):
 
@@ -30,72 +31,623 @@ Expected with preset cpu, loss on 10 test plays in nats (its difference to YaRN 
     gradient              1.844     1.876     1.08        1.16
     gradient, monotone    1.841     1.885     0.14        0.41
     gradient, needle      1.912     1.921     0.15        0.10
-
-Killed at any moment and started again, it goes on where it was and ends with the same numbers; the
-same command on a folder that holds `searches/` and `scores/` redraws the report without a model.
 """
 
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, report
-from experiments.ablation import plan as ablation
-from experiments.progress import StudyProgress
-from experiments.search import execute, measure, page, plan
-from experiments.search.execute import Workbench
-from longrope_jax.search.evolution import save_arrays
-from longrope_jax.training.checkpoints import latest_step
+from experiments import lab
+from longrope_jax import llama, rotary
+from longrope_jax.data import documents, packing, tasks, tokenizers
+from longrope_jax.search import evolution, gradient
+from longrope_jax.search.evolution import Evolution, History
+from longrope_jax.search.fitness import Objective
+from longrope_jax.search.individuals import Individual, Target, published
+from longrope_jax.search.longrope import LongRoPESpace
+from longrope_jax.search.longrope2 import LongRoPE2Space
+from longrope_jax.training.flops import train_flops_per_token
+
+TEXT, NEEDLE = KINDS = "text", "needle"
+# What each search lowers, and how it goes about it.
+SEARCHES = {
+    "LongRoPE": (TEXT, "evolution"),
+    "LongRoPE2": (NEEDLE, "evolution"),
+    "gradient": (TEXT, "gradient"),
+    "gradient, monotone": (TEXT, "gradient"),
+    "gradient, needle": (NEEDLE, "gradient"),
+}
+CROPPED, PLAIN = "cropped", "LongRoPE, no start tokens"
+STARTS = 3  # published methods among which a gradient chooses where to begin
+FORWARDS_PER_GRADIENT = 3  # forward and backward, the backward counted as two forwards
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> list[report.Section]:
-    """Runs what is not done yet, writes tables and figures into `workdir`, returns the report.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Sequences that a fitness or a test is measured on.
+
+    Attributes:
+        kind: "text", or "needle": the first sentence of the text is asked for at its end.
+        length: tokens that a sequence predicts, T.
+        count: of the sequences.
+        searched: how many of the held-out documents belong to the searches.
+        test: the sequences are of the other documents.
+        needles: how a needle is asked for: `prompt` and `end`; empty for text.
+    """
+
+    kind: str
+    length: int
+    count: int
+    searched: int
+    test: bool
+    needles: tuple[tuple[str, str], ...] = ()
+
+
+def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
+    """The cells that measure on test documents; searches and pretraining are what they stand on."""
+    return list(_cells(*filled(config, folder)))
+
+
+def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
+    """Trains, searches and measures what is missing, then writes the report.
 
     Raises:
         ValueError: a bad config, before anything is trained.
     """
-    workdir = Path(workdir)
-    bench = Workbench(config, workdir)
-    scores = workdir / "scores" / f"test-{plan.fingerprint(config, *page.TEST_FIELDS)}.npz"
-    if not scores.is_file() or _pending(bench):
-        bench.check()
-        with StudyProgress(_work(bench)) as progress:
-            params = bench.params(progress)
-            for search in plan.searches(config):
-                execute.execute(bench, search, params, progress)
-            save_arrays(scores, measure.measure(bench, params, progress))
-    with np.load(scores) as file:
-        arrays = dict(file)
-    return page.write_all(config, workdir, arrays, command)
+    machine = lab.Machine(**config.machine)
+    lab.start(machine)
+    config, facts = filled(config, folder)
+    cells, work = list(_cells(config, facts)), Work(config, facts, Path(folder), machine)
+    left = lab.missing(folder, cells)
+    if machine.measure and left:
+        check(work, left)
+    functions = {"train": work.train, "search": work.search, "loss": work.loss}
+    lab.complete(folder, cells, functions, machine)
+    return publish(config, facts, folder, cells, command)
 
 
-def _pending(bench: Workbench) -> bool:
-    return not all(bench.path(search).is_file() for search in plan.searches(bench.config))
+def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
+    """The config with hypotheses for each target, and the facts of the model that is searched.
+
+    Raises:
+        ValueError: a checkpoint that was not trained with plain RoPE; budgets that are too small.
+    """
+    if config.model:
+        config, facts = lab.filled(config, folder)
+    else:
+        config, facts = config.copy_and_resolve_references(), _planned(config)
+    if type(facts.method) is not rotary.RoPE:
+        raise ValueError(f"--config.model={config.model} has {facts.method}: give one with RoPE")
+    held_out = _held_out(config)
+    if not 1 <= config.search_documents <= held_out - 2:
+        raise ValueError(
+            f"--config.search_documents={config.search_documents} must leave 2 of {held_out} "
+            "held-out documents to the test"
+        )
+    if config.evolution.seeds < 1 or _gradient_steps(config) < 1:
+        raise ValueError(
+            f"--config.evolution has {config.evolution.seeds} seeds and "
+            f"{_sizes(config).evaluations} evaluations: it needs 1 and 6"
+        )
+    expanded = {}
+    for name, hypothesis in config.hypotheses.items():
+        for x in (f"{factor:g}x" for factor in config.factors):
+            texts = {k: tuple(t.format(x=x) for t in hypothesis[k]) for k in ("gates", "checks")}
+            expanded[f"{name} at {x}"] = {"claim": hypothesis.claim} | texts
+    with config.unlocked():
+        config.hypotheses = ConfigDict(expanded)
+    return config, facts
 
 
-def _work(bench: Workbench) -> float:
-    """FLOPs of what is left to do."""
-    config, total = bench.config, 0.0
-    study = config.study
-    if not study.init_checkpoint:
-        folder = bench.workdir / "runs" / plan.model_slug(config) / "checkpoints"
-        left = 1 - (latest_step(folder) or 0) / study.pretraining.steps
-        cost = ablation.costs(study, bench.study.model).pretraining
-        total += left * cost * ablation.phase_tokens(study, "pretraining")
-    for search in plan.searches(config):
-        path, settings = bench.path(search), plan.forwards(config)
-        if path.is_file():
-            each = 1 if search.method in plan.EVOLUTIONS else plan.FORWARDS_PER_GRADIENT
-            settings -= each * len(measure.history(path).fitness)
-        T = bench.target(search.factor).seq_len
-        total += max(settings, 0) * config.windows * T * bench.flops(T)
-    return total + sum(_test_work(bench, factor) for factor in config.factors)
+def _planned(config: ConfigDict) -> lab.Facts:
+    """The facts of the model that is pretrained here."""
+    tokenizer = tokenizers.load(config.tokenizer)
+    shape = llama.LlamaConfig(vocab_size=tokenizer.vocab_size, **config.shape)
+    method = rotary.RoPE(base=config.base_per_token * config.trained_length)
+    specials = tuple(tokenizer.specials)
+    return lab.Facts(shape, method, config.trained_length, config.bos, specials, 0, ())
 
 
-def _test_work(bench: Workbench, factor: float) -> float:
-    return measure.tokens_scored(bench, factor) * bench.flops(bench.target(factor).seq_len)
+def target(config: ConfigDict, facts: lab.Facts, factor: float) -> Target:
+    """The extension of the model by `factor`."""
+    return Target(facts.base, facts.config.head_dim, config.trained_length, factor)
+
+
+def _held_out(config: ConfigDict) -> int:
+    return config.held_out if isinstance(config.held_out, int) else len(config.held_out)
+
+
+def _sizes(config: ConfigDict) -> Evolution:
+    names = (field.name for field in dataclasses.fields(Evolution))
+    return Evolution(**{name: config.evolution[name] for name in names})
+
+
+def _gradient_steps(config: ConfigDict) -> int:
+    """Steps that cost no more than the evolution's budget, the choice of the start included."""
+    return (_sizes(config).evaluations - STARTS) // FORWARDS_PER_GRADIENT
+
+
+def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
+    """First seeds first."""
+    text, before = _text(config), pretraining(config, facts)
+
+    def tests(row: str, factor: float, what, *, seed=0, after=before, kinds=KINDS, reads=0):
+        for kind in kinds:
+            asked = _asked(config, kind, factor, test=True)
+            yield lab.Cell("loss", row, seed, (text, asked, what, reads), after)
+
+    yield from tests("RoPE", 1, facts.method)
+    for seed in range(config.evolution.seeds):
+        for factor in config.factors:
+            extension = target(config, facts, factor)
+            for row, method in rows(config, facts, extension).items() if seed == 0 else ():
+                yield from tests(row, factor, method)
+            if seed == 0:
+                crop = {"kinds": (TEXT,), "reads": config.trained_length}
+                yield from tests(CROPPED, factor, facts.method, **crop)
+            for name, (kind, way) in SEARCHES.items():
+                if way == "evolution" or seed == 0:
+                    lowered = _asked(config, kind, factor, test=False)
+                    what = text, extension, lowered, _settings(config, name, extension)
+                    search = lab.Cell("search", name, seed, what, before)
+                    yield from tests(name, factor, "winner", seed=seed, after=(search,))
+                    if name == "LongRoPE":
+                        what = "winner without start tokens"
+                        yield from tests(PLAIN, factor, what, seed=seed, after=(search,))
+
+
+def _text(config: ConfigDict) -> tuple:
+    source = config.model or config.tokenizer
+    return source, config.corpus, config.held_out, config.bos, config.sentence_tokens
+
+
+def pretraining(config: ConfigDict, facts: lab.Facts) -> tuple[lab.Cell, ...]:
+    """The cell that trains the model; none for a checkpoint."""
+    if config.model:
+        return ()
+    recipe = lab.Recipe(
+        facts.method,
+        config.trained_length,
+        **config.pretraining,
+        mixture=packing.TaskMixture(**config.taught),
+        first_sentence=tasks.FirstSentence(**config.needles),
+        passkey=tasks.Passkey(**config.passkey),
+        seed=config.model_seed,
+    )
+    what = facts.config, recipe, _text(config)
+    return (lab.Cell("train", "pretraining", config.model_seed, what),)
+
+
+def _asked(config: ConfigDict, kind: str, factor: float, *, test: bool) -> Asked:
+    length, needles = round(config.trained_length * factor), tuple(config.needles.items())
+    count = config.test_needles if test else config.windows
+    if test and kind == TEXT:
+        tested = _held_out(config) - config.search_documents
+        count = config.test_windows_per_document * tested
+    asked = Asked(kind, length, count, config.search_documents, test)
+    return asked if kind == TEXT else dataclasses.replace(asked, needles=needles)
+
+
+def _settings(config: ConfigDict, name: str, extension: Target) -> dict[str, Any]:
+    """What a search does, beside its target and what it lowers."""
+    if SEARCHES[name][1] == "gradient":
+        monotone = name == "gradient, monotone"
+        steps = {"steps": _gradient_steps(config), "learning_rate": config.learning_rate}
+        return steps | {"monotone": monotone}
+    settings = {"sizes": _sizes(config), "probability": config.evolution.probability}
+    if name == "LongRoPE":
+        # Start tokens below the trained length only.
+        counts = tuple(n for n in config.start_counts if n < extension.length)
+        settings["start_counts"] = counts
+    return settings
+
+
+def rows(config: ConfigDict, facts: lab.Facts, extension: Target) -> dict[str, rotary.Method]:
+    """The methods of the test that are not searched.
+
+    The published ones stand there with LongRoPE's attention factor too: what factors alone do.
+    """
+    values = {"factor": extension.factor, "abf": facts.base * config.abf_factor}
+    found = {}
+    for row, settings in config.rows.items():
+        where = f"rows.{row}.method"
+        found[row] = lab.method(settings.method, facts, extension.length, where, **values)
+    for name, individual in published(extension).items():
+        found[f"{name}, LongRoPE's attention factor"] = extension.spec(individual)
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """Makes the cells of a config; text and model are read when a cell needs them."""
+
+    config: ConfigDict
+    facts: lab.Facts
+    folder: Path
+    machine: lab.Machine
+
+    @functools.cached_property
+    def text(self) -> lab.Text:
+        """Documents to pretrain on, and those held out for searches and test."""
+        c = self.config
+        tokenizer = lab.opened(c.model).tokenizer if c.model else tokenizers.load(c.tokenizer)
+        per_search = -(-c.windows // c.search_documents)
+        windows = max(c.test_windows_per_document, per_search)
+        length = round(c.trained_length * max(c.factors))
+        return lab.text(c, tokenizer, length=length, windows=windows, unseen=True)
+
+    @functools.cached_property
+    def model(self):
+        """The trained model that is searched."""
+        if self.config.model:
+            return lab.model(self.config.model, self.machine)
+        (trained,) = pretraining(self.config, self.facts)
+        return lab.trained(lab.run_folder(self.folder, trained), self.machine)
+
+    def train(self, cell: lab.Cell) -> dict[str, np.ndarray]:
+        """The model, from nothing."""
+        shape, recipe, _ = cell.what
+        fresh = lab.fresh(shape, self.text.tokenizer, recipe.method, self.machine, seed=cell.seed)
+        return lab.train(fresh, recipe, self.text, lab.run_folder(self.folder, cell), self.machine)
+
+    def sequences(self, asked: Asked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens int32 [n, T + 1], weights float32 [n, T] of the targets, documents [n]."""
+        part = slice(asked.searched, None) if asked.test else slice(asked.searched)
+        chosen, bos = self.text.held_out[part], self.text.bos
+        if asked.kind == NEEDLE:
+            # As long as a text window with the token after it; the test has needles of its own.
+            task, options = tasks.FirstSentence(**dict(asked.needles)), {"bos": bos}
+            options |= {"length": asked.length + 1, "count": asked.count, "seed": 1 + asked.test}
+            found = tasks.first_sentence_samples(task, chosen, self.text.tokenizer, **options)
+            return found.tokens, found.answer[:, 1:].astype(np.float32), found.documents
+        per = -(-asked.count // len(chosen))
+        options = {"per_document": per, "bos": self.text.tokenizer.special(bos)}
+        tokens, names = documents.validation_windows(chosen, length=asked.length, **options)
+        # Round robin, so that a number which does not divide leaves out no document.
+        order = np.argsort(np.arange(len(tokens)) % per, kind="stable")[: asked.count]
+        return tokens[order], np.ones((asked.count, asked.length), np.float32), names[order]
+
+    def search(self, cell: lab.Cell) -> dict[str, np.ndarray]:
+        """One search, from where its files in the run's folder end: everything that it scored."""
+        _, extension, lowered, settings = cell.what
+        tokens, weights, _ = self.sequences(lowered)
+        sizes, run = _sizes(self.config), lab.run_folder(self.folder, cell)
+        objective = Objective(
+            self.model.config,
+            self.model.params,
+            extension,
+            tokens,
+            weights,
+            self.machine.mesh(),
+            group=sizes.mutants + sizes.crossovers,
+            at_once=max(1, self.machine.tokens_per_batch // weights.size),
+        )
+        if "steps" in settings:
+            return self._descend(objective, run, settings)
+        space, file, done = _space(extension, settings), run / "history.npz", _progress(objective)
+        options = {"seed": cell.seed, "on_generation": lambda n: done(n, sizes.evaluations)}
+        return _arrays(evolution.search(space, sizes, objective.fitness, file, **options))
+
+    def _descend(self, objective: Objective, run: Path, settings: Mapping[str, Any]):
+        """A gradient from the best published method, whose choice is part of its budget."""
+        file, starts = run / "starts.npz", list(published(objective.target).values())
+        if not file.exists():
+            evolution.save(file, History().extended(starts, objective.fitness(starts)))
+        done, budget = _progress(objective), FORWARDS_PER_GRADIENT * settings["steps"]
+        options = settings | {"on_step": lambda: done(FORWARDS_PER_GRADIENT, budget)}
+        start, path = evolution.load(file).best, run / "descent.npz"
+        descent = gradient.learn(start, objective, path, **options)
+        return {"factors": descent.factors, "fitness": descent.losses}
+
+    def loss(self, cell: lab.Cell) -> dict[str, np.ndarray]:
+        """Loss of each test sequence: of all of it, within the trained length, beyond it.
+
+        Of a needle the answer alone counts; within is then another needle of the trained length.
+        """
+        _, asked, what, reads = cell.what
+        model, trained, method = self.model, self.config.trained_length, self._method(cell, what)
+        tokens, weights, names = self.sequences(asked)
+        if asked.kind == NEEDLE:
+            rot = rotary.make(method, head_dim=model.config.head_dim, seq_len=asked.length)
+            loss, right = lab.scored(model, rot, tokens, weights, self.machine)
+            short = self.sequences(dataclasses.replace(asked, length=trained))
+            within, _ = lab.scored(model, rot, *short[:2], self.machine)
+            return {"loss": loss, "right": right, "within": within, "documents": names}
+        block = math.gcd(trained, asked.length)
+        blocks = lab.losses(model, method, tokens, self.machine, block=block, reads=reads)
+        inner, outer = blocks[:, : trained // block], blocks[:, trained // block :]
+        found = {"loss": blocks.mean(1), "within": inner.mean(1), "documents": names}
+        return found | ({"beyond": outer.mean(1)} if outer.size else {})
+
+    def _method(self, cell: lab.Cell, what: rotary.Method | str) -> rotary.Method:
+        if not isinstance(what, str):
+            return what
+        (search,) = cell.after
+        best = history(lab.read(self.folder, search)).best
+        if what == "winner without start tokens":
+            best = dataclasses.replace(best, start_count=0)
+        return search.what[1].spec(best)
+
+
+def _progress(objective: Objective) -> Callable[[int, int], None]:
+    """A function that counts forward passes of a budget."""
+    flops = train_flops_per_token(objective.config, objective.target.seq_len) / 3
+    counted = [0]
+
+    def add(forwards: int, budget: int) -> None:
+        counted[0] += forwards
+        lab.stepped(counted[0], budget, forwards * objective.tokens_per_evaluation, flops)
+
+    return add
+
+
+def _space(extension: Target, settings: Mapping[str, Any]) -> LongRoPESpace | LongRoPE2Space:
+    if "start_counts" in settings:
+        return LongRoPESpace(extension, settings["start_counts"], settings["probability"])
+    return LongRoPE2Space(extension, settings["probability"])
+
+
+def _arrays(found: History) -> dict[str, np.ndarray]:
+    return {
+        "factors": np.asarray([i.factors for i in found.individuals]),
+        "start_count": np.asarray([i.start_count for i in found.individuals], np.int32),
+        "critical": np.asarray([i.critical for i in found.individuals], np.int32),
+        "fitness": np.asarray(found.fitness),
+    }
+
+
+def history(arrays: Mapping[str, np.ndarray]) -> History:
+    """What a search scored, in order; factors are read from their shortest text: 1.01 stays it."""
+    n = len(arrays["fitness"])
+    counts = [arrays.get(name, np.zeros(n, int)).tolist() for name in ("start_count", "critical")]
+    factors = (tuple(float(str(x)) for x in row) for row in arrays["factors"])
+    individuals = tuple(map(Individual, factors, *counts))
+    return History(individuals, tuple(arrays["fitness"].tolist()))
+
+
+def check(work: Work, cells: Sequence[lab.Cell]) -> None:
+    """Refuses what pretraining, searches and tests would refuse, before any of them.
+
+    Raises:
+        ValueError: the first thing that cannot be honoured.
+    """
+    c, head_dim = work.config, work.facts.config.head_dim
+    every = [row for cell in cells for row in (cell.row, CROPPED)]
+    lab.check_hypotheses(c.hypotheses, _quantities(c), [*every, *c.rows, *SEARCHES])
+    parts = lab.batch_parts(work.machine.mesh())
+    if c.windows < 1 or c.windows % parts:
+        raise ValueError(f"--config.windows={c.windows} must be a multiple of {parts} devices")
+    for cell in cells:
+        if cell.kind == "train":
+            with lab.naming("pretraining"):
+                lab.check_recipe(cell.what[1], cell.what[0], work.machine)
+        if cell.kind == "search" and "sizes" in cell.what[3]:
+            _space(cell.what[1], cell.what[3])
+        if cell.kind == "loss" and not isinstance(cell.what[2], str):
+            rotary.make(cell.what[2], head_dim=head_dim, seq_len=cell.what[1].length)
+    for asked in {
+        cell.what[1 + (cell.kind == "search")]: 0 for cell in cells if cell.kind != "train"
+    }:
+        work.sequences(asked)
+
+
+def _quantities(config: ConfigDict) -> list[str]:
+    """Names of what hypotheses may speak of."""
+    targets = [f"{factor:g}x" for factor in (1, *config.factors)]
+    return [f"{name} at {x}" for x in targets for name in (*KINDS, "tokens right")]
+
+
+def quantities(config: ConfigDict, folder: Path, cells: Sequence[lab.Cell], key: str):
+    """The test's numbers `key` by kind and target, such as "text at 2x"."""
+    found = {}
+    for factor in (1, *config.factors):
+        for kind in KINDS:
+            length = round(config.trained_length * factor)
+            chosen = [c for c in cells if (c.what[1].kind, c.what[1].length) == (kind, length)]
+            scores = lab.scores(folder, chosen, key)
+            searched = {name for name, (_, way) in SEARCHES.items() if way == "evolution"} | {PLAIN}
+            found[f"{kind} at {factor:g}x"] = scores.repeated(set(scores.rows) - searched)
+    return found
+
+
+def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.Report:
+    """Writes tables, figures and claims of the cells there are."""
+    loss, within, right = (
+        quantities(config, folder, cells, key) for key in ("loss", "within", "right")
+    )
+    answers = {k.replace(NEEDLE, "tokens right"): v for k, v in right.items() if NEEDLE in k}
+    searches = {
+        c.after[0]: lab.read(folder, c.after[0]) for c in cells if c.after[0].kind == "search"
+    }
+    found = {cell: history(arrays) for cell, arrays in searches.items() if arrays}
+    judged = lab.judged(config.hypotheses, loss | answers)
+    tables = [
+        _loss_table(name, scores, within[name], right[name])
+        for name, scores in loss.items()
+        if not name.endswith(" 1x") and scores.rows
+    ]
+    verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(judged), "Hypotheses", "hypotheses")
+    spent = [_spent(cell, found[cell]) for cell in found]
+    specs = [_spec(cell, one) for cell, one in _winners(found).items()]
+    figures = [_factors(config, facts, found), _descents(config, found)] if found else []
+    claims = [_lowest(name, scores) for name, scores in loss.items() if scores.rows]
+    claims += [f"{h.name}: {h.claim}: {h.verdict}." for h in judged]
+    winners = [
+        lab.Paragraphs(f"{s['search']} to {s['target']}:\n\n{s['spec']}\n\n{s['hf']}")
+        for s in specs
+    ]
+    return lab.publish(
+        folder,
+        command,
+        config,
+        title="Searched and learned factors",
+        claims=claims,
+        sections=[
+            lab.Section("Result", [*figures[:1], *tables]),
+            lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
+            lab.Section(
+                "Searches at equal compute",
+                [*([lab.table(spent, "Spent", "searches")] if spent else []), *figures[1:]],
+            ),
+            lab.Section("Winners by fitness, as specs and Hugging Face JSON", winners),
+        ],
+        results={
+            "loss": {k: {row: v.mean(row) for row in v.rows} for k, v in loss.items()},
+            "searches": spent,
+            "specs": specs,
+        },
+        cells=cells,
+    )
+
+
+def _lowest(name: str, loss: lab.Scores) -> str:
+    """The row with the lowest loss, and how the best lies to cropped text."""
+    methods = [row for row in loss.rows if row != CROPPED]
+    best = min(methods, key=lambda row: float(loss.mean(row)))
+    said = f"Lowest loss, {name} the trained length: {best}, {loss.mean(best):.3f} nats"
+    if CROPPED in loss.rows:
+        said += f"; cropped {loss.mean(CROPPED):.3f}; {lab.counted(loss, methods, CROPPED)}"
+    return said + "."
+
+
+def _loss_table(name: str, loss: lab.Scores, within: lab.Scores, right: lab.Scores) -> lab.Table:
+    """Every row, lowest loss first: its loss, what it is against others, its short-range cost."""
+    lines = []
+    for row in sorted(loss.rows, key=lambda row: float(loss.mean(row))):
+        line = {"row": row, "seeds": len(loss.values[row]), "loss": lab.show(loss.mean(row))}
+        for other in ("PI", "NTK", "YaRN", CROPPED):
+            line[f"minus {other}"] = lab.show(lab.gap(loss, row, other))
+        line["within L, minus RoPE"] = lab.show(lab.gap(within, row, "RoPE"))
+        share = right.mean(row) if row in right.rows else None
+        lines.append(line | {"tokens right": lab.show(share, 2)})
+    title = f"Loss of {name} the trained length, nats per token"
+    return lab.table(lines, title, name.replace(" ", "_"))
+
+
+def _spent(cell: lab.Cell, found: History) -> dict[str, Any]:
+    """Budget, start and result of a search."""
+    _, extension, lowered, settings = cell.what
+    scored, descent = len(found.fitness), "steps" in settings
+    passes = STARTS + FORWARDS_PER_GRADIENT * scored if descent else scored
+    first = found.fitness[: 1 if descent else settings["sizes"].population]
+    return {
+        "search": cell.row,
+        "target": f"{extension.factor:g}x",
+        "seed": None if descent else cell.seed,
+        "forward passes": STARTS + scored if descent else scored,
+        "backward passes": scored if descent else 0,
+        "forward equivalents": passes,
+        "tokens": passes * lowered.count * lowered.length,
+        "loss at start": min(first),
+        "loss found": min(found.fitness),
+        "start tokens": found.best.start_count,
+        "critical pair": found.best.critical or None,
+    }
+
+
+def _winners(found: Mapping[lab.Cell, History]) -> dict[lab.Cell, History]:
+    """Of the seeds of each search and target the one with the lowest fitness."""
+    best: dict[tuple, lab.Cell] = {}
+    for cell, one in found.items():
+        key = cell.row, cell.what[1].factor
+        if key not in best or min(one.fitness) < min(found[best[key]].fitness):
+            best[key] = cell
+    return {cell: found[cell] for cell in best.values()}
+
+
+def _spec(cell: lab.Cell, found: History) -> dict[str, Any]:
+    """A winner as code and as Hugging Face's JSON, which has no start tokens."""
+    extension = cell.what[1]
+    spec = extension.spec(found.best)
+    plain = dataclasses.replace(spec, start_count=0)
+    return {
+        "search": cell.row,
+        "target": f"{extension.factor:g}x",
+        "loss found": min(found.fitness),
+        "spec": f"rotary.{spec!r}",
+        "hf": json.dumps(rotary.to_hf(plain, head_dim=extension.head_dim)),
+        "hf leaves out start tokens": spec.start_count,
+    }
+
+
+@lab.style()
+def _factors(config, facts: lab.Facts, found: Mapping[lab.Cell, History]) -> lab.Figure:
+    """lambda_j of every row and of every winner, one panel for each target."""
+    colour = dict(zip(SEARCHES, lab.colours(list(SEARCHES)), strict=True))
+    size = (11, 4.6)
+    fig, axes = lab.subplots(1, len(config.factors), size=size, squeeze=False)
+    for ax, factor in zip(axes[0], config.factors, strict=True):
+        extension = target(config, facts, factor)
+        dashes = itertools.cycle((":", "--", "-.", (0, (1, 3)), (0, (5, 1, 1, 1))))
+        for row, dash in zip(config.rows, dashes, strict=False):
+            method = rows(config, facts, extension)[row]
+            f = method.frequencies(head_dim=extension.head_dim, seq_len=extension.seq_len)
+            if f.inv_freq.shape == extension.inv_freq.shape and (f.inv_freq > 0).all():
+                ax.plot(extension.inv_freq / f.inv_freq, color="#7F7F7F", linestyle=dash, label=row)
+        for cell, one in found.items():
+            if cell.what[1].factor == factor:
+                label = cell.row if cell.seed == 0 else None
+                ax.plot(one.best.factors, color=colour[cell.row], label=label)
+        ax.set(xlabel="pair j, fast to slow", title=f"to {factor:g}x the trained length")
+    axes[0, 0].set_ylabel("factor λ of the wavelength")
+    axes[0, 0].legend()
+    return lab.Figure("factors", fig, "Factors by pair; several lines: seeds.")
+
+
+@lab.style()
+def _descents(config: ConfigDict, found: Mapping[lab.Cell, History]) -> lab.Figure:
+    """Lowest loss so far against forward passes; rows are targets, columns the two losses."""
+    colour = dict(zip(SEARCHES, lab.colours(list(SEARCHES)), strict=True))
+    panels = list(itertools.product(config.factors, KINDS))
+    size = (11, 3.6 * len(config.factors))
+    fig, axes = lab.subplots(len(config.factors), 2, size=size, squeeze=False, sharex=True)
+    for ax, (factor, kind) in zip(axes.flat, panels, strict=True):
+        shown = []
+        for cell, one in found.items():
+            if (cell.what[1].factor, cell.what[2].kind) == (factor, kind):
+                cost, loss = np.arange(len(one.fitness)) + 1, np.minimum.accumulate(one.fitness)
+                cost = STARTS + FORWARDS_PER_GRADIENT * cost if "steps" in cell.what[3] else cost
+                look = {"color": colour[cell.row], "label": cell.row if cell.seed == 0 else None}
+                ax.plot(cost, loss, drawstyle="steps-post", **look)
+                # What comes before is PI, which would flatten all that follows.
+                shown += loss[np.searchsorted(cost, STARTS) :].tolist()
+        if shown:
+            margin = 0.05 * (max(shown) - min(shown)) + 1e-6
+            ax.set_ylim(min(shown) - margin, max(shown) + margin)
+            ax.legend()
+        ax.set_title(f"loss of {kind} at {factor:g}x, search documents", loc="left")
+        ax.set(xlabel="forward passes (a gradient counts as three)", ylabel="lowest loss so far")
+    return lab.Figure("progress", fig, "Progress of the searches at equal compute.")
+
+
+def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
+    tested = _held_out(config) - config.search_documents
+    return lab.Paragraphs(
+        f"L = {config.trained_length} tokens, {facts.method}. Searches on "
+        f"{config.search_documents} held-out documents of {config.corpus} ({config.windows} "
+        f"windows or needles), test on {tested} others. Differences have 95% intervals: bootstrap "
+        "over test documents and, where a row has several, over seeds of the search; one model: "
+        "they say nothing of other models. Within L: text within the trained length of the same "
+        "windows, and other needles of L tokens. Cropped: plain RoPE reads the last L tokens, at "
+        "least seven eighths of so many where they are there.\n\n"
+        "Searched factors use LongRoPE's attention factor sqrt(1 + ln s / ln L), as its code does; "
+        "rows that say so give the same to published factors, which shows what the factors alone "
+        "do.\n\n"
+        "Every search gets the same number of forward passes over sequences of the same documents; "
+        "a gradient (forward and backward) counts as three. It begins at the best of PI, NTK and "
+        "YaRN, whose three passes count too, and has no start tokens. It is not held to a range or "
+        "to monotone factors; its monotone variant is projected onto LongRoPE's space after every "
+        "step. Loss at start: the best of the first generation, or the gradient's first point."
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main, "longrope_search")
+    lab.run(main, "experiments.longrope_search")

@@ -9,13 +9,12 @@ Another checkpoint on a text of your own; all lengths follow from the trained le
         --config.documents="('FOLDER:a.txt',)"
 
 Every method is compared with plain RoPE, and with plain RoPE that reads only the last tokens, as
-many as it was trained on (cropped): what can be had without any extension. Tables show what a
-method costs within the trained length beside what it gains beyond it, and the difference of the
-two. Pass keys and first sentences are asked for with the right answer given, in one forward.
+many as it was trained on (cropped): what can be had without any extension. What a method costs
+within the trained length stands beside what it gains beyond it. Pass keys and first sentences are
+asked for with the right answer given, in one forward.
 
-Presets: quick (SmolLM2-135M on one play to 12,288 tokens, three methods; at most 15 minutes on 2
-CPU cores), full (four documents; six methods to 32,768 tokens, all others to 16,384, retrieval to
-16,384; at most ten hours, 1.2 GB of memory), tiny (a random model, seconds).
+Presets: quick (SmolLM2-135M on one play to 12,288 tokens; at most 15 minutes on 2 CPU cores), full
+(four documents, all methods to 16,384 tokens, six to 32,768; ten hours, 1.2 GB), tiny (seconds).
 
 Expected with preset quick, nats per token on Hamlet, one document and so no interval:
 
@@ -41,8 +40,6 @@ from scipy import stats
 from experiments import lab
 from longrope_jax import rotary
 from longrope_jax.data import documents, tasks
-from longrope_jax.errors import unknown_name
-from longrope_jax.evaluation.statistics import Interval, verdict
 
 CROPPED = "cropped"
 LOSS, PASSKEY, SENTENCE = "loss", "passkey", "first sentence"
@@ -76,17 +73,13 @@ class Group:
     settings: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method at one length; `same_as` is the first row whose frequencies are the same numbers."""
-
-    method: rotary.Method
-    same_as: str
+# By label of a method: the method at one length, and the first label with the same frequencies.
+Rows = dict[str, tuple[rotary.Method, str]]
 
 
 def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
     """Every cell, ordered so that each beginning of them makes a table."""
-    return list(dict.fromkeys(_cells(*filled(config, folder))))
+    return list(_cells(*filled(config, folder)))
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
@@ -98,14 +91,11 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     machine = lab.Machine(**config.machine)
     lab.start(machine)
     config, facts = filled(config, folder)
-    cells, work = list(dict.fromkeys(_cells(config, facts))), Work(config, machine)
+    cells, work = list(_cells(config, facts)), Work(config, machine)
     if machine.measure:
         check(work, facts, lab.missing(folder, cells))
     lab.complete(folder, cells, {LOSS: work.loss, "retrieval": work.answers}, machine)
     return publish(config, facts, folder, cells, command)
-
-
-# The cells.
 
 
 def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
@@ -154,8 +144,8 @@ def groups(config: ConfigDict) -> list[Group]:
     return [*losses[:1], *retrieval, *losses[1:]]
 
 
-def rows_at(config: ConfigDict, facts: lab.Facts, length: int) -> dict[str, Row]:
-    """Row by label of every method that is measured at a length, the reference first.
+def rows_at(config: ConfigDict, facts: lab.Facts, length: int) -> Rows:
+    """Every method that is measured at a length, the reference first.
 
     Raises:
         ValueError: unknown placeholder, method or option.
@@ -172,7 +162,7 @@ def rows_at(config: ConfigDict, facts: lab.Facts, length: int) -> dict[str, Row]
             method = lab.method(text, facts, config.trained_length, f"methods: {text}", **values)
             new = method.frequencies(head_dim=facts.config.head_dim, seq_len=length)
             known[label] = new
-            rows[label] = Row(method, next(name for name, f in known.items() if f.equals(new)))
+            rows[label] = method, next(name for name, f in known.items() if f.equals(new))
     return rows
 
 
@@ -203,18 +193,15 @@ def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
                     yield lab.Cell(kind, row, what=(*start, reading, group.settings))
 
 
-def _read(config: ConfigDict, rows: Mapping[str, Row], group: Group):
+def _read(config: ConfigDict, rows: Rows, group: Group):
     """(row, method, last tokens): the reference, cropping beyond the trained length, the others."""
-    (reference, plain), texts = next(iter(rows.items())), labels(config)
-    yield reference, plain.method, 0
+    texts, (reference, *_) = labels(config), rows
+    yield reference, rows[reference][0], 0
     if group.length > config.trained_length:
-        yield CROPPED, plain.method, config.trained_length
-    for label, row in rows.items():
+        yield CROPPED, rows[reference][0], config.trained_length
+    for label, (_, same_as) in rows.items():
         if texts[label] in group.methods:
-            yield row.same_as, rows[row.same_as].method, 0
-
-
-# The work.
+            yield same_as, rows[same_as][0], 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -313,9 +300,6 @@ def check(work: Work, facts: lab.Facts, cells: Iterable[lab.Cell]) -> None:
         )
 
 
-# The numbers.
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Losses:
     """Loss in windows of one length: of each block of positions, and means of the tables' columns.
@@ -325,7 +309,7 @@ class Losses:
     """
 
     length: int
-    rows: Mapping[str, Row]
+    rows: Rows
     reference: str
     blocks: lab.Scores
     columns: Mapping[str, lab.Scores]
@@ -336,7 +320,7 @@ class Losses:
 
 def losses(config: ConfigDict, facts: lab.Facts, folder: Path, cells) -> list[Losses]:
     """The finished losses, longest windows first."""
-    trained, block, found = config.trained_length, _block(config), []
+    trained, block, found = config.trained_length, config.trained_length // config.blocks, []
     for length, of_length in _by_length(cells, LOSS).items():
         blocks = lab.scores(folder, of_length, "blocks")
         inner = {n for n in (_tokens(config, edge) for edge in config.edges) if n < length}
@@ -366,7 +350,7 @@ def loss_records(found: Losses) -> list[dict[str, Any]]:
     """One line of the table for each measured row."""
     lines, reference = [], found.reference
     for row in found.ordered:
-        same = [label for label, other in found.rows.items() if other.same_as == row]
+        same = [label for label, (_, same_as) in found.rows.items() if same_as == row]
         line = {"method": " = ".join(same or [row])}
         line["documents"] = len(found.blocks.documents[row])
         line |= {name: x.interval(row) or float(x.mean(row)) for name, x in found.columns.items()}
@@ -384,8 +368,8 @@ def answers(config, facts: lab.Facts, folder: Path, cells) -> list[dict[str, Any
     for task in (PASSKEY, SENTENCE, REMOVED):
         for length, of_length in _by_length(cells, task).items():
             scores = {k: lab.scores(folder, of_length, k) for k in ("exact", "share", "nll")}
-            same_as = {k: row.same_as for k, row in rows_at(config, facts, length).items()}
-            for label, row in (same_as | {CROPPED: CROPPED}).items():
+            rows = rows_at(config, facts, length) | {CROPPED: (None, CROPPED)}
+            for label, (_, row) in rows.items():
                 if row in scores["exact"].rows:
                     hits = scores["exact"].values[row][0]
                     limits = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci()
@@ -417,19 +401,11 @@ def loss_claim(found: Losses, trained: str) -> str:
     return "; ".join(said) + "."
 
 
-def passkey_claims(trained: int, lines: Iterable[Mapping]) -> list[str]:
-    """Who finds pass keys beyond the trained length."""
-    keys = [x for x in lines if x["task"] == PASSKEY and x["length"] > trained]
-    shown = {n: [x for x in keys if x["length"] == n] for n in {x["length"]: 0 for x in keys}}
-    return [
-        f"Pass keys found at {n:,} tokens: "
-        + ", ".join(f"{x['method']} {x['exact']} of {x['samples']}" for x in of_length)
-        + "."
-        for n, of_length in shown.items()
-    ]
-
-
-# The report.
+def passkey_claim(length: int, lines: Iterable[Mapping]) -> str:
+    """How many pass keys each method finds at a length."""
+    found = [x for x in lines if (x["task"], x["length"]) == (PASSKEY, length)]
+    said = ", ".join(f"{x['method']} {x['exact']} of {x['samples']}" for x in found)
+    return f"Pass keys found at {length:,} tokens: {said}."
 
 
 def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.Report:
@@ -440,10 +416,12 @@ def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.
     records = {x.length: loss_records(x) for x in found}
     tables = [_loss_table(length, lines) for length, lines in records.items()]
     figures = [_beyond(found, config), _by_position(found, config)] if found else []
-    options = [[k, x.length, repr(r.method)] for x in found for k, r in x.rows.items()]
+    options = [[k, x.length, repr(m)] for x in found for k, (m, _) in x.rows.items()]
     methods = lab.Table(["method", "length", "options"], options, "The methods, written out")
     trained = config.trained_length
-    claims = [loss_claim(x, f"{trained:,}") for x in found] + passkey_claims(trained, asked)
+    beyond = {x["length"] for x in asked if x["task"] == PASSKEY and x["length"] > trained}
+    claims = [loss_claim(x, f"{trained:,}") for x in found]
+    claims += [passkey_claim(length, asked) for length in sorted(beyond)]
     means = {x.length: {row: x.blocks.mean(row) for row in x.blocks.rows} for x in found}
     return lab.publish(
         folder,
@@ -462,11 +440,10 @@ def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.
 
 
 def _loss_table(length: int, lines: Sequence[Mapping[str, Any]]) -> lab.Table:
-    rows = [
-        [v if k in ("method", "documents") else lab.show(v) for k, v in x.items()] for x in lines
+    shown = [
+        {k: v if isinstance(v, str | int) else lab.show(v) for k, v in x.items()} for x in lines
     ]
-    caption = f"Loss in nats per token, windows of {length:,} tokens"
-    return lab.Table(list(lines[0]), rows, caption, name=f"loss_{length}")
+    return lab.table(shown, f"Loss in nats, windows of {length:,} tokens", f"loss_{length}")
 
 
 @lab.style()
@@ -479,7 +456,7 @@ def _beyond(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
     for (left, right), x in zip(axes, found, strict=True):
         for y, row in enumerate(x.ordered):
             look = {"color": "#D55E00" if row in (x.reference, CROPPED) else "#0072B2"}
-            left.plot(_gap(x.within, row, x.reference), y, "o", **look)
+            left.plot(lab.mean_gap(x.within, row, x.reference), y, "o", **look)
             single = x.beyond.values[row][0]
             right.plot(single, [y] * len(single), "x", markersize=5 * (len(single) > 1), **look)
             right.plot(single.mean(), y, "o", **look)
@@ -505,7 +482,7 @@ def _by_position(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
         for row in sorted(x.blocks.rows, key=chosen.__contains__):  # those in colour on top
             look = {"color": colour.get(row), "label": row}
             look = look if row in chosen else {"color": "#BBBBBB", "linewidth": 0.8}
-            curve = _gap(x.blocks, row, x.reference)
+            curve = lab.mean_gap(x.blocks, row, x.reference)
             ax.plot((np.arange(len(curve)) + 0.5) * x.length / len(curve), curve, **look)
         ax.axvline(config.trained_length, color="black", linewidth=0.8, linestyle=":")
         ax.set(title=f"windows of {x.length:,} tokens", ylabel=f"loss minus {x.reference}, nats")
@@ -515,68 +492,52 @@ def _by_position(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
     return lab.Figure("loss_by_position", fig, caption)
 
 
-def _gap(found: lab.Scores, row: str, reference: str) -> np.ndarray:
-    """Row minus reference without its interval; NaN where they are not compared."""
-    if row == reference:
-        return np.zeros_like(found.mean(row))
-    gap = lab.gap(found, row, reference)
-    return np.full_like(found.mean(row), np.nan) if gap is None else getattr(gap, "estimate", gap)
-
-
 @lab.style()
 def _retrieval(lines: Sequence[Mapping[str, Any]], config: ConfigDict) -> list:
-    """A panel and a table for each task: methods, and a column for each length."""
-    shown = list(dict.fromkeys(x["task"] for x in lines))
+    """Answers by length: a panel for each task, and a table."""
+    shown, methods = (list(dict.fromkeys(x[k] for x in lines)) for k in ("task", "method"))
     fig, axes = lab.subplots(1, len(shown), size=(4.6 * len(shown), 4.2), squeeze=False)
-    methods = list(dict.fromkeys(x["method"] for x in lines))
-    tables = []
     for ax, task in zip(axes[0], shown, strict=True):
-        by = {(x["method"], x["length"]): x for x in lines if x["task"] == task}
-        lengths = sorted({length for _, length in by})
-        rows = [m for m in methods if any((m, n) in by for n in lengths)]
         for i, (method, colour) in enumerate(zip(methods, lab.colours(methods), strict=True)):
-            points = [(n, by[method, n]["share"]) for n in lengths if (method, n) in by]
+            of = [x for x in lines if (x["task"], x["method"]) == (task, method)]
             # Rings of many sizes, since points often coincide.
             look = {"color": colour, "markersize": 5 + 2 * i, "fillstyle": "none"}
-            ax.plot(*np.reshape(points, (-1, 2)).T, "o-", label=method, **look)
+            ax.plot([x["length"] for x in of], [x["share"] for x in of], "o-", label=method, **look)
         ax.axvline(config.trained_length, color="black", linewidth=0.8, linestyle=":")
         ax.set(title=task, xlabel="length, tokens", ylim=(-0.08, 1.08))
-        cells = [[m, *(_answer(by.get((m, n))) for n in lengths)] for m in rows]
-        caption = f"{task.capitalize()}: whole answers right, share of tokens, loss in nats"
-        name = "retrieval_" + task.replace(",", "").replace(" ", "_")
-        header = ["method", *(f"{n:,} tokens" for n in lengths)]
-        tables.append(lab.Table(header, cells, caption, name))
     axes[0, 0].set_ylabel("share of answer tokens right")
     axes[0, 0].legend()
     caption = "Share of the answers' tokens that are right, by length; dotted: the trained length."
-    return [lab.Figure("retrieval", fig, caption), *tables]
+    order = sorted(lines, key=lambda x: (shown.index(x["task"]), methods.index(x["method"])))
+    header = ["task", "method", "length", "samples", "whole answers", "tokens right", "loss"]
+    rows = [
+        [*(x[k] for k in header[:4]), _share(x), f"{x['share']:.0%}", lab.show(x["nll"])]
+        for x in order
+    ]
+    title = "Answers; each method's short lengths stand above its long ones"
+    return [lab.Figure("retrieval", fig, caption), lab.Table(header, rows, title, "retrieval")]
 
 
-def _answer(x: Mapping[str, Any] | None) -> str | None:
-    if x is None:
-        return None
-    share = f"{x['exact']}/{x['samples']} [{x['low']:.2f}, {x['high']:.2f}]"
-    return f"{share}; {x['share']:.0%}; {x['nll']:.2f}"
+def _share(x: Mapping[str, Any]) -> str:
+    return f"{x['exact']} [{x['low']:.2f}, {x['high']:.2f}]"
 
 
 def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
     r, trained = config.retrieval, f"{config.trained_length:,}"
     return lab.Paragraphs(
-        f"Nothing is trained. Model: {facts.method}, trained on {trained} tokens. "
-        f"{' '.join(facts.notes)} Documents: {', '.join(config.documents)}, each from its first "
-        f"sentence on, after {config.bos}; if they are old and public, the model may have read "
-        "them.\n\n"
+        f"Model: {facts.method}, trained on {trained} tokens. {' '.join(facts.notes)} Documents: "
+        f"{', '.join(config.documents)}, each from its first sentence on, after {config.bos}; if "
+        "they are old and public, the model may have read them.\n\n"
         f"Cropped: {config.reference} reads at most the last {trained} tokens, at least seven "
         "eighths of so many where they are there. Beyond less within: the difference of the two "
         "differences, which a method that is worse at every position does not gain by. Intervals: "
         "95%, documents resampled whole, differences paired, each method on its own.\n\n"
-        f"A method's factor is the length of the window over {trained}; methods that depend on the "
-        "length get that of the whole window. Methods whose frequencies are the same numbers are "
-        "measured once. Nothing was searched: longrope has one factor for all pairs.\n\n"
-        f"Retrieval: {r.fact!r} {r.passkey_prompt!r} {r.first_sentence_prompt!r}, plain text, the "
-        "right answer given. A whole answer, of which every token is the most likely one, is what "
-        "greedy decoding would give; its share has Clopper and Pearson's 95% interval, samples as "
-        "independent. Removed: the sentence asked for is not in the context."
+        "Methods that depend on the length get that of the whole window; those whose frequencies "
+        "are the same numbers are measured once. Nothing was searched: longrope has one factor.\n\n"
+        f"Asked, in plain text: {r.fact!r} {r.passkey_prompt!r} {r.first_sentence_prompt!r}. A "
+        "whole answer, of which every token is the most likely one, is what greedy decoding would "
+        "give; Clopper and Pearson's 95% interval takes samples as independent. Removed: the "
+        "sentence asked for is not in the context."
     )
 
 

@@ -29,10 +29,11 @@ from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
 from experiments.lab.losses import losses, scored
-from experiments.lab.machine import Machine, start, writes
+from experiments.lab.machine import Machine, batch_parts, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
+from experiments.lab.progress import step as stepped
 from experiments.lab.quantities import (
     VERDICT_HEADER,
     Check,
@@ -46,6 +47,7 @@ from experiments.lab.quantities import (
     difference,
     gap,
     judged,
+    mean_gap,
     scores,
     show,
     verdict_lines,
@@ -82,6 +84,7 @@ __all__ = [
     "Table",
     "Text",
     "against",
+    "batch_parts",
     "beginning",
     "check",
     "check_bos",
@@ -104,6 +107,7 @@ __all__ = [
     "join",
     "judged",
     "losses",
+    "mean_gap",
     "method",
     "missing",
     "model",
@@ -124,6 +128,7 @@ __all__ = [
     "show",
     "speed",
     "start",
+    "stepped",
     "style",
     "subplots",
     "table",
