@@ -66,9 +66,9 @@ _COMMON = {
         "crossovers": 6,
         "parents": 12,
         "generations": 12,
-        "probability": 0.3,
-        "seeds": 3,
     },
+    "seeds": 3,  # of the evolutions
+    "probability": 0.3,  # of changing a pair
     "start_counts": (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256),  # LongRoPE, table 4
     "learning_rate": 0.03,  # of Adam on log lambda
     # Rows of the test beside those that are searched.
@@ -120,9 +120,8 @@ PRESETS = {
             "crossovers": 1,
             "parents": 2,
             "generations": 2,
-            "probability": 0.3,
-            "seeds": 2,
         },
+        "seeds": 2,
         "shape": {
             "d_model": 16,
             "n_layers": 1,

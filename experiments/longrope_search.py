@@ -14,10 +14,9 @@ sequences of held-out documents:
 
 and every winner, chosen by its fitness, is compared on other documents with the published methods
 and with plain RoPE that reads only the last L tokens (cropped). Presets: cpu (10 minutes on 2 idle
-cores), tiny. The monotone gradient was added after results of a first run had been seen; the
-learning rate was not tuned. That first run, on another pretrained model, agrees on what beats PI,
-NTK and YaRN, but not on all of gradient against evolution: there LongRoPE was below YaRN at 2x too,
-and the gradient not behind LongRoPE2 on needles.
+cores), tiny. The learning rate was not tuned. A first run, on another pretrained model, agrees on
+what beats PI, NTK and YaRN, but not on all of gradient against evolution: there LongRoPE was below
+YaRN at 2x too, and the gradient not behind LongRoPE2 on needles.
 
 Expected with preset cpu, loss on 10 test plays in nats (its difference to YaRN is in the report):
 
@@ -51,7 +50,7 @@ from longrope_jax.data import documents, packing, tasks, tokenizers
 from longrope_jax.search import evolution, gradient
 from longrope_jax.search.evolution import Evolution, History
 from longrope_jax.search.fitness import Objective
-from longrope_jax.search.individuals import Individual, Target, published
+from longrope_jax.search.individuals import Target, published
 from longrope_jax.search.longrope import LongRoPESpace
 from longrope_jax.search.longrope2 import LongRoPE2Space
 from longrope_jax.training.flops import train_flops_per_token
@@ -118,7 +117,7 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
     """The config with hypotheses for each target, and the facts of the model that is searched.
 
     Raises:
-        ValueError: a checkpoint that was not trained with plain RoPE; budgets that are too small.
+        ValueError: a checkpoint that was not trained with plain RoPE.
     """
     if config.model:
         config, facts = lab.filled(config, folder)
@@ -126,22 +125,13 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
         config, facts = config.copy_and_resolve_references(), _planned(config)
     if type(facts.method) is not rotary.RoPE:
         raise ValueError(f"--config.model={config.model} has {facts.method}: give one with RoPE")
-    held_out = _held_out(config)
-    if not 1 <= config.search_documents <= held_out - 2:
-        raise ValueError(
-            f"--config.search_documents={config.search_documents} must leave 2 of {held_out} "
-            "held-out documents to the test"
-        )
-    if config.evolution.seeds < 1 or _gradient_steps(config) < 1:
-        raise ValueError(
-            f"--config.evolution has {config.evolution.seeds} seeds and "
-            f"{_sizes(config).evaluations} evaluations: it needs 1 and 6"
-        )
     expanded = {}
-    for name, hypothesis in config.hypotheses.items():
-        for x in (f"{factor:g}x" for factor in config.factors):
-            texts = {k: tuple(t.format(x=x) for t in hypothesis[k]) for k in ("gates", "checks")}
-            expanded[f"{name} at {x}"] = {"claim": hypothesis.claim} | texts
+    for (name, hypothesis), factor in itertools.product(config.hypotheses.items(), config.factors):
+        texts = {
+            k: tuple(text.format(x=f"{factor:g}x") for text in hypothesis[k])
+            for k in ("gates", "checks")
+        }
+        expanded[f"{name} at {factor:g}x"] = {"claim": hypothesis.claim} | texts
     with config.unlocked():
         config.hypotheses = ConfigDict(expanded)
     return config, facts
@@ -161,18 +151,15 @@ def target(config: ConfigDict, facts: lab.Facts, factor: float) -> Target:
     return Target(facts.base, facts.config.head_dim, config.trained_length, factor)
 
 
-def _held_out(config: ConfigDict) -> int:
-    return config.held_out if isinstance(config.held_out, int) else len(config.held_out)
-
-
-def _sizes(config: ConfigDict) -> Evolution:
-    names = (field.name for field in dataclasses.fields(Evolution))
-    return Evolution(**{name: config.evolution[name] for name in names})
+def _tested(config: ConfigDict) -> int:
+    """Held-out documents that no search sees."""
+    held_out = config.held_out
+    return (held_out if isinstance(held_out, int) else len(held_out)) - config.search_documents
 
 
 def _gradient_steps(config: ConfigDict) -> int:
     """Steps that cost no more than the evolution's budget, the choice of the start included."""
-    return (_sizes(config).evaluations - STARTS) // FORWARDS_PER_GRADIENT
+    return (Evolution(**config.evolution).evaluations - STARTS) // FORWARDS_PER_GRADIENT
 
 
 def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
@@ -185,7 +172,7 @@ def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
             yield lab.Cell("loss", row, seed, (text, asked, what, reads), after)
 
     yield from tests("RoPE", 1, facts.method)
-    for seed in range(config.evolution.seeds):
+    for seed in range(config.seeds):
         for factor in config.factors:
             extension = target(config, facts, factor)
             for row, method in rows(config, facts, extension).items() if seed == 0 else ():
@@ -230,8 +217,7 @@ def _asked(config: ConfigDict, kind: str, factor: float, *, test: bool) -> Asked
     length, needles = round(config.trained_length * factor), tuple(config.needles.items())
     count = config.test_needles if test else config.windows
     if test and kind == TEXT:
-        tested = _held_out(config) - config.search_documents
-        count = config.test_windows_per_document * tested
+        count = config.test_windows_per_document * _tested(config)
     asked = Asked(kind, length, count, config.search_documents, test)
     return asked if kind == TEXT else dataclasses.replace(asked, needles=needles)
 
@@ -242,7 +228,7 @@ def _settings(config: ConfigDict, name: str, extension: Target) -> dict[str, Any
         monotone = name == "gradient, monotone"
         steps = {"steps": _gradient_steps(config), "learning_rate": config.learning_rate}
         return steps | {"monotone": monotone}
-    settings = {"sizes": _sizes(config), "probability": config.evolution.probability}
+    settings = {"sizes": Evolution(**config.evolution), "probability": config.probability}
     if name == "LongRoPE":
         # Start tokens below the trained length only.
         counts = tuple(n for n in config.start_counts if n < extension.length)
@@ -319,7 +305,7 @@ class Work:
         """One search, from where its files in the run's folder end: everything that it scored."""
         _, extension, lowered, settings = cell.what
         tokens, weights, _ = self.sequences(lowered)
-        sizes, run = _sizes(self.config), lab.run_folder(self.folder, cell)
+        sizes, run = Evolution(**self.config.evolution), lab.run_folder(self.folder, cell)
         objective = Objective(
             self.model.config,
             self.model.params,
@@ -332,17 +318,19 @@ class Work:
         )
         if "steps" in settings:
             return self._descend(objective, run, settings)
-        space, file, done = _space(extension, settings), run / "history.npz", _progress(objective)
-        options = {"seed": cell.seed, "on_generation": lambda n: done(n, sizes.evaluations)}
-        return _arrays(evolution.search(space, sizes, objective.fitness, file, **options))
+        count = _counting(objective, sizes.evaluations)
+        options = {"seed": cell.seed, "on_generation": count}
+        space, file = _space(extension, settings), run / "history.npz"
+        found = evolution.search(space, sizes, objective.fitness, file, **options)
+        return evolution.to_arrays(found)
 
     def _descend(self, objective: Objective, run: Path, settings: Mapping[str, Any]):
         """A gradient from the best published method, whose choice is part of its budget."""
         file, starts = run / "starts.npz", list(published(objective.target).values())
         if not file.exists():
             evolution.save(file, History().extended(starts, objective.fitness(starts)))
-        done, budget = _progress(objective), FORWARDS_PER_GRADIENT * settings["steps"]
-        options = settings | {"on_step": lambda: done(FORWARDS_PER_GRADIENT, budget)}
+        count = _counting(objective, FORWARDS_PER_GRADIENT * settings["steps"])
+        options = settings | {"on_step": lambda: count(FORWARDS_PER_GRADIENT)}
         start, path = evolution.load(file).best, run / "descent.npz"
         descent = gradient.learn(start, objective, path, **options)
         return {"factors": descent.factors, "fitness": descent.losses}
@@ -356,7 +344,7 @@ class Work:
         model, trained, method = self.model, self.config.trained_length, self._method(cell, what)
         tokens, weights, names = self.sequences(asked)
         if asked.kind == NEEDLE:
-            rot = rotary.make(method, head_dim=model.config.head_dim, seq_len=asked.length)
+            rot = self.made(method, asked.length)
             loss, right = lab.scored(model, rot, tokens, weights, self.machine)
             short = self.sequences(dataclasses.replace(asked, length=trained))
             within, _ = lab.scored(model, rot, *short[:2], self.machine)
@@ -367,50 +355,30 @@ class Work:
         found = {"loss": blocks.mean(1), "within": inner.mean(1), "documents": names}
         return found | ({"beyond": outer.mean(1)} if outer.size else {})
 
+    def made(self, method: rotary.Method, length: int) -> rotary.Rotary:
+        """A method's arrays for the model."""
+        return rotary.make(method, head_dim=self.facts.config.head_dim, seq_len=length)
+
     def _method(self, cell: lab.Cell, what: rotary.Method | str) -> rotary.Method:
         if not isinstance(what, str):
             return what
         (search,) = cell.after
-        best = history(lab.read(self.folder, search)).best
+        best = evolution.from_arrays(lab.read(self.folder, search)).best
         if what == "winner without start tokens":
             best = dataclasses.replace(best, start_count=0)
         return search.what[1].spec(best)
 
 
-def _progress(objective: Objective) -> Callable[[int, int], None]:
-    """A function that counts forward passes of a budget."""
+def _counting(objective: Objective, forwards: int) -> Callable[[int], None]:
     flops = train_flops_per_token(objective.config, objective.target.seq_len) / 3
-    counted = [0]
-
-    def add(forwards: int, budget: int) -> None:
-        counted[0] += forwards
-        lab.stepped(counted[0], budget, forwards * objective.tokens_per_evaluation, flops)
-
-    return add
+    return lab.counting(forwards, objective.tokens_per_evaluation, flops)
 
 
-def _space(extension: Target, settings: Mapping[str, Any]) -> LongRoPESpace | LongRoPE2Space:
+def _space(extension: Target, settings: Mapping[str, Any]):
+    """What an evolution searches; None for a gradient."""
     if "start_counts" in settings:
         return LongRoPESpace(extension, settings["start_counts"], settings["probability"])
-    return LongRoPE2Space(extension, settings["probability"])
-
-
-def _arrays(found: History) -> dict[str, np.ndarray]:
-    return {
-        "factors": np.asarray([i.factors for i in found.individuals]),
-        "start_count": np.asarray([i.start_count for i in found.individuals], np.int32),
-        "critical": np.asarray([i.critical for i in found.individuals], np.int32),
-        "fitness": np.asarray(found.fitness),
-    }
-
-
-def history(arrays: Mapping[str, np.ndarray]) -> History:
-    """What a search scored, in order; factors are read from their shortest text: 1.01 stays it."""
-    n = len(arrays["fitness"])
-    counts = [arrays.get(name, np.zeros(n, int)).tolist() for name in ("start_count", "critical")]
-    factors = (tuple(float(str(x)) for x in row) for row in arrays["factors"])
-    individuals = tuple(map(Individual, factors, *counts))
-    return History(individuals, tuple(arrays["fitness"].tolist()))
+    return LongRoPE2Space(extension, settings["probability"]) if "sizes" in settings else None
 
 
 def check(work: Work, cells: Sequence[lab.Cell]) -> None:
@@ -419,24 +387,32 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
     Raises:
         ValueError: the first thing that cannot be honoured.
     """
-    c, head_dim = work.config, work.facts.config.head_dim
-    every = [row for cell in cells for row in (cell.row, CROPPED)]
-    lab.check_hypotheses(c.hypotheses, _quantities(c), [*every, *c.rows, *SEARCHES])
-    parts = lab.batch_parts(work.machine.mesh())
+    c, parts = work.config, lab.batch_parts(work.machine.mesh())
+    every = [*c.rows, *SEARCHES, PLAIN, CROPPED, *(cell.row for cell in cells)]
+    lab.check_hypotheses(c.hypotheses, _quantities(c), every)
+    if c.search_documents < 1 or _tested(c) < 2:
+        raise ValueError(
+            f"--config.search_documents={c.search_documents} leaves {_tested(c)} of the held-out "
+            "documents to the test: it needs 2, and the searches 1"
+        )
+    if c.seeds < 1 or _gradient_steps(c) < 1:
+        evaluations = Evolution(**c.evolution).evaluations
+        raise ValueError(
+            f"--config.seeds={c.seeds} must be at least 1, and --config.evolution scores "
+            f"{evaluations} individuals: it needs 6"
+        )
     if c.windows < 1 or c.windows % parts:
         raise ValueError(f"--config.windows={c.windows} must be a multiple of {parts} devices")
     for cell in cells:
         if cell.kind == "train":
             with lab.naming("pretraining"):
                 lab.check_recipe(cell.what[1], cell.what[0], work.machine)
-        if cell.kind == "search" and "sizes" in cell.what[3]:
+        elif cell.kind == "search":
             _space(cell.what[1], cell.what[3])
-        if cell.kind == "loss" and not isinstance(cell.what[2], str):
-            rotary.make(cell.what[2], head_dim=head_dim, seq_len=cell.what[1].length)
-    for asked in {
-        cell.what[1 + (cell.kind == "search")]: 0 for cell in cells if cell.kind != "train"
-    }:
-        work.sequences(asked)
+            work.sequences(cell.what[2])
+        else:
+            work.sequences(cell.what[1])
+            _ = isinstance(cell.what[2], str) or work.made(cell.what[2], cell.what[1].length)
 
 
 def _quantities(config: ConfigDict) -> list[str]:
@@ -461,49 +437,36 @@ def quantities(config: ConfigDict, folder: Path, cells: Sequence[lab.Cell], key:
 def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.Report:
     """Writes tables, figures and claims of the cells there are."""
     loss, within, right = (
-        quantities(config, folder, cells, key) for key in ("loss", "within", "right")
+        quantities(config, folder, cells, k) for k in ("loss", "within", "right")
     )
     answers = {k.replace(NEEDLE, "tokens right"): v for k, v in right.items() if NEEDLE in k}
-    searches = {
-        c.after[0]: lab.read(folder, c.after[0]) for c in cells if c.after[0].kind == "search"
-    }
-    found = {cell: history(arrays) for cell, arrays in searches.items() if arrays}
+    searches = [c.after[0] for c in cells if c.after and c.after[0].kind == "search"]
+    arrays = {cell: lab.read(folder, cell) for cell in dict.fromkeys(searches)}
+    found = {cell: evolution.from_arrays(one) for cell, one in arrays.items() if one}
     judged = lab.judged(config.hypotheses, loss | answers)
-    tables = [
-        _loss_table(name, scores, within[name], right[name])
-        for name, scores in loss.items()
-        if not name.endswith(" 1x") and scores.rows
-    ]
+    shown = [name for name, scores in loss.items() if scores.rows and not name.endswith(" 1x")]
+    tables = [_loss_table(name, loss[name], within[name], right[name]) for name in shown]
     verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(judged), "Hypotheses", "hypotheses")
-    spent = [_spent(cell, found[cell]) for cell in found]
-    specs = [_spec(cell, one) for cell, one in _winners(found).items()]
+    spent, specs = [_spent(*one) for one in found.items()], _specs(found)
+    equal = [lab.table(spent, "Searches at equal compute", "searches")] if found else []
     figures = [_factors(config, facts, found), _descents(config, found)] if found else []
-    claims = [_lowest(name, scores) for name, scores in loss.items() if scores.rows]
-    claims += [f"{h.name}: {h.claim}: {h.verdict}." for h in judged]
-    winners = [
-        lab.Paragraphs(f"{s['search']} to {s['target']}:\n\n{s['spec']}\n\n{s['hf']}")
-        for s in specs
-    ]
+    winners = [f"{x['search']} to {x['target']}:\n\n{x['spec']}\n\n{x['hf']}" for x in specs]
+    means = {name: {row: x.mean(row) for row in x.rows} for name, x in loss.items()}
     return lab.publish(
         folder,
         command,
         config,
         title="Searched and learned factors",
-        claims=claims,
+        claims=[
+            *(_lowest(name, loss[name]) for name in shown),
+            *(f"{h.name}: {h.claim}: {h.verdict}." for h in judged),
+        ],
         sections=[
             lab.Section("Result", [*figures[:1], *tables]),
             lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
-            lab.Section(
-                "Searches at equal compute",
-                [*([lab.table(spent, "Spent", "searches")] if spent else []), *figures[1:]],
-            ),
-            lab.Section("Winners by fitness, as specs and Hugging Face JSON", winners),
+            lab.Section("Searches", [*equal, *figures[1:], *map(lab.Paragraphs, winners)]),
         ],
-        results={
-            "loss": {k: {row: v.mean(row) for row in v.rows} for k, v in loss.items()},
-            "searches": spent,
-            "specs": specs,
-        },
+        results={"loss": means, "searches": spent, "specs": specs},
         cells=cells,
     )
 
@@ -553,29 +516,22 @@ def _spent(cell: lab.Cell, found: History) -> dict[str, Any]:
     }
 
 
-def _winners(found: Mapping[lab.Cell, History]) -> dict[lab.Cell, History]:
-    """Of the seeds of each search and target the one with the lowest fitness."""
+def _specs(found: Mapping[lab.Cell, History]) -> list[dict[str, Any]]:
+    """The best of the seeds of each search and target, as code and as Hugging Face's JSON.
+
+    Hugging Face has no start tokens: its JSON is that of the same factors without them.
+    """
     best: dict[tuple, lab.Cell] = {}
-    for cell, one in found.items():
-        key = cell.row, cell.what[1].factor
-        if key not in best or min(one.fitness) < min(found[best[key]].fitness):
-            best[key] = cell
-    return {cell: found[cell] for cell in best.values()}
-
-
-def _spec(cell: lab.Cell, found: History) -> dict[str, Any]:
-    """A winner as code and as Hugging Face's JSON, which has no start tokens."""
-    extension = cell.what[1]
-    spec = extension.spec(found.best)
-    plain = dataclasses.replace(spec, start_count=0)
-    return {
-        "search": cell.row,
-        "target": f"{extension.factor:g}x",
-        "loss found": min(found.fitness),
-        "spec": f"rotary.{spec!r}",
-        "hf": json.dumps(rotary.to_hf(plain, head_dim=extension.head_dim)),
-        "hf leaves out start tokens": spec.start_count,
-    }
+    for cell in sorted(found, key=lambda cell: min(found[cell].fitness), reverse=True):
+        best[cell.row, cell.what[1]] = cell
+    specs = []
+    for (row, extension), cell in sorted(best.items(), key=lambda item: item[0][0]):
+        spec = extension.spec(found[cell].best)
+        plain = rotary.to_hf(dataclasses.replace(spec, start_count=0), head_dim=extension.head_dim)
+        named = {"search": row, "target": f"{extension.factor:g}x", "spec": f"rotary.{spec!r}"}
+        more = {"hf": json.dumps(plain), "hf leaves out start tokens": spec.start_count}
+        specs.append(named | {"loss found": min(found[cell].fitness)} | more)
+    return specs
 
 
 @lab.style()
@@ -629,23 +585,21 @@ def _descents(config: ConfigDict, found: Mapping[lab.Cell, History]) -> lab.Figu
 
 
 def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
-    tested = _held_out(config) - config.search_documents
     return lab.Paragraphs(
         f"L = {config.trained_length} tokens, {facts.method}. Searches on "
         f"{config.search_documents} held-out documents of {config.corpus} ({config.windows} "
-        f"windows or needles), test on {tested} others. Differences have 95% intervals: bootstrap "
-        "over test documents and, where a row has several, over seeds of the search; one model: "
-        "they say nothing of other models. Within L: text within the trained length of the same "
-        "windows, and other needles of L tokens. Cropped: plain RoPE reads the last L tokens, at "
-        "least seven eighths of so many where they are there.\n\n"
+        f"windows or needles), test on {_tested(config)} others. Differences have 95% intervals: "
+        "bootstrap over test documents and, where a row has several, over seeds of the search; one "
+        "model: they say nothing of other models. Within L: the same windows up to L, and other "
+        "needles of L tokens. Cropped: RoPE reads the last L tokens, at least seven eighths of "
+        "them.\n\n"
         "Searched factors use LongRoPE's attention factor sqrt(1 + ln s / ln L), as its code does; "
-        "rows that say so give the same to published factors, which shows what the factors alone "
-        "do.\n\n"
+        "rows that say so give it to published factors: what factors alone do.\n\n"
         "Every search gets the same number of forward passes over sequences of the same documents; "
-        "a gradient (forward and backward) counts as three. It begins at the best of PI, NTK and "
-        "YaRN, whose three passes count too, and has no start tokens. It is not held to a range or "
-        "to monotone factors; its monotone variant is projected onto LongRoPE's space after every "
-        "step. Loss at start: the best of the first generation, or the gradient's first point."
+        "a gradient counts as three. It begins at the best of PI, NTK and YaRN, whose passes count "
+        "too, has no start tokens, and is not held to a range or to monotone factors; its monotone "
+        "variant is projected onto LongRoPE's space after every step. Loss at start: the best of "
+        "the first generation, or the gradient's first point."
     )
 
 

@@ -33,7 +33,7 @@ from experiments.lab.machine import Machine, batch_parts, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
-from experiments.lab.progress import step as stepped
+from experiments.lab.progress import counting
 from experiments.lab.quantities import (
     VERDICT_HEADER,
     Check,
@@ -97,6 +97,7 @@ __all__ = [
     "complete",
     "copied",
     "counted",
+    "counting",
     "difference",
     "document",
     "draw_band",
@@ -128,7 +129,6 @@ __all__ = [
     "show",
     "speed",
     "start",
-    "stepped",
     "style",
     "subplots",
     "table",
