@@ -1,7 +1,8 @@
 """Presets of experiments/longrope_search.py.
 
-In a method {factor} is the target over the trained length, {abf} the base times `abf_factor`;
-options that a text leaves open (base, original_length) are the trained model's.
+In a method {factor} is the target over the trained length, {abf} the base times `abf_factor`, and
+{PI}, {NTK} and {YaRN} are these methods' factors for all pairs; options that a text leaves open
+(base, original_length) are the trained model's.
 """
 
 from ml_collections import ConfigDict
@@ -71,13 +72,20 @@ _COMMON = {
     "probability": 0.3,  # of changing a pair
     "start_counts": (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256),  # LongRoPE, table 4
     "learning_rate": 0.03,  # of Adam on log lambda
-    # Rows of the test beside those that are searched.
+    # Rows of the test beside those that are searched. Searched factors use LongRoPE's attention
+    # factor: so do those that are called so, which shows what the factors alone do.
     "rows": {
         "RoPE": {"method": "rope"},
         "PI": {"method": "pi:factor={factor}"},
         "NTK": {"method": "ntk:factor={factor}"},
         "YaRN": {"method": "yarn:factor={factor}"},
         "ABF x50": {"method": "rope:base={abf}"},
+    }
+    | {
+        f"{name}, LongRoPE's attention factor": {
+            "method": f"longrope:long_factor={{{name}}},factor={{factor}}"
+        }
+        for name in _PUBLISHED
     },
     "row_defaults": {"method": "rope"},
     "abf_factor": 50,

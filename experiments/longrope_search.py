@@ -37,7 +37,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,14 @@ SEARCHES = {
     "gradient, needle": (NEEDLE, "gradient"),
 }
 CROPPED, PLAIN = "cropped", "LongRoPE, no start tokens"
-STARTS = 3  # published methods among which a gradient chooses where to begin
-FORWARDS_PER_GRADIENT = 3  # forward and backward, the backward counted as two forwards
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Sequences that a fitness or a test is measured on.
+    """Sequences of `length` tokens that a fitness or a test is measured on: text, or needles.
 
-    Attributes:
-        kind: "text", or "needle": the first sentence of the text is asked for at its end.
-        length: tokens that a sequence predicts, T.
-        count: of the sequences.
-        searched: how many of the held-out documents belong to the searches.
-        test: the sequences are of the other documents.
-        needles: how a needle is asked for: `prompt` and `end`; empty for text.
+    The first `searched` held-out documents belong to the searches, the others to the test. A needle
+    is the first sentence of a text, asked for at its end by `prompt` and closed by `end`.
     """
 
     kind: str
@@ -87,7 +80,8 @@ class Asked:
     count: int
     searched: int
     test: bool
-    needles: tuple[tuple[str, str], ...] = ()
+    prompt: str = ""
+    end: str = ""
 
 
 def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
@@ -96,11 +90,7 @@ def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
-    """Trains, searches and measures what is missing, then writes the report.
-
-    Raises:
-        ValueError: a bad config, before anything is trained.
-    """
+    """Trains, searches and measures what is missing, then writes the report."""
     machine = lab.Machine(**config.machine)
     lab.start(machine)
     config, facts = filled(config, folder)
@@ -127,11 +117,9 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
         raise ValueError(f"--config.model={config.model} has {facts.method}: give one with RoPE")
     expanded = {}
     for (name, hypothesis), factor in itertools.product(config.hypotheses.items(), config.factors):
-        texts = {
-            k: tuple(text.format(x=f"{factor:g}x") for text in hypothesis[k])
-            for k in ("gates", "checks")
-        }
-        expanded[f"{name} at {factor:g}x"] = {"claim": hypothesis.claim} | texts
+        one = hypothesis.to_dict()
+        texts = {k: tuple(t.format(x=f"{factor:g}x") for t in one[k]) for k in ("gates", "checks")}
+        expanded[f"{name} at {factor:g}x"] = one | texts
     with config.unlocked():
         config.hypotheses = ConfigDict(expanded)
     return config, facts
@@ -155,11 +143,6 @@ def _tested(config: ConfigDict) -> int:
     """Held-out documents that no search sees."""
     held_out = config.held_out
     return (held_out if isinstance(held_out, int) else len(held_out)) - config.search_documents
-
-
-def _gradient_steps(config: ConfigDict) -> int:
-    """Steps that cost no more than the evolution's budget, the choice of the start included."""
-    return (Evolution(**config.evolution).evaluations - STARTS) // FORWARDS_PER_GRADIENT
 
 
 def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
@@ -214,20 +197,20 @@ def pretraining(config: ConfigDict, facts: lab.Facts) -> tuple[lab.Cell, ...]:
 
 
 def _asked(config: ConfigDict, kind: str, factor: float, *, test: bool) -> Asked:
-    length, needles = round(config.trained_length * factor), tuple(config.needles.items())
+    length = round(config.trained_length * factor)
     count = config.test_needles if test else config.windows
     if test and kind == TEXT:
         count = config.test_windows_per_document * _tested(config)
     asked = Asked(kind, length, count, config.search_documents, test)
-    return asked if kind == TEXT else dataclasses.replace(asked, needles=needles)
+    return asked if kind == TEXT else dataclasses.replace(asked, **config.needles)
 
 
 def _settings(config: ConfigDict, name: str, extension: Target) -> dict[str, Any]:
     """What a search does, beside its target and what it lowers."""
     if SEARCHES[name][1] == "gradient":
-        monotone = name == "gradient, monotone"
-        steps = {"steps": _gradient_steps(config), "learning_rate": config.learning_rate}
-        return steps | {"monotone": monotone}
+        steps = gradient.steps_within(Evolution(**config.evolution).evaluations)
+        fixed = {"steps": steps, "learning_rate": config.learning_rate}
+        return fixed | {"monotone": name == "gradient, monotone"}
     settings = {"sizes": Evolution(**config.evolution), "probability": config.probability}
     if name == "LongRoPE":
         # Start tokens below the trained length only.
@@ -237,18 +220,13 @@ def _settings(config: ConfigDict, name: str, extension: Target) -> dict[str, Any
 
 
 def rows(config: ConfigDict, facts: lab.Facts, extension: Target) -> dict[str, rotary.Method]:
-    """The methods of the test that are not searched.
-
-    The published ones stand there with LongRoPE's attention factor too: what factors alone do.
-    """
-    values = {"factor": extension.factor, "abf": facts.base * config.abf_factor}
-    found = {}
-    for row, settings in config.rows.items():
-        where = f"rows.{row}.method"
-        found[row] = lab.method(settings.method, facts, extension.length, where, **values)
-    for name, individual in published(extension).items():
-        found[f"{name}, LongRoPE's attention factor"] = extension.spec(individual)
-    return found
+    """The methods of the test that are not searched."""
+    values = {name: individual.factors for name, individual in published(extension).items()}
+    values |= {"factor": extension.factor, "abf": facts.base * config.abf_factor}
+    return {
+        row: lab.method(r.method, facts, extension.length, f"rows.{row}.method", **values)
+        for row, r in config.rows.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -290,7 +268,7 @@ class Work:
         chosen, bos = self.text.held_out[part], self.text.bos
         if asked.kind == NEEDLE:
             # As long as a text window with the token after it; the test has needles of its own.
-            task, options = tasks.FirstSentence(**dict(asked.needles)), {"bos": bos}
+            task, options = tasks.FirstSentence(asked.prompt, asked.end), {"bos": bos}
             options |= {"length": asked.length + 1, "count": asked.count, "seed": 1 + asked.test}
             found = tasks.first_sentence_samples(task, chosen, self.text.tokenizer, **options)
             return found.tokens, found.answer[:, 1:].astype(np.float32), found.documents
@@ -306,34 +284,21 @@ class Work:
         _, extension, lowered, settings = cell.what
         tokens, weights, _ = self.sequences(lowered)
         sizes, run = Evolution(**self.config.evolution), lab.run_folder(self.folder, cell)
-        objective = Objective(
-            self.model.config,
-            self.model.params,
-            extension,
-            tokens,
-            weights,
-            self.machine.mesh(),
-            group=sizes.mutants + sizes.crossovers,
-            at_once=max(1, self.machine.tokens_per_batch // weights.size),
-        )
+        fixed = self.model.config, self.model.params, extension, tokens, weights
+        group = sizes.mutants + sizes.crossovers
+        at_once = max(1, self.machine.tokens_per_batch // weights.size)
+        mesh = self.machine.mesh()
+        objective = Objective(*fixed, mesh, group=group, at_once=at_once)
+        flops = train_flops_per_token(self.model.config, extension.seq_len) / 3
+        budget = gradient.cost(settings["steps"]) if "steps" in settings else sizes.evaluations
+        count = lab.counting(budget, objective.tokens_per_evaluation, flops)
         if "steps" in settings:
-            return self._descend(objective, run, settings)
-        count = _counting(objective, sizes.evaluations)
+            descent = gradient.from_published(objective, run, **settings, on_forwards=count)
+            return {"factors": descent.factors, "fitness": descent.losses}
         options = {"seed": cell.seed, "on_generation": count}
         space, file = _space(extension, settings), run / "history.npz"
         found = evolution.search(space, sizes, objective.fitness, file, **options)
         return evolution.to_arrays(found)
-
-    def _descend(self, objective: Objective, run: Path, settings: Mapping[str, Any]):
-        """A gradient from the best published method, whose choice is part of its budget."""
-        file, starts = run / "starts.npz", list(published(objective.target).values())
-        if not file.exists():
-            evolution.save(file, History().extended(starts, objective.fitness(starts)))
-        count = _counting(objective, FORWARDS_PER_GRADIENT * settings["steps"])
-        options = settings | {"on_step": lambda: count(FORWARDS_PER_GRADIENT)}
-        start, path = evolution.load(file).best, run / "descent.npz"
-        descent = gradient.learn(start, objective, path, **options)
-        return {"factors": descent.factors, "fitness": descent.losses}
 
     def loss(self, cell: lab.Cell) -> dict[str, np.ndarray]:
         """Loss of each test sequence: of all of it, within the trained length, beyond it.
@@ -369,11 +334,6 @@ class Work:
         return search.what[1].spec(best)
 
 
-def _counting(objective: Objective, forwards: int) -> Callable[[int], None]:
-    flops = train_flops_per_token(objective.config, objective.target.seq_len) / 3
-    return lab.counting(forwards, objective.tokens_per_evaluation, flops)
-
-
 def _space(extension: Target, settings: Mapping[str, Any]):
     """What an evolution searches; None for a gradient."""
     if "start_counts" in settings:
@@ -395,11 +355,11 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
             f"--config.search_documents={c.search_documents} leaves {_tested(c)} of the held-out "
             "documents to the test: it needs 2, and the searches 1"
         )
-    if c.seeds < 1 or _gradient_steps(c) < 1:
-        evaluations = Evolution(**c.evolution).evaluations
+    scored = Evolution(**c.evolution).evaluations
+    if c.seeds < 1 or gradient.steps_within(scored) < 1:
         raise ValueError(
-            f"--config.seeds={c.seeds} must be at least 1, and --config.evolution scores "
-            f"{evaluations} individuals: it needs 6"
+            f"--config.seeds={c.seeds} must be at least 1, and --config.evolution must score 6 "
+            f"individuals, which is a step of the gradient: it scores {scored}"
         )
     if c.windows < 1 or c.windows % parts:
         raise ValueError(f"--config.windows={c.windows} must be a multiple of {parts} devices")
@@ -409,10 +369,10 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
                 lab.check_recipe(cell.what[1], cell.what[0], work.machine)
         elif cell.kind == "search":
             _space(cell.what[1], cell.what[3])
-            work.sequences(cell.what[2])
-        else:
-            work.sequences(cell.what[1])
-            _ = isinstance(cell.what[2], str) or work.made(cell.what[2], cell.what[1].length)
+        elif not isinstance(cell.what[2], str):
+            work.made(cell.what[2], cell.what[1].length)
+    for asked in {x for cell in cells for x in cell.what if isinstance(x, Asked)}:
+        work.sequences(asked)
 
 
 def _quantities(config: ConfigDict) -> list[str]:
@@ -423,28 +383,27 @@ def _quantities(config: ConfigDict) -> list[str]:
 
 def quantities(config: ConfigDict, folder: Path, cells: Sequence[lab.Cell], key: str):
     """The test's numbers `key` by kind and target, such as "text at 2x"."""
-    found = {}
-    for factor in (1, *config.factors):
-        for kind in KINDS:
-            length = round(config.trained_length * factor)
-            chosen = [c for c in cells if (c.what[1].kind, c.what[1].length) == (kind, length)]
-            scores = lab.scores(folder, chosen, key)
-            searched = {name for name, (_, way) in SEARCHES.items() if way == "evolution"} | {PLAIN}
-            found[f"{kind} at {factor:g}x"] = scores.repeated(set(scores.rows) - searched)
+    found, seedless = {}, {name for name in SEARCHES if SEARCHES[name][1] == "gradient"}
+    for factor, kind in itertools.product((1, *config.factors), KINDS):
+        length = round(config.trained_length * factor)
+        chosen = [c for c in cells if (c.what[1].kind, c.what[1].length) == (kind, length)]
+        once = seedless | {cell.row for cell in chosen if not isinstance(cell.what[2], str)}
+        found[f"{kind} at {factor:g}x"] = lab.scores(folder, chosen, key).repeated(once)
     return found
 
 
 def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.Report:
     """Writes tables, figures and claims of the cells there are."""
-    loss, within, right = (
-        quantities(config, folder, cells, k) for k in ("loss", "within", "right")
-    )
+    keys = "loss", "within", "right"
+    loss, within, right = (quantities(config, folder, cells, key) for key in keys)
     answers = {k.replace(NEEDLE, "tokens right"): v for k, v in right.items() if NEEDLE in k}
     searches = [c.after[0] for c in cells if c.after and c.after[0].kind == "search"]
     arrays = {cell: lab.read(folder, cell) for cell in dict.fromkeys(searches)}
     found = {cell: evolution.from_arrays(one) for cell, one in arrays.items() if one}
     judged = lab.judged(config.hypotheses, loss | answers)
     shown = [name for name, scores in loss.items() if scores.rows and not name.endswith(" 1x")]
+    if not shown:
+        raise ValueError(f"{folder} has no cell to show: leave out --config.machine.measure=False")
     tables = [_loss_table(name, loss[name], within[name], right[name]) for name in shown]
     verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(judged), "Hypotheses", "hypotheses")
     spent, specs = [_spent(*one) for one in found.items()], _specs(found)
@@ -452,23 +411,16 @@ def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.
     figures = [_factors(config, facts, found), _descents(config, found)] if found else []
     winners = [f"{x['search']} to {x['target']}:\n\n{x['spec']}\n\n{x['hf']}" for x in specs]
     means = {name: {row: x.mean(row) for row in x.rows} for name, x in loss.items()}
-    return lab.publish(
-        folder,
-        command,
-        config,
-        title="Searched and learned factors",
-        claims=[
-            *(_lowest(name, loss[name]) for name in shown),
-            *(f"{h.name}: {h.claim}: {h.verdict}." for h in judged),
-        ],
-        sections=[
-            lab.Section("Result", [*figures[:1], *tables]),
-            lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
-            lab.Section("Searches", [*equal, *figures[1:], *map(lab.Paragraphs, winners)]),
-        ],
-        results={"loss": means, "searches": spent, "specs": specs},
-        cells=cells,
-    )
+    claims = [_lowest(name, loss[name]) for name in shown]
+    claims += [f"{h.name}: {h.claim}: {h.verdict}." for h in judged]
+    sections = [
+        lab.Section("Result", [*figures[:1], *tables]),
+        lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
+        lab.Section("Searches", [*equal, *figures[1:], *map(lab.Paragraphs, winners)]),
+    ]
+    results = {"loss": means, "searches": spent, "specs": specs}
+    page = {"claims": claims, "sections": sections, "results": results, "cells": cells}
+    return lab.publish(folder, command, config, title="Searched and learned factors", **page)
 
 
 def _lowest(name: str, loss: lab.Scores) -> str:
@@ -499,13 +451,13 @@ def _spent(cell: lab.Cell, found: History) -> dict[str, Any]:
     """Budget, start and result of a search."""
     _, extension, lowered, settings = cell.what
     scored, descent = len(found.fitness), "steps" in settings
-    passes = STARTS + FORWARDS_PER_GRADIENT * scored if descent else scored
+    passes = gradient.cost(scored) if descent else scored
     first = found.fitness[: 1 if descent else settings["sizes"].population]
     return {
         "search": cell.row,
         "target": f"{extension.factor:g}x",
         "seed": None if descent else cell.seed,
-        "forward passes": STARTS + scored if descent else scored,
+        "forward passes": passes - 2 * scored if descent else scored,
         "backward passes": scored if descent else 0,
         "forward equivalents": passes,
         "tokens": passes * lowered.count * lowered.length,
@@ -538,16 +490,17 @@ def _specs(found: Mapping[lab.Cell, History]) -> list[dict[str, Any]]:
 def _factors(config, facts: lab.Facts, found: Mapping[lab.Cell, History]) -> lab.Figure:
     """lambda_j of every row and of every winner, one panel for each target."""
     colour = dict(zip(SEARCHES, lab.colours(list(SEARCHES)), strict=True))
-    size = (11, 4.6)
-    fig, axes = lab.subplots(1, len(config.factors), size=size, squeeze=False)
+    fig, axes = lab.subplots(1, len(config.factors), size=(11, 4.6), squeeze=False)
     for ax, factor in zip(axes[0], config.factors, strict=True):
         extension = target(config, facts, factor)
         dashes = itertools.cycle((":", "--", "-.", (0, (1, 3)), (0, (5, 1, 1, 1))))
-        for row, dash in zip(config.rows, dashes, strict=False):
-            method = rows(config, facts, extension)[row]
+        for (row, method), dash in zip(
+            rows(config, facts, extension).items(), dashes, strict=False
+        ):
             f = method.frequencies(head_dim=extension.head_dim, seq_len=extension.seq_len)
             if f.inv_freq.shape == extension.inv_freq.shape and (f.inv_freq > 0).all():
-                ax.plot(extension.inv_freq / f.inv_freq, color="#7F7F7F", linestyle=dash, label=row)
+                look = {"color": "#7F7F7F", "linestyle": dash}
+                ax.plot(extension.inv_freq / f.inv_freq, label=row.partition(",")[0], **look)
         for cell, one in found.items():
             if cell.what[1].factor == factor:
                 label = cell.row if cell.seed == 0 else None
@@ -570,11 +523,11 @@ def _descents(config: ConfigDict, found: Mapping[lab.Cell, History]) -> lab.Figu
         for cell, one in found.items():
             if (cell.what[1].factor, cell.what[2].kind) == (factor, kind):
                 cost, loss = np.arange(len(one.fitness)) + 1, np.minimum.accumulate(one.fitness)
-                cost = STARTS + FORWARDS_PER_GRADIENT * cost if "steps" in cell.what[3] else cost
+                cost = gradient.cost(cost) if "steps" in cell.what[3] else cost
                 look = {"color": colour[cell.row], "label": cell.row if cell.seed == 0 else None}
                 ax.plot(cost, loss, drawstyle="steps-post", **look)
                 # What comes before is PI, which would flatten all that follows.
-                shown += loss[np.searchsorted(cost, STARTS) :].tolist()
+                shown += loss[np.searchsorted(cost, gradient.cost(0)) :].tolist()
         if shown:
             margin = 0.05 * (max(shown) - min(shown)) + 1e-6
             ax.set_ylim(min(shown) - margin, max(shown) + margin)
@@ -588,13 +541,10 @@ def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
     return lab.Paragraphs(
         f"L = {config.trained_length} tokens, {facts.method}. Searches on "
         f"{config.search_documents} held-out documents of {config.corpus} ({config.windows} "
-        f"windows or needles), test on {_tested(config)} others. Differences have 95% intervals: "
-        "bootstrap over test documents and, where a row has several, over seeds of the search; one "
-        "model: they say nothing of other models. Within L: the same windows up to L, and other "
-        "needles of L tokens. Cropped: RoPE reads the last L tokens, at least seven eighths of "
-        "them.\n\n"
-        "Searched factors use LongRoPE's attention factor sqrt(1 + ln s / ln L), as its code does; "
-        "rows that say so give it to published factors: what factors alone do.\n\n"
+        f"windows or needles), test on {_tested(config)} others. Intervals: 95%, over test "
+        "documents and, where a row has several, over seeds of the search; one model: they say "
+        "nothing of other models. Within L: the same windows up to L, and other needles of L "
+        "tokens. Cropped: RoPE reads the last L tokens, at least seven eighths of them.\n\n"
         "Every search gets the same number of forward passes over sequences of the same documents; "
         "a gradient counts as three. It begins at the best of PI, NTK and YaRN, whose passes count "
         "too, has no start tokens, and is not held to a range or to monotone factors; its monotone "

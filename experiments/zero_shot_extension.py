@@ -48,19 +48,15 @@ REMOVED = "first sentence, removed"  # asked for, but not in the context: what g
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a cell lets the model read.
+    """What a cell lets the model read: a document (CORPUS:DOCUMENT), its length in tokens, how.
 
-    Attributes:
-        document: its name, CORPUS:DOCUMENT.
-        length: tokens of the window or sample.
-        method: the rotary method.
-        last: the model reads only the last so many tokens; 0: all.
+    With `reads` the model reads only the last so many tokens.
     """
 
     document: str
     length: int
     method: rotary.Method
-    last: int = 0
+    reads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +75,7 @@ Rows = dict[str, tuple[rotary.Method, str]]
 
 def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
     """Every cell, ordered so that each beginning of them makes a table."""
-    return list(_cells(*filled(config, folder)))
+    return list(dict.fromkeys(_cells(*filled(config, folder))))
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
@@ -91,7 +87,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     machine = lab.Machine(**config.machine)
     lab.start(machine)
     config, facts = filled(config, folder)
-    cells, work = list(_cells(config, facts)), Work(config, machine)
+    cells, work = list(dict.fromkeys(_cells(config, facts))), Work(config, machine)
     if machine.measure:
         check(work, facts, lab.missing(folder, cells))
     lab.complete(folder, cells, {LOSS: work.loss, "retrieval": work.answers}, machine)
@@ -122,13 +118,9 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
 
 def groups(config: ConfigDict) -> list[Group]:
     """What is measured in a round: losses of the first windows, retrieval, losses of the others."""
-    every, asked, block = (
-        len(config.documents),
-        config.retrieval,
-        config.trained_length // config.blocks,
-    )
+    asked, block = config.retrieval, config.trained_length // config.blocks
     losses = [
-        Group(_tokens(config, w.factor), w.methods, w.documents or every, {"block": block})
+        Group(_tokens(config, w.factor), w.methods, w.documents, {"block": block})
         for w in config.windows.values()
     ]
     # The depths of the facts are spread over the documents: all of them decide each sample.
@@ -140,7 +132,7 @@ def groups(config: ConfigDict) -> list[Group]:
     lengths = [_tokens(config, factor) for factor in asked.factors]
     wanted = [(n, asked.methods, s) for s in (passkey, sentence) for n in lengths if s["samples"]]
     wanted += [(n, (), sentence | {"task": REMOVED}) for n in lengths[:1] if asked.first_sentence]
-    retrieval = [Group(n, methods, asked.documents, s) for n, methods, s in wanted]
+    retrieval = [Group(n, texts, asked.documents, s) for n, texts, s in wanted if asked.documents]
     return [*losses[:1], *retrieval, *losses[1:]]
 
 
@@ -152,14 +144,12 @@ def rows_at(config: ConfigDict, facts: lab.Facts, length: int) -> Rows:
     """
     of_length = [group for group in groups(config) if group.length == length]
     wanted = {config.reference, *(text for group in of_length for text in group.methods)}
-    values = {
-        "kv_heads": facts.config.n_kv_heads,
-        "factor": max(1.0, length / config.trained_length),
-    }
+    trained, kv_heads = config.trained_length, facts.config.n_kv_heads
+    values = {"kv_heads": kv_heads, "factor": max(1.0, length / trained)}
     rows, known = {}, {}
     for label, text in labels(config).items():
         if text in wanted:
-            method = lab.method(text, facts, config.trained_length, f"methods: {text}", **values)
+            method = lab.method(text, facts, trained, f"methods: {text}", **values)
             new = method.frequencies(head_dim=facts.config.head_dim, seq_len=length)
             known[label] = new
             rows[label] = method, next(name for name, f in known.items() if f.equals(new))
@@ -187,14 +177,14 @@ def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
     for number, document in enumerate(config.documents):
         for group in groups(config):
             kind = "retrieval" if "task" in group.settings else LOSS
-            if number < group.documents:
-                for row, method, last in _read(config, known[group.length], group):
-                    reading = Reading(document, group.length, method, last)
+            if number < (group.documents or len(config.documents)):
+                for row, method, reads in _read(config, known[group.length], group):
+                    reading = Reading(document, group.length, method, reads)
                     yield lab.Cell(kind, row, what=(*start, reading, group.settings))
 
 
 def _read(config: ConfigDict, rows: Rows, group: Group):
-    """(row, method, last tokens): the reference, cropping beyond the trained length, the others."""
+    """(row, method, tokens read): the reference, cropping beyond the trained length, the others."""
     texts, (reference, *_) = labels(config), rows
     yield reference, rows[reference][0], 0
     if group.length > config.trained_length:
@@ -235,7 +225,7 @@ class Work:
     def loss(self, cell: lab.Cell) -> dict[str, np.ndarray]:
         """Mean loss of each block of positions of a window, [1, blocks]."""
         *_, reading, settings = cell.what
-        options = {"block": settings["block"], "reads": reading.last}
+        options = {"block": settings["block"], "reads": reading.reads}
         tokens = self.window(reading)
         blocks = lab.losses(self.model, reading.method, tokens, self.machine, **options)
         return {"blocks": blocks, "documents": np.asarray([reading.document])}
@@ -263,9 +253,9 @@ class Work:
         """Per sample: whole answer right, share of its tokens right, mean loss of them in nats."""
         *_, reading, asked = cell.what
         tokens, answer = self.samples(reading, asked)
-        if reading.last:  # BOS and the last tokens
+        if reading.reads:  # BOS and the last tokens
             tokens, answer = (
-                np.concatenate([x[:, :1], x[:, 1 - reading.last :]], axis=1)
+                np.concatenate([x[:, :1], x[:, 1 - reading.reads :]], axis=1)
                 for x in (tokens, answer)
             )
         # The last token of a sample predicts nothing, but belongs to its length.
@@ -286,7 +276,7 @@ def check(work: Work, facts: lab.Facts, cells: Iterable[lab.Cell]) -> None:
     wrong: dict[str, None] = {}
     for cell in cells:
         *_, reading, settings = cell.what
-        length = reading.last or reading.length
+        length = reading.reads or reading.length
         rotary.make(reading.method, head_dim=facts.config.head_dim, seq_len=length)
         try:
             _ = work.window(reading) if cell.kind == LOSS else work.samples(reading, settings)
@@ -321,8 +311,9 @@ class Losses:
 def losses(config: ConfigDict, facts: lab.Facts, folder: Path, cells) -> list[Losses]:
     """The finished losses, longest windows first."""
     trained, block, found = config.trained_length, config.trained_length // config.blocks, []
-    for length, of_length in _by_length(cells, LOSS).items():
-        blocks = lab.scores(folder, of_length, "blocks")
+    chosen = [cell for cell in cells if cell.kind == LOSS]
+    for length in sorted({cell.what[2].length for cell in chosen}, reverse=True):
+        blocks = lab.scores(folder, [c for c in chosen if c.what[2].length == length], "blocks")
         inner = {n for n in (_tokens(config, edge) for edge in config.edges) if n < length}
         pairs = [*itertools.pairwise([0, trained, *sorted(inner), length]), (trained, length)]
 
@@ -334,16 +325,7 @@ def losses(config: ConfigDict, facts: lab.Facts, folder: Path, cells) -> list[Lo
         ordered = tuple(sorted(beyond.rows, key=lambda row, x=beyond: float(x.mean(row))))
         one = length, rows, next(iter(rows)), blocks, columns, part(0, trained), beyond, ordered
         found += [Losses(*one)] if ordered else []
-    return found[::-1]
-
-
-def _by_length(cells: Iterable[lab.Cell], task: str) -> dict[int, list[lab.Cell]]:
-    """The cells of a task by length, shortest first."""
-    found: dict[int, list[lab.Cell]] = {}
-    for cell in cells:
-        if cell.what[3].get("task", LOSS) == task:
-            found.setdefault(cell.what[2].length, []).append(cell)
-    return dict(sorted(found.items()))
+    return found
 
 
 def loss_records(found: Losses) -> list[dict[str, Any]]:
@@ -364,40 +346,37 @@ def loss_records(found: Losses) -> list[dict[str, Any]]:
 
 def answers(config, facts: lab.Facts, folder: Path, cells) -> list[dict[str, Any]]:
     """One line per task, length and method, with the numbers of all finished samples."""
-    lines = []
-    for task in (PASSKEY, SENTENCE, REMOVED):
-        for length, of_length in _by_length(cells, task).items():
-            scores = {k: lab.scores(folder, of_length, k) for k in ("exact", "share", "nll")}
-            rows = rows_at(config, facts, length) | {CROPPED: (None, CROPPED)}
-            for label, (_, row) in rows.items():
-                if row in scores["exact"].rows:
-                    hits = scores["exact"].values[row][0]
-                    limits = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci()
-                    line = {"task": task, "length": length, "method": label, "same as": row}
-                    line |= {"exact": int(hits.sum()), "samples": len(hits)}
-                    line |= {"low": float(limits.low), "high": float(limits.high)}
-                    means = {k: float(scores[k].mean(row)) for k in ("share", "nll")}
-                    lines.append(line | means)
+    lines, texts = [], labels(config)
+    for group in (group for group in groups(config) if "task" in group.settings):
+        key = group.length, group.settings
+        chosen = [c for c in cells if (c.what[2].length, c.what[3]) == key]
+        exact, share, nll = (lab.scores(folder, chosen, k) for k in ("exact", "share", "nll"))
+        same = rows_at(config, facts, group.length) | {CROPPED: (None, CROPPED)}
+        wanted = {config.reference, None, *group.methods}
+        for label, row in ((k, row) for k, (_, row) in same.items() if texts.get(k) in wanted):
+            if row in exact.rows:
+                right, n = int(exact.values[row].sum()), exact.values[row].size
+                limits = stats.binomtest(right, n).proportion_ci()
+                line = {"task": group.settings["task"], "method": label, "length": group.length}
+                line |= {"samples": n, "exact": right, "low": limits.low, "high": limits.high}
+                lines.append(line | {"share": share.mean(row), "nll": nll.mean(row)})
     return lines
 
 
 def loss_claim(found: Losses, trained: str) -> str:
     """What the numbers of one length bear out."""
-    (lowest, *_), reference, beyond = found.ordered, found.reference, found.beyond
-    methods = [row for row in beyond.rows if row not in (reference, CROPPED)]
-    said = [
-        f"At positions {trained} to {found.length:,} the lowest loss is {beyond.mean(lowest):.3f} "
-        f"nats per token, by {lowest}"
-    ]
-    for row in (reference, CROPPED):
+    (lowest, *_), beyond, further = found.ordered, found.beyond, found.beyond.minus(found.within)
+    methods = [row for row in beyond.rows if row not in (found.reference, CROPPED)]
+    said = [f"At {trained} to {found.length:,} tokens {lowest} has the lowest loss"]
+    said[0] += f", {beyond.mean(lowest):.3f} nats"
+    for row in (found.reference, CROPPED):
         if row in beyond.rows:
             there, within = float(beyond.mean(row)), float(found.within.mean(row))
             said.append(f"{row} has {there:.3f} there and {within:.3f} within {trained}")
-            said.append(lab.counted(beyond, methods, row))
+            said.append(f"of the other methods {lab.counted(beyond, methods, row)}")
         else:
             said.append(f"{row} is not measured yet")
-    further = beyond.minus(found.within)
-    said.append(f"by beyond less within {lab.counted(further, methods, reference)}")
+    said.append(f"beyond less within {lab.counted(further, methods, found.reference)}")
     return "; ".join(said) + "."
 
 
@@ -473,7 +452,8 @@ def _beyond(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
 @lab.style()
 def _by_position(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
     """Differences from the reference by position, where the text's own ups and downs cancel."""
-    best = [list(dict.fromkeys([x.reference, CROPPED, *x.ordered]))[:6] for x in found]
+    first = [sorted(x.ordered, key=lambda row: row not in (x.reference, CROPPED)) for x in found]
+    best = [rows[:6] for rows in first]
     named = list(dict.fromkeys(itertools.chain(*best)))
     colour = dict(zip(named, lab.colours(named), strict=True))
     size = (8, 1 + 3.4 * len(found))
@@ -496,18 +476,22 @@ def _by_position(found: Sequence[Losses], config: ConfigDict) -> lab.Figure:
 def _retrieval(lines: Sequence[Mapping[str, Any]], config: ConfigDict) -> list:
     """Answers by length: a panel for each task, and a table."""
     shown, methods = (list(dict.fromkeys(x[k] for x in lines)) for k in ("task", "method"))
-    fig, axes = lab.subplots(1, len(shown), size=(4.6 * len(shown), 4.2), squeeze=False)
-    for ax, task in zip(axes[0], shown, strict=True):
+    panels = [task for task in shown if task != REMOVED]
+    fig, axes = lab.subplots(1, len(panels), size=(4.6 * len(panels), 4.2), squeeze=False)
+    for ax, task in zip(axes[0], panels, strict=True):
         for i, (method, colour) in enumerate(zip(methods, lab.colours(methods), strict=True)):
             of = [x for x in lines if (x["task"], x["method"]) == (task, method)]
             # Rings of many sizes, since points often coincide.
             look = {"color": colour, "markersize": 5 + 2 * i, "fillstyle": "none"}
             ax.plot([x["length"] for x in of], [x["share"] for x in of], "o-", label=method, **look)
+        for x in lines:
+            if x["task"] == REMOVED and task == SENTENCE:
+                ax.axhline(x["share"], color="#7F7F7F", linewidth=1, linestyle="--")
         ax.axvline(config.trained_length, color="black", linewidth=0.8, linestyle=":")
         ax.set(title=task, xlabel="length, tokens", ylim=(-0.08, 1.08))
     axes[0, 0].set_ylabel("share of answer tokens right")
     axes[0, 0].legend()
-    caption = "Share of the answers' tokens that are right, by length; dotted: the trained length."
+    caption = "Answers by length. Dotted: the trained length; dashed: the sentence is removed."
     order = sorted(lines, key=lambda x: (shown.index(x["task"]), methods.index(x["method"])))
     header = ["task", "method", "length", "samples", "whole answers", "tokens right", "loss"]
     rows = [
