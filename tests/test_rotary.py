@@ -81,6 +81,19 @@ def test_every_method_comes_back_from_its_notation(spec):
     assert rotary.parse(rotary.notation(spec)) == spec
 
 
+def test_a_checkpoint_fills_the_options_that_a_method_takes():
+    own = rotary.RoPE(base=1e5)
+    for text, method in (
+        ("yarn:factor=4", rotary.YaRN(4, 8192, base=1e5)),
+        ("ntk:factor=4", rotary.NTKAware(4, base=1e5)),
+        ("ntk:factor=4,rule='liu'", rotary.NTKAware(4, base=1e5, rule="liu", original_length=8192)),
+        ("abf", rotary.RoPE(base=5e5)),
+    ):
+        assert rotary.parse_for_checkpoint(text, own, 8192)[0] == method
+    with pytest.raises(ValueError, match="factor"):
+        rotary.parse_for_checkpoint("ntk", own, 8192)
+
+
 def test_a_method_without_a_name_has_no_notation():
     class Mine(rotary.RoPE):
         pass

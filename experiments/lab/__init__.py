@@ -28,11 +28,12 @@ from experiments.lab.corpus import Text, check_held_out, document, text
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
-from experiments.lab.losses import losses
-from experiments.lab.machine import Machine, start, writes
+from experiments.lab.losses import losses, scored
+from experiments.lab.machine import Machine, batch_parts, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
+from experiments.lab.progress import counting
 from experiments.lab.quantities import (
     VERDICT_HEADER,
     Check,
@@ -42,8 +43,11 @@ from experiments.lab.quantities import (
     check,
     check_hypotheses,
     check_text,
+    counted,
     difference,
+    gap,
     judged,
+    mean_gap,
     scores,
     show,
     verdict_lines,
@@ -80,6 +84,7 @@ __all__ = [
     "Table",
     "Text",
     "against",
+    "batch_parts",
     "beginning",
     "check",
     "check_bos",
@@ -91,15 +96,19 @@ __all__ = [
     "colours",
     "complete",
     "copied",
+    "counted",
+    "counting",
     "difference",
     "document",
     "draw_band",
     "facts",
     "filled",
     "fresh",
+    "gap",
     "join",
     "judged",
     "losses",
+    "mean_gap",
     "method",
     "missing",
     "model",
@@ -115,6 +124,7 @@ __all__ = [
     "run_folder",
     "save_csv",
     "save_json",
+    "scored",
     "scores",
     "show",
     "speed",

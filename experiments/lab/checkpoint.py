@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -17,6 +18,8 @@ from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig
 from longrope_jax.model import Model
 from longrope_jax.training import lora
+
+BETWEEN_DOCUMENTS = "<|endoftext|>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +104,22 @@ def check_length(found: Facts, source: str, trained_length: int = 0) -> int:
 def check_bos(found: Facts, source: str, bos: str = "") -> str:
     """Name of the token that begins every document: `bos`, or where that is "" the checkpoint's.
 
+    Where the checkpoint puts none before a text, it is the one that usually stood between the
+    documents of its training, if its tokenizer has it.
+
     Raises:
-        ValueError: there is neither, `bos` is no token of the checkpoint, or it has no tokenizer.
+        ValueError: there is none, `bos` is no token of the checkpoint, or it has no tokenizer.
     """
     if not found.specials:
         raise ValueError(f"{source} brings no tokenizer: put its tokenizer.json into that folder")
     if bos and bos not in found.specials:
         raise ValueError(unknown_name("special token in --config.bos", bos, found.specials))
-    if not (bos or found.bos):
+    if not (bos or found.bos or BETWEEN_DOCUMENTS in found.specials):
         raise ValueError(
             f"{source} puts no token of its own before a text: name the one that begins a "
             f"document, e.g. --config.bos={found.specials[0]!r}"
         )
-    return bos or found.bos
+    return bos or found.bos or BETWEEN_DOCUMENTS
 
 
 def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Facts]:
@@ -131,13 +137,28 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Facts]:
     return config, found
 
 
-def method(text: str, found: Facts, trained_length: int, field: str) -> rotary.Method:
-    """A method whose open options are the checkpoint's, such as "yarn:factor=4".
+def method(
+    text: str, found: Facts, trained_length: int, field: str, **values: Any
+) -> rotary.Method:
+    """A method whose open options are the checkpoint's, such as "yarn:factor={factor}".
+
+    Args:
+        text: as `rotary.parse` reads it, with placeholders.
+        found: of the checkpoint.
+        trained_length: tokens that the checkpoint was trained for.
+        field: of the config, for the message of an error.
+        **values: of the placeholders, beside `trained`, the trained length.
 
     Raises:
-        ValueError: the text cannot be read; the message names the config's `field`.
+        ValueError: the text cannot be read; the message names the field.
     """
+    values["trained"] = trained_length
     with naming(field):
+        try:
+            text = text.format(**values)
+        except (KeyError, IndexError) as error:
+            name = str(error).strip("'")
+            raise ValueError(unknown_name("placeholder", name, values)) from error
         return rotary.parse_for_checkpoint(text, found.method, trained_length)[0]
 
 

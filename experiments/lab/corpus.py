@@ -133,7 +133,10 @@ def check_held_out(folder: Path, cells: Iterable[Cell], text: Text) -> None:
         check_held_out(folder, cell.after, text)
 
 
-def document(name: str, tokenizer: Tokenizer, sentence_tokens: Sequence[int]) -> TokenizedDocument:
+@functools.cache
+def document(
+    name: str, tokenizer: Tokenizer, sentence_tokens: tuple[int, int]
+) -> TokenizedDocument:
     """One document written CORPUS:DOCUMENT, such as plays:hamlet or DIR:a.txt, as tokens.
 
     Raises:

@@ -1,6 +1,7 @@
 """Progress of a study by its cells: a bar in a terminal, a line now and then in a log file."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -87,3 +88,21 @@ def step(done: int, of: int, tokens: int, flops_per_token: float) -> None:
     """Counts a training step in the progress of the cell that is being made, if there is one."""
     if _current:
         _current[-1].step(done, of, tokens, flops_per_token)
+
+
+def counting(budget: int, tokens: int, flops_per_token: float) -> Callable[[int], None]:
+    """A function that counts units of work in the progress of the cell that is being made.
+
+    Args:
+        budget: units in all.
+        tokens: of one unit.
+        flops_per_token: of the work.
+    """
+    done = 0
+
+    def add(units: int) -> None:
+        nonlocal done
+        done += units
+        step(done, budget, units * tokens, flops_per_token)
+
+    return add

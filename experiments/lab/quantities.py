@@ -29,10 +29,12 @@ class Scores:
     Attributes:
         values: by row, float64 [seeds, samples] or [seeds, samples, columns].
         documents: by row, the document of each sample [samples].
+        once: rows that no seed enters; see `repeated`.
     """
 
     values: dict[str, np.ndarray]
     documents: dict[str, np.ndarray]
+    once: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> list[str]:
@@ -42,7 +44,7 @@ class Scores:
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Scores":
         """The scores with `function` applied to each row's array, e.g. a mean over columns."""
         values = {row: np.asarray(function(v)) for row, v in self.values.items()}
-        return Scores(values, self.documents)
+        return dataclasses.replace(self, values=values)
 
     def minus(self, other: "Scores") -> "Scores":
         """Difference sample by sample, e.g. loss at long range minus loss within; common rows."""
@@ -51,22 +53,22 @@ class Scores:
         for row in rows:
             seeds = min(len(self.values[row]), len(other.values[row]))
             values[row] = self.values[row][:seeds] - other.values[row][:seeds]
-        return Scores(values, {row: self.documents[row] for row in rows})
+        return Scores(values, {row: self.documents[row] for row in rows}, self.once)
 
     def repeated(self, rows: Iterable[str]) -> "Scores":
         """The scores with `rows`, measured once since no seed enters them, for every seed.
 
         Such a row is a model before training: each seed of a trained row is compared with it.
         """
-        seeds = max((len(values) for values in self.values.values()), default=0)
-        once = {row: np.repeat(self.values[row][:1], seeds, 0) for row in rows if row in self.rows}
-        return Scores(self.values | once, self.documents)
+        return dataclasses.replace(self, once=self.once | set(rows))
 
     def only(self, rows: Iterable[str]) -> "Scores":
         """The scores of these rows, in this order; rows that are not there are left out."""
         kept = [row for row in rows if row in self.values]
         return Scores(
-            {row: self.values[row] for row in kept}, {row: self.documents[row] for row in kept}
+            {row: self.values[row] for row in kept},
+            {row: self.documents[row] for row in kept},
+            self.once,
         )
 
     def mean(self, row: str) -> np.ndarray:
@@ -128,6 +130,46 @@ def difference(found: Scores, row: str, reference: str) -> Interval | None:
     return paired_difference(a, b, documents) if len(set(documents)) > 1 else None
 
 
+def gap(found: Scores, row: str, reference: str) -> Interval | float | np.ndarray | None:
+    """`difference`, or where the two share a single document the mean difference alone.
+
+    None for the reference itself, and where a row is not measured or no document is shared.
+    """
+    if row == reference or not {row, reference} <= found.values.keys():
+        return None
+    a, b, documents = _paired(found, row, reference)
+    if len(set(documents)) > 1:
+        return paired_difference(a, b, documents)
+    return (a - b).mean((0, 1)) if len(documents) else None
+
+
+def mean_gap(found: Scores, row: str, reference: str) -> np.ndarray:
+    """`gap` for a figure, without its interval; NaN where the two are not compared."""
+    if row == reference:
+        return np.zeros_like(found.mean(row))
+    between = gap(found, row, reference)
+    if between is None:
+        return np.full_like(found.mean(row), np.nan)
+    return np.asarray(between.estimate if isinstance(between, Interval) else between)
+
+
+def counted(found: Scores, rows: Iterable[str], reference: str) -> str:
+    """In words how many rows lie below and above a reference by their paired 95% intervals."""
+    gaps = {row: x for row in rows if (x := gap(found, row, reference)) is not None}
+    whole = {row: x for row, x in gaps.items() if isinstance(x, Interval)}
+    if not whole:
+        below = sum(x < 0 for x in gaps.values())
+        return f"{below} of {len(gaps)} are below {reference} on one document: no interval"
+    words = {row: verdict(x, "difference < -margin") for row, x in whole.items()}
+    lower = [row for row, word in words.items() if word == "holds"]
+    higher = list(words.values()).count("reversed")
+    named = f" ({', '.join(lower)})" if lower else ""
+    return (
+        f"{len(lower)} of {len(whole)} are below {reference}{named}, {higher} above, "
+        f"{len(whole) - len(lower) - higher} cannot be told from it"
+    )
+
+
 def against(found: Scores, reference: str) -> dict[str, Interval | None]:
     """`difference` of every other row to the row `reference`; empty where that is not there."""
     rows = [row for row in found.rows if row != reference] if reference in found.values else []
@@ -136,12 +178,14 @@ def against(found: Scores, reference: str) -> dict[str, Interval | None]:
 
 def _paired(found: Scores, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both rows on the seeds and samples that they share, and the samples' documents."""
-    (left, right), seeds = (found.values[a], found.values[b]), _seeds(found, a, b)
     first, second = _numbered(found.documents[a]), _numbered(found.documents[b])
-    both = [key for key in first if key in second]
-    left = left[:seeds, [first[key] for key in both]]
-    right = right[:seeds, [second[key] for key in both]]
-    return left, right, np.asarray([name for name, _ in both])
+    both, seeds = [key for key in first if key in second], _seeds(found, a, b)
+
+    def taken(row: str, places: dict) -> np.ndarray:
+        chosen = found.values[row][:seeds, [places[key] for key in both]]
+        return np.repeat(chosen[:1], seeds, 0) if row in found.once else chosen
+
+    return taken(a, first), taken(b, second), np.asarray([name for name, _ in both])
 
 
 def _numbered(documents: Sequence) -> dict[tuple[str, int], int]:
@@ -155,7 +199,8 @@ def _numbered(documents: Sequence) -> dict[tuple[str, int], int]:
 
 
 def _seeds(found: Scores, *rows: str) -> int:
-    return min(len(found.values[row]) for row in rows)
+    """Seeds that all rows have; those that no seed enters have one, and as many as wanted."""
+    return min((len(found.values[row]) for row in rows if row not in found.once), default=1)
 
 
 # Claims.
@@ -250,7 +295,8 @@ def check(quantities: Mapping[str, Scores], text: str) -> Check:
         return Check(text, None, NOT_RUN, 0)
     if b not in found.values:
         constant = np.full_like(found.values[a], float(b))
-        found = Scores(found.values | {b: constant}, found.documents | {b: found.documents[a]})
+        documents = found.documents | {b: found.documents[a]}
+        found = dataclasses.replace(found, values=found.values | {b: constant}, documents=documents)
     between = difference(found, a, b)
     word = "indistinguishable" if between is None else verdict(between, claim, margin)
     return Check(text, between, word, _seeds(found, a, b))

@@ -1,5 +1,6 @@
 """A method's text is read for a checkpoint, which knows the options that the text leaves open."""
 
+import contextlib
 import dataclasses
 import re
 from typing import Any
@@ -30,10 +31,21 @@ def parse_for_checkpoint(
         ValueError: the text cannot be read, or an option is still missing.
     """
     known = _known_options(own, trained_length)
-    method = parse(text, known)
+    method = _parsed(text, known)
     items = _options(method)
     unsaid = {k: v for k, v in known.items() if not re.search(rf"\b{k}\s*=", text)}
     return method, {k: v for k, v in unsaid.items() if (k, v) in items}
+
+
+def _parsed(text: str, known: dict[str, Any]) -> Method:
+    try:
+        return parse(text, known)
+    except ValueError:
+        # Of NTK-aware's two rules one needs an original length and the other refuses it.
+        rest = {name: value for name, value in known.items() if name != "original_length"}
+        with contextlib.suppress(ValueError):
+            return parse(text, rest)
+        raise
 
 
 def _known_options(own: Method, trained_length: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ random stream, so a search that was cut off continues as if it had not been.
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +133,33 @@ def _check(space: Space, settings: Evolution, history: History, path: Path) -> N
         raise ValueError(f"{path} holds {n} individuals of another search: remove it")
 
 
-def save(path: Path, history: History) -> None:
-    """Writes the history as small arrays, whole or not at all."""
+def to_arrays(history: History) -> dict[str, np.ndarray]:
+    """The history as small arrays, one entry per individual."""
     individuals = history.individuals
-    arrays = {
+    return {
         "factors": np.asarray([i.factors for i in individuals], np.float64),
         "start_count": np.asarray([i.start_count for i in individuals], np.int32),
         "critical": np.asarray([i.critical for i in individuals], np.int32),
         "fitness": np.asarray(history.fitness, np.float64),
     }
-    save_arrays(path, arrays)
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> History:
+    """Inverse of `to_arrays`; start tokens and critical pairs may be left out.
+
+    Factors in float32 are read from their shortest text, so that 1.01 is 1.01 again.
+    """
+    fitness = np.asarray(arrays["fitness"], np.float64).tolist()
+    none = np.zeros(len(fitness), np.int32)
+    counts = [np.asarray(arrays.get(name, none)) for name in ("start_count", "critical")]
+    factors = (tuple(float(str(x)) for x in row) for row in arrays["factors"])
+    rows = zip(factors, *(each.tolist() for each in counts), strict=True)
+    return History(tuple(Individual(*row) for row in rows), tuple(fitness))
+
+
+def save(path: Path, history: History) -> None:
+    """Writes the history, whole or not at all."""
+    save_arrays(path, to_arrays(history))
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -160,6 +177,4 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def load(path: Path) -> History:
     """Inverse of `save`."""
     with np.load(path) as file:
-        rows = zip(file["factors"], file["start_count"], file["critical"], strict=True)
-        individuals = tuple(Individual(tuple(f.tolist()), int(n), int(c)) for f, n, c in rows)
-        return History(individuals, tuple(file["fitness"].tolist()))
+        return from_arrays(dict(file))

@@ -14,9 +14,23 @@ import numpy as np
 import optax
 from scipy.optimize import isotonic_regression
 
-from longrope_jax.search.evolution import save_arrays
+from longrope_jax.search import evolution
+from longrope_jax.search.evolution import History, save_arrays
 from longrope_jax.search.fitness import Objective
-from longrope_jax.search.individuals import Individual
+from longrope_jax.search.individuals import Individual, published
+
+_STARTS = 3  # published methods that a descent may begin at
+_FORWARDS_PER_STEP = 3  # forward and backward, the backward counted as two forwards
+
+
+def cost(steps: int | np.ndarray) -> int | np.ndarray:
+    """Forward passes that `from_published` is worth: three for the start, three for each step."""
+    return _STARTS + _FORWARDS_PER_STEP * steps
+
+
+def steps_within(forwards: int) -> int:
+    """Steps whose cost is at most so many forward passes; below 1 where they are too few."""
+    return (forwards - _STARTS) // _FORWARDS_PER_STEP
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,3 +136,38 @@ def learn(
         if on_step:
             on_step()
     return descent
+
+
+def from_published(
+    objective: Objective,
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    monotone: bool = False,
+    on_forwards: Callable[[int], None] | None = None,
+) -> Descent:
+    """`learn` from the best of PI, NTK-aware and YaRN, resumed from what `folder` holds.
+
+    Args:
+        objective: to lower; it also chooses the start.
+        folder: of the files `starts.npz` and `descent.npz`.
+        steps: as in `learn`.
+        learning_rate: as in `learn`.
+        monotone: as in `learn`.
+        on_forwards: called with forward passes just spent, see `cost`.
+    """
+    count, file = on_forwards or (lambda _: None), folder / "starts.npz"
+    if not file.exists():
+        starts = list(published(objective.target).values())
+        evolution.save(file, History().extended(starts, objective.fitness(starts)))
+    count(_STARTS)
+    return learn(
+        evolution.load(file).best,
+        objective,
+        folder / "descent.npz",
+        steps=steps,
+        learning_rate=learning_rate,
+        monotone=monotone,
+        on_step=lambda: count(_FORWARDS_PER_STEP),
+    )
