@@ -18,6 +18,7 @@ from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
 
 _MOST_NAMED = 8  # problems that one message spells out
+_MOST_HELD_OUT = 10  # documents, where the config leaves their number open
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +64,8 @@ def text(
 
     Args:
         settings: `corpus` (a name or a path), `held_out` (how many documents, chosen by the hash of
-            their names, or their names), `sentence_tokens` (least and greatest tokens of a sentence
-            that a window may begin at).
+            their names, or their names; 0 is a quarter of those that hold their windows, 2 to 10),
+            `sentence_tokens` (least and greatest tokens of a sentence that a window may begin at).
         tokenizer: makes the tokens.
         bos: name of the token that begins a window; default `settings.bos`.
         length: tokens of a window that is scored.
@@ -90,9 +91,11 @@ def text(
     held_out = None
     # Which sentences are unseen depends on the choice, so a refusal there means another choice.
     while held_out is None:
-        names = _chosen(candidates, problems, tokens_of, count, length, windows)
-        if len(names) < count:
-            raise ValueError(_too_few(settings, len(names), count, problems))
+        usable = _usable(candidates, problems, tokens_of, count, length, windows)
+        wanted = count or min(max(-(-len(usable) // 4), 2), _MOST_HELD_OUT)
+        names = usable[:wanted]
+        if len(names) < wanted:
+            raise ValueError(_too_few(settings, len(names), wanted, problems))
         whole = "\n".join(d.text for d in by_name.values() if d.name not in names)
         kept = [tokens_of(name) for name in by_name if name in names]
         held_out = _unseen(kept, whole, tokenizer, problems, length, windows) if unseen else kept
@@ -165,9 +168,9 @@ def _tokenized(
 
 
 def _candidates(settings: ConfigDict, by_name: dict[str, Document]) -> tuple[list[str], int]:
-    """Documents that may be held out, in order, and how many are."""
+    """Documents that may be held out, in order, and how many are; 0 leaves that open."""
     if isinstance(settings.held_out, int):
-        if not 0 < settings.held_out < len(by_name):
+        if not 0 <= settings.held_out < len(by_name):
             raise ValueError(
                 f"--config.held_out={settings.held_out} of the {len(by_name)} documents of "
                 f"{settings.corpus} leaves none to train on or none to measure on: hold out 1 to "
@@ -180,11 +183,11 @@ def _candidates(settings: ConfigDict, by_name: dict[str, Document]) -> tuple[lis
     return list(settings.held_out), len(settings.held_out)
 
 
-def _chosen(candidates, problems, tokens_of, count: int, length: int, windows: int) -> list[str]:
-    """The first `count` candidates that hold their windows; notes what is wrong with others."""
+def _usable(candidates, problems, tokens_of, count: int, length: int, windows: int) -> list[str]:
+    """The first `count` candidates that hold their windows (0: all); notes what others lack."""
     names: list[str] = []
     for name in candidates:
-        if len(names) < count and name not in problems:
+        if (not count or len(names) < count) and name not in problems:
             found = tokens_of(name)
             wrong = found if isinstance(found, str) else _lacks(found, length, windows)
             if wrong:
@@ -242,9 +245,9 @@ def _training(by_name, held_out, tokens_of) -> tuple[list[TokenizedDocument], li
 
 def _too_few(settings: ConfigDict, found: int, count: int, problems: dict[str, str]) -> str:
     return (
-        f"{found} documents of {settings.corpus} can be held out, --config.held_out asks for "
-        f"{count}: {_listed(problems)}. Hold out fewer, ask for shorter or fewer windows, widen "
-        "--config.sentence_tokens, or give longer documents"
+        f"{found} documents of {settings.corpus} can be held out, {count} are needed "
+        f"(--config.held_out): {_listed(problems)}. Hold out fewer, ask for shorter or fewer "
+        "windows, widen --config.sentence_tokens, or give longer documents"
     )
 
 

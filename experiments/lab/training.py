@@ -232,7 +232,8 @@ def train(
     trainable = lora_lib.count(state.params)
 
     def keep(state: step.TrainState) -> None:
-        checkpoints.save_params(folder / "snapshots", int(state.step), state.params)
+        kept = folder / "snapshots" / str(int(state.step))
+        checkpoints.save_params(kept, int(state.step), state.params)
 
     with jax.set_mesh(mesh):
         loop.fit(

@@ -1,0 +1,727 @@
+"""What the base-frequency ablation found: quantities, tables, figures and text of its report.
+
+Everything is computed from cells alone; experiments/base_frequency_ablation.py makes them. Every
+row of the config stands in every table, and every row that is `drawn` in every figure.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import lab
+from longrope_jax import rotary
+from longrope_jax.analysis import decay
+from longrope_jax.evaluation import power_law
+from longrope_jax.evaluation.statistics import (
+    Interval,
+    PowerNeeded,
+    cluster_bootstrap,
+    power_needed,
+)
+
+PAPER_GAP = 0.003  # nats between PI and ABF in Llama 2 Long's Table 5 (Books: log 6.341/6.323)
+PAPER = {"base": 1e4, "abf": 5e5, "length": 4096, "factor": 8}  # sizes of Llama 2 Long
+PAPER_HEAD_DIM = 128
+CONTROLS = ("removed", "other")  # of `tasks.CONTROLS`, at the continued length
+_SUMMARY = (
+    "loss untrained", "loss", "loss within the pretraining length", "loss at long range",
+    "gain from long context", "ROUGE-L", "answer tokens", "passkey",
+)  # fmt: skip
+_TOPS = {"ROUGE-L": 100.0, "answer tokens": 1.0, "passkey": 1.0}
+
+
+def start_row(settings: ConfigDict) -> str:
+    """The row of the pretrained model that a row of the config starts from."""
+    return "pretraining" if settings.taught else "pretraining, not taught"
+
+
+def steps_between(config: ConfigDict) -> tuple[int, ...]:
+    """Steps of the continuation at which a row is measured, its beginning and end aside."""
+    last = config.continuation.steps
+    steps = {max(1, round(share * last)) for share in config.evaluation.at}
+    return tuple(sorted(step for step in steps if step < last))
+
+
+def other_scales(config: ConfigDict) -> tuple[float, ...]:
+    """Scales of Giraffe's matrix that are not the method's own."""
+    return tuple(scale for scale in config.evaluation.scales if scale != 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """The finished cells of a study.
+
+    Attributes:
+        config: the study's config.
+        folder: the study's folder.
+        cells: all cells of the study, finished or not.
+        head_dim: H of the model.
+    """
+
+    config: ConfigDict
+    folder: Path
+    cells: Sequence[lab.Cell]
+    head_dim: int
+
+    @functools.cached_property
+    def rows(self) -> dict[str, int]:
+        """How many seeds of each row are finished, up to the first that is not or that diverged.
+
+        All quantities of a row are of these seeds, so that the seeds of two rows stay pairs.
+        """
+        counts = {}
+        for row, settings in self.config.rows.items():
+            seeds = range(settings.seeds)
+            count = next((s for s in seeds if not self._is_whole(row, s)), settings.seeds)
+            counts |= {row: count} if count else {}
+        return counts
+
+    def _is_whole(self, row: str, seed: int) -> bool:
+        names = row, start_row(self.config.rows[row])
+        cells = [cell for cell in self.cells if cell.seed == seed and cell.row in names]
+        every = [lab.read(self.folder, cell) for cell in cells]
+        return all(
+            arrays and all(np.isfinite(v).all() for v in arrays.values() if v.dtype.kind == "f")
+            for arrays in every
+        )
+
+    @property
+    def full(self) -> int:
+        """Tokens of the continuation's windows."""
+        return self.config.length * self.config.factor
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the samples that retrieval is tested with."""
+        return [round(share * self.full) for share in self.config.evaluation.lengths]
+
+    @functools.cached_property
+    def methods(self) -> dict[str, rotary.Method]:
+        """The rotary method of every row."""
+        every = {cell.row: cell.what[0].method for cell in self.cells if cell.kind == "loss"}
+        return {row: every[row] for row in self.rows}
+
+    @functools.cached_property
+    def drawn(self) -> dict[str, str]:
+        """The colour of every row that stands in figures."""
+        rows = [row for row in self.rows if self.config.rows[row].drawn]
+        base = self.config.base_per_token * self.config.length
+        keys = [_colour_key(self.methods[row], base) for row in rows]
+        return dict(zip(rows, lab.colours(keys), strict=True))
+
+    @functools.cached_property
+    def quantities(self) -> dict[str, lab.Scores]:
+        """Every quantity that hypotheses can name."""
+        return {name: quantity(self) for name, quantity in QUANTITIES.items()}
+
+    @functools.cached_property
+    def laws(self) -> dict[str, power_law.PowerLawIntervals | None]:
+        """L(c) = (alpha/c)^beta + gamma of every trained row; None where none fits."""
+        return {row: _law(*found) for row, found in contexts(self).items()}
+
+    @functools.cache  # noqa: B019  (it lives as long as its report)
+    def scores(
+        self, kind: str, key: str, step: int | None = None, scales=(1.0,), controls=("none",)
+    ) -> lab.Scores:
+        """An array of all cells of a kind, measured at these columns and this step or the last."""
+        wanted = self.config.continuation.steps if step is None else step, scales, controls
+        cells = [
+            cell
+            for cell in self.cells
+            if cell.kind == kind and cell.seed < self.rows.get(cell.row, 0)
+            if wanted == (cell.what[0].step, cell.what[0].scales, cell.what[0].controls)
+        ]
+        return lab.scores(self.folder, cells, key)
+
+    def column(self, kind: str, key: str, column: int = -1, **columns) -> lab.Scores:
+        """One column of `scores`: by default that of the continued length."""
+        return self.scores(kind, key, **columns).map(lambda v: v[..., column])
+
+    def loss(self, low: float, high: float, step: int | None = None) -> lab.Scores:
+        """Mean loss from `low` to `high` of the continued length, which is half of the blocks."""
+        blocks = self.scores("loss", "blocks", step)
+        return blocks.map(lambda b: _part(b, low, high))
+
+    def shares(self, column: int = -1, **columns) -> lab.Scores:
+        """Share of answer tokens right, on the samples that all side measurements use."""
+        count, found = (
+            self.config.evaluation.generated,
+            self.column("first_sentence", "answer_tokens", column, **columns),
+        )
+        documents = {row: names[:count] for row, names in found.documents.items()}
+        return lab.Scores({row: v[:, :count] for row, v in found.values.items()}, documents)
+
+    def at_start(self, kind: str, key: str) -> lab.Scores:
+        """Every row's pretrained model at the pretraining length."""
+        start = {row: start_row(self.config.rows[row]) for row in self.rows}
+        cells = [c for c in self.cells if c.kind == kind and c.row in start.values()]
+        found = lab.scores(self.folder, cells, key).map(lambda v: v[..., 0])
+        values = {row: found.values[name][: self.rows[row]] for row, name in start.items()}
+        return lab.Scores(values, {row: found.documents[name] for row, name in start.items()})
+
+    def with_chance(self, scores: lab.Scores) -> lab.Scores:
+        """ROUGE-L beside a row "chance": a random other document's first sentence."""
+        cells = [cell for cell in self.cells if cell.kind == "chance"]
+        found, most = lab.scores(self.folder, cells, "rouge"), max(self.rows.values(), default=1)
+        chance = {row: np.repeat(values, most, axis=0) for row, values in found.values.items()}
+        return lab.Scores(scores.values | chance, scores.documents | found.documents)
+
+
+def _part(blocks: np.ndarray, low: float, high: float) -> np.ndarray:
+    full = blocks.shape[-1] // 2
+    return blocks[..., round(low * full) : round(high * full)].mean(-1)
+
+
+def _colour_key(method: rotary.Method, base: float) -> str:
+    """Name under which `lab.colours` knows a method; RoPE with another base is ABF."""
+    name = rotary.notation(method).partition(":")[0]
+    if name == "rope" and method.base != base:
+        return "abf"
+    return "xpos_abf" if name == "xpos" else name
+
+
+def _gain(found: Found) -> lab.Scores:
+    within, beyond = "loss within the pretraining length", "loss at long range"
+    return QUANTITIES[within](found).minus(QUANTITIES[beyond](found))
+
+
+def _rouge(found: Found, column: int = -1, **columns) -> lab.Scores:
+    return found.with_chance(found.column("answers", "rouge", column, **columns))
+
+
+# By the names that hypotheses use. Losses are nats per token, ROUGE-L goes from 0 to 100, the
+# others are shares. All are of the trained rows at the continued length unless they say otherwise;
+# within the pretraining length its second half counts, at long range the last quarter of 8 times.
+QUANTITIES: dict[str, Callable[[Found], lab.Scores]] = {
+    "loss": lambda f: f.loss(0, 1),
+    "loss within the pretraining length": lambda f: f.loss(
+        0.5 / f.config.factor, 1 / f.config.factor
+    ),
+    "loss at long range": lambda f: f.loss(0.75, 1),
+    "gain from long context": _gain,
+    "loss untrained": lambda f: f.loss(0, 1, step=0),
+    "ROUGE-L": _rouge,
+    "answer tokens": lambda f: f.column("first_sentence", "answer_tokens"),
+    "passkey": lambda f: f.column("passkey", "exact"),
+    "ROUGE-L, sentence removed": lambda f: _rouge(f, 0, controls=CONTROLS),
+    "ROUGE-L, other sentence": lambda f: _rouge(f, 1, controls=CONTROLS),
+    "first sentence at the pretraining length": lambda f: f.at_start("first_sentence", "exact"),
+    "answer tokens at the pretraining length": lambda f: f.at_start(
+        "first_sentence", "answer_tokens"
+    ),
+    "passkey at the pretraining length": lambda f: f.at_start("passkey", "exact"),
+}
+
+
+def check_hypotheses(config: ConfigDict) -> None:
+    """Refuses gates and checks of the config that cannot be read, before any work.
+
+    Raises:
+        ValueError: text of another form, an unknown quantity or row.
+    """
+    for name, hypothesis in config.hypotheses.items():
+        for text in (*hypothesis.get("gates", ()), *hypothesis.checks):
+            chance = ["chance"] if "ROUGE" in text.partition(":")[0] else []
+            with lab.naming(f"hypotheses.{name}"):
+                lab.check_text(text, QUANTITIES, [*config.rows, *chance])
+
+
+def power(found: Found) -> PowerNeeded | None:
+    """Documents and seeds that would resolve the paper's gap in loss between PI and ABF."""
+    loss, pair = found.quantities["loss"], ("RoPE PI", "RoPE ABF")
+    if not set(pair) <= set(loss.rows):
+        return None
+    seeds = min(len(loss.values[row]) for row in pair)
+    a, b = (loss.values[row][:seeds] for row in pair)
+    return power_needed(a, b, loss.documents["RoPE PI"], gap=PAPER_GAP)
+
+
+def power_sentence(needed: PowerNeeded | None) -> str:
+    """What `power` found, in words; "" without it."""
+    if needed is None:
+        return ""
+    ways = [f"{needed.documents} documents with these seeds"] if needed.documents else []
+    ways += [f"{needed.seeds} seeds with these documents"] if needed.seeds else []
+    if needed.balanced:
+        ways.append("{} documents and {} seeds together".format(*needed.balanced))
+    gap = f"To resolve the paper's gap of {PAPER_GAP} nats between PI and ABF"
+    if not ways:
+        return f"{gap}: not to be said from one seed, or out of reach."
+    return f"{gap}, with power 0.8, it would take {', or '.join(ways)}."
+
+
+def contexts(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(context lengths [bins], loss [windows, bins], documents) of every row, seeds averaged.
+
+    Every window begins with a short sentence, whose shape and not the context decides the loss of
+    its tokens, so only contexts beyond the longest such sentence count.
+    """
+    bins = found.scores("loss", "bins")
+    cell = next(cell for cell in found.cells if cell.kind == "loss" and cell.row in bins.values)
+    lengths = lab.needed(found.folder, cell)["bin_lengths"]
+    kept = lengths > max(found.config.sentence_tokens)
+    means = {row: values.mean(0)[:, kept] for row, values in bins.values.items()}
+    return {row: (lengths[kept], mean, bins.documents[row]) for row, mean in means.items()}
+
+
+def _law(lengths, losses, documents) -> power_law.PowerLawIntervals | None:
+    try:
+        return power_law.bootstrap_fit(lengths, losses, documents, n_resamples=200)
+    except ValueError:  # losses that do not fall with length, as in an untrained model
+        return None
+
+
+def by_scale(found: Found, name: str) -> dict[str, tuple[list[float], list[float]]]:
+    """(scales, means of "loss" or "answer tokens") of every row: Giraffe's matrix."""
+    own, others = found.quantities["loss"], other_scales(found.config)
+    columns = [found.column("mean_loss", "loss", i, scales=others) for i in range(len(others))]
+    if name != "loss":
+        own = found.shares()
+        columns = [found.shares(i, scales=others) for i in range(len(others))]
+    known = dict(zip((1.0, *others), (own, *columns), strict=True))
+    scales = [scale for scale in found.config.evaluation.scales if scale in known]
+    return {row: (scales, [float(known[s].mean(row)) for s in scales]) for row in found.rows}
+
+
+def by_step(found: Found, name: str) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, means of "loss" or "answer tokens") of every row during the continuation."""
+    steps = [0, *steps_between(found.config), found.config.continuation.steps]
+    if name == "loss":
+        between = [found.column("mean_loss", "loss", step=step) for step in steps[1:-1]]
+        every = [found.quantities["loss untrained"], *between, found.quantities["loss"]]
+    else:
+        every = [found.shares(step=step) for step in steps]
+    return {row: (steps, [float(scores.mean(row)) for scores in every]) for row in found.rows}
+
+
+# Tables.
+
+
+def _table(header: Sequence[str], lines: Sequence, caption: str, name: str = "") -> lab.Table:
+    """A table whose numbers are shown with three decimals, whole ones as they are."""
+    formats = dict.fromkeys(header, lambda v: str(v) if isinstance(v, int) else f"{v:.3f}")
+    return lab.Table(header, lines, caption, name, formats)
+
+
+def perplexity_table(found: Found) -> lab.Table:
+    """Perplexity of every row at every length, before and after the continuation."""
+    lengths = [found.config.length]
+    while lengths[-1] * 2 <= 2 * found.full:
+        lengths.append(lengths[-1] * 2)
+    stages = [found.scores("loss", "blocks", step=step).values for step in (0, None)]
+    lines = [[row, seeds] for row, seeds in found.rows.items()]
+    for line, stage, n in ((line, s, n) for line in lines for s in stages for n in lengths):
+        blocks = stage[line[0]]
+        count = n * blocks.shape[-1] // (2 * found.full)
+        line.append(float(np.exp(blocks[..., :count].mean())))
+    header = ["row", "seeds", *(f"{s} {n}" for s in ("before", "after") for n in lengths)]
+    caption = (
+        "Perplexity over the first tokens of held-out windows, weighted by token, in one pass over "
+        "twice the continued length, before and after the continuation."
+    )
+    return _table(header, lines, caption, "perplexity")
+
+
+def summary_table(found: Found) -> lab.Table:
+    """Every row at the continued length, with intervals."""
+    lines = [[row, *(_interval(found, name, row) for name in _SUMMARY)] for row in found.rows]
+    caption = (
+        f"At {found.full:,} tokens. Loss in nats per token: within the pretraining length that of "
+        "its second half, at long range that of the last quarter of the window; the gain from long "
+        "context is their difference. ROUGE-L from 0 to 100; shares of answer tokens and of keys "
+        "that are right. 95 % intervals in brackets: bootstrap over seeds and documents, wide "
+        "where seeds are few."
+    )
+    return _table(["row", *_SUMMARY], lines, caption, "summary")
+
+
+def _interval(found: Found, name: str, row: str) -> str | None:
+    """Estimate [low, high]; limits of a bounded quantity are cut to 0 and its top."""
+    interval = found.quantities[name].interval(row)
+    if interval and name in _TOPS:
+        low, high = max(interval.low, 0.0), min(interval.high, _TOPS[name])
+        interval = Interval(interval.estimate, low, high)
+    return lab.show(interval)
+
+
+def pretrained_table(found: Found) -> lab.Table:
+    """What the pretrained models can do at their own length, the ceiling of every row."""
+    names, lines = ("first sentence", "answer tokens", "passkey"), []
+    by_seeds = sorted(found.rows, key=found.rows.get)
+    for start, row in {start_row(found.config.rows[row]): row for row in by_seeds}.items():
+        for seed in range(found.rows[row]):
+            every = [found.quantities[f"{name} at the pretraining length"] for name in names]
+            means = [float(scores.values[row][seed].mean()) for scores in every]
+            lines.append([f"{start}, seed {seed}", *means])
+    caption = f"The pretrained models at {found.config.length:,} tokens."
+    return _table(["pretrained model", *names], lines, caption, "pretrained")
+
+
+def controls_table(found: Found) -> lab.Table:
+    """Retrieval beside its two controls and chance, on the same samples."""
+    quantities, lines = found.quantities, []
+    shares = [found.shares(), *(found.shares(i, controls=CONTROLS) for i in (0, 1))]
+    for row in found.rows:
+        line: list = [row, float(quantities["ROUGE-L"].mean(row))]
+        for name in ("ROUGE-L, sentence removed", "ROUGE-L, other sentence"):
+            at_chance = lab.check(quantities, f"{name}: |{row} - chance| <= 5").verdict
+            line += [float(quantities[name].mean(row)), at_chance]
+        line.append(float(quantities["ROUGE-L"].mean("chance")))
+        lines.append([*line, *(float(scores.mean(row)) for scores in shares)])
+    header = ["row", "ROUGE-L", "sentence removed", "removed at chance?", "other sentence"]
+    header += ["other at chance?", "chance", "answer tokens", "removed", "other"]
+    caption = (
+        "At the continued length, on the samples that answers are generated for. Both controls ask "
+        "for a sentence that is not there; chance scores random other documents' first sentences, "
+        "and a control is at chance within 5 points of it. Shares of answer tokens count guesses "
+        "from the answer's own beginning, so compare them with the controls."
+    )
+    return _table(header, lines, caption, "controls")
+
+
+def length_table(found: Found) -> lab.Table:
+    """Retrieval at every length, means over seeds and samples."""
+    scores = {
+        "ROUGE-L": found.scores("answers", "rouge"),
+        "answer tokens": found.scores("first_sentence", "answer_tokens"),
+        "exact": found.scores("first_sentence", "exact"),
+        "passkey": found.scores("passkey", "exact"),
+    }
+    lines = [[row, name, *scores[name].mean(row)] for row in found.rows for name in scores]
+    header = ["row", "score", *(f"{n} tokens" for n in found.lengths)]
+    return _table(header, lines, "Retrieval by length", "by_length")
+
+
+def laws_table(found: Found) -> lab.Table:
+    """The power law of every row; dashes where none fits."""
+    names = ("alpha", "beta", "gamma")
+    lines = [
+        [row, *(lab.show(getattr(law, name)) if law else None for name in names)]
+        for row, law in found.laws.items()
+    ]
+    return _table(["row", *names], lines, "Power law of the context", "power_laws")
+
+
+def scales_table(found: Found) -> lab.Table:
+    """Each trained row evaluated at other scales than its own."""
+    every = {name: by_scale(found, name) for name in ("loss", "answer tokens")}
+    lines = [[row, name, *every[name][row][1]] for row in found.rows for name in every]
+    header = ["row", "score", *(f"{scale:g}" for scale in found.config.evaluation.scales)]
+    return _table(header, lines, "By scale, times the method's own", "by_scale")
+
+
+def turns_table(found: Found) -> lab.Table:
+    """Turns of the slowest pair and share of negative scores, beside those of the paper's sizes.
+
+    Rows whose text names no size have no counterpart in the paper.
+    """
+    factor, base = found.config.factor, found.config.base_per_token * found.config.length
+    lines = [
+        [
+            "stock at L",
+            *_turns(rotary.RoPE(base=base), found.head_dim, found.config.length),
+            *_turns(rotary.RoPE(base=PAPER["base"]), PAPER_HEAD_DIM, PAPER["length"]),
+        ]
+    ]
+    for row, method in found.methods.items():
+        settings, theirs = found.config.rows[row], (None, None)
+        if "{" in settings.method:
+            values = PAPER | {"swept": PAPER["base"] * settings.times}
+            paper = lab.read_method(settings.method, **values)
+            theirs = _turns(paper, PAPER_HEAD_DIM, PAPER["length"] * PAPER["factor"])
+        lines.append([f"{row} at {factor}L", *_turns(method, found.head_dim, found.full), *theirs])
+    header = ["case", "turns here", "negative scores here", "turns in paper", "negative in paper"]
+    caption = (
+        "Turns of the slowest pair in the window, and share of distances whose score is below 0"
+    )
+    return _table(header, lines, caption, "turns")
+
+
+def _turns(method: rotary.Method, head_dim: int, length: int) -> tuple[float, float | None]:
+    f = method.frequencies(head_dim=head_dim, seq_len=length)
+    turns = float(length * f.inv_freq.min() / (2 * np.pi))
+    try:
+        score = decay.score(f, np.arange(length), head_dim=head_dim)
+    except ValueError:  # the method's scores are no function of distance
+        return turns, None
+    return turns, float((score < 0).mean())
+
+
+def save_documents(found: Found) -> None:
+    """Writes per_document.csv: means of every row, seed and held-out document."""
+    lines = []
+    documents = sorted(
+        {str(n) for names in found.quantities["loss"].documents.values() for n in names}
+    )
+    for row, seeds in found.rows.items():
+        for seed, document in ((s, d) for s in range(seeds) for d in documents):
+            line = [row, seed, document]
+            for scores in (found.quantities[name] for name in _SUMMARY):
+                own = scores.values[row][seed][scores.documents[row] == document]
+                line.append(f"{own.mean():.5f}" if own.size else None)
+            lines.append(line)
+    header = ["row", "seed", "document", *_SUMMARY]
+    lab.save_csv(found.folder / "per_document.csv", header, lines)
+
+
+# Figures.
+
+
+def _lines(ax, found: Found, curves: Mapping[str, tuple[Sequence, Sequence]]) -> None:
+    """A line with markers for every drawn row."""
+    for row, colour in found.drawn.items():
+        ax.plot(*curves[row], "o-", color=colour, label=row, markersize=4)
+
+
+@lab.style()
+def draw_positions(found: Found):
+    """Loss against position before and after training, with a band over documents."""
+    fig, axes = lab.subplots(1, 2, size=(10, 4.5), sharey=True)
+    tops = []
+    for ax, step, stage in zip(axes, (0, None), ("untrained", "trained"), strict=True):
+        scores = found.scores("loss", "blocks", step)
+        for row, colour in found.drawn.items():
+            band = cluster_bootstrap(scores.values[row].mean(0), scores.documents[row])
+            count = len(band.estimate)
+            at = (np.arange(count) + 0.5) * 2 * found.full / count
+            ax.plot(at, band.estimate, color=colour, label=row)
+            ax.fill_between(at, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+            tops.append(np.median(band.estimate))
+        for length in (found.config.length, found.full):
+            ax.axvline(length, color="black", linewidth=0.8, linestyle=":")
+        ax.set(title=f"{stage} at {found.full:,} tokens", xlabel="position, tokens")
+    axes[0].set_ylabel("loss, nats per token")
+    axes[0].set_ylim(top=max(tops) * 1.3)
+    axes[1].legend()
+    return fig
+
+
+@lab.style()
+def draw_retrieval(found: Found):
+    """FIRST-SENTENCE-RETRIEVAL (Figure 5b), share of right answer tokens, and passkey."""
+    fig, axes = lab.subplots(1, 3, size=(12, 4.2))
+    panels = (
+        ("answers", "rouge", "first sentence, ROUGE-L", 1),
+        ("first_sentence", "answer_tokens", "first sentence, answer tokens right", 100),
+        ("passkey", "exact", "passkey, exact match", 100),
+    )
+    for ax, (kind, key, title, unit) in zip(axes, panels, strict=True):
+        scores = found.scores(kind, key)
+        _lines(ax, found, {row: (found.lengths, scores.mean(row) * unit) for row in found.rows})
+        ax.set(title=title, xlabel="length, tokens", ylim=(-3, 103))
+    chance = found.quantities["ROUGE-L"].mean("chance")
+    axes[0].axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+    axes[0].set_ylabel("percent")
+    axes[0].legend()
+    return fig
+
+
+@lab.style()
+def draw_steps(found: Found):
+    """Loss and retrieval during the continuation (Figure 5a)."""
+    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
+    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
+        _lines(ax, found, by_step(found, name))
+        ax.set(xlabel="steps of continuation", ylabel=f"{name} at the long length")
+    axes[1].legend()
+    return fig
+
+
+@lab.style()
+def draw_laws(found: Found):
+    """Loss against context (Figure 1) with the fit of each row."""
+    fig, ax = lab.subplots(size=(7, 4.5))
+    known = contexts(found)
+    for row, colour in found.drawn.items():
+        lengths, losses, _ = known[row]
+        ax.plot(lengths, losses.mean(0), "o", color=colour, label=row)
+        if law := found.laws[row]:
+            triple = (law.alpha.estimate, law.beta.estimate, law.gamma.estimate)
+            ax.plot(lengths, power_law.PowerLaw(*triple)(lengths), color=colour)
+    ax.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="loss, nats per token")
+    ax.legend()
+    return fig
+
+
+@lab.style()
+def draw_scales(found: Found):
+    """Each trained model evaluated at other scales than its own (Giraffe)."""
+    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
+    scales = found.config.evaluation.scales
+    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
+        _lines(ax, found, by_scale(found, name))
+        ax.set(xscale="log", xlabel="scale, times the method's own")
+        ax.set(ylabel=f"{name} at the long length")
+        ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        ax.minorticks_off()
+    axes[0].legend()
+    return fig
+
+
+@lab.style()
+def draw_bases(found: Found):
+    """Loss and retrieval at the long length against the base of the continuation.
+
+    Taught RoPE rows at the common learning rate are joined; drawn rows of other methods are squares
+    at their own base, or lines where they have none.
+    """
+    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
+    common = {row for row, s in found.config.rows.items() if s.taught and s.rate == 1}
+    plain = {row for row, method in found.methods.items() if isinstance(method, rotary.RoPE)}
+    sweep = sorted(common & plain, key=lambda row: found.methods[row].base)
+    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
+        means = {row: found.quantities[name].mean(row) for row in found.rows}
+        points = [found.methods[row].base for row in sweep], [means[row] for row in sweep]
+        ax.plot(*points, "o-", color=lab.colours(["abf"])[0], label="RoPE")
+        for row in (row for row in found.drawn if row not in sweep):
+            look = {"color": found.drawn[row], "label": row}
+            if base := getattr(found.methods[row], "base", None):
+                ax.plot(base, means[row], "s", **look)
+            else:
+                ax.axhline(means[row], linestyle="--", **look)
+        ax.set(xscale="log", xlabel="base", ylabel=f"{name} at the long length")
+    axes[0].legend()
+    return fig
+
+
+# The report.
+
+
+def publish(found: Found, command: str) -> lab.Report:
+    """Writes the report and all its files.
+
+    Raises:
+        ValueError: no row is finished.
+    """
+    if not found.rows:
+        raise ValueError(
+            f"{found.folder} has no finished row to show: leave out --config.machine.measure=False"
+        )
+    save_documents(found)
+    parts, hypotheses = sections(found), lab.judged(found.config.hypotheses, found.quantities)
+    tables = [b for part in parts for b in part.blocks if isinstance(b, lab.Table)]
+    results = {
+        table.name: [dict(zip(table.header, line, strict=True)) for line in table.rows]
+        for table in tables
+    }
+    results |= {"hypotheses": hypotheses, "power_laws": found.laws, "power": power(found)}
+    results |= {"seeds": found.rows, "taught": taught(found)}
+    return lab.publish(
+        found.folder,
+        command,
+        found.config,
+        title="Base-frequency ablation",
+        claims=claims(found, hypotheses),
+        sections=parts,
+        results=results,
+        cells=found.cells,
+    )
+
+
+def claims(found: Found, hypotheses: Sequence[lab.Hypothesis]) -> list[str]:
+    """What came out, in sentences: retrieval, loss, each hypothesis, power."""
+    sentences = []
+    for name, digits, sign in (("ROUGE-L", 1, -1), ("loss", 3, 1)):
+        means = {row: float(found.quantities[name].mean(row)) for row in found.drawn}
+        best = sorted(means, key=lambda row, m=means, s=sign: s * m[row])
+        shown = ", ".join(f"{row} {means[row]:.{digits}f}" for row in best)
+        sentences.append(f"{name} at {found.full:,} tokens, best first: {shown}.")
+    sentences += [f"{h.name}, {h.claim}: {h.verdict}." for h in hypotheses]
+    return [s for s in (*sentences, power_sentence(power(found))) if s]
+
+
+_QUESTION = (
+    "Llama 2 Long extends a model by continuing its pretraining at a longer length, and compares "
+    "position encodings for it: RoPE, position interpolation (PI), RoPE with an adjusted base "
+    "frequency (ABF) and xPos with that base. This is the comparison in miniature. Gates say "
+    "whether a hypothesis can be tested here at all: whether loss gains from long context, whether "
+    "the pretrained model can do the task at its own length, whether the controls sit at chance."
+)
+_CAPTIONS = {
+    "retrieval_by_length": "Figure 5b of Llama 2 Long in miniature.",
+    "loss_by_position": "Mean over seeds; shade: 95 % band over documents. Dotted: pretraining and "
+    "continued length.",
+    "loss_against_steps": "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
+    "power_law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the "
+    "loss of tokens that see about c tokens, from the end of the windows' first sentence on.",
+    "scale_matrix": "Frequencies divided by the scale, as in Giraffe's evaluation.",
+    "bases": "Taught RoPE rows; the pretraining base is the smallest. Squares: other methods.",
+}
+
+
+def sections(found: Found) -> list[lab.Section]:
+    """The report, its headline and the verdicts first."""
+
+    def figure(name: str, draw: Callable[[Found], object]) -> lab.Figure:
+        return lab.Figure(name, draw(found), _CAPTIONS[name])
+
+    judged = lab.verdict_lines(lab.judged(found.config.hypotheses, found.quantities))
+    verdicts = lab.Table(lab.VERDICT_HEADER, judged, "Hypotheses", "verdicts")
+    retrieval = figure("retrieval_by_length", draw_retrieval)
+    positions = figure("loss_by_position", draw_positions)
+    parts = {
+        "What came out": [retrieval, lab.Paragraphs(_QUESTION), verdicts],
+        "Table 5 in miniature": [perplexity_table(found), summary_table(found), positions],
+        "Retrieval": [pretrained_table(found), controls_table(found), length_table(found)],
+        "During the continuation": [figure("loss_against_steps", draw_steps)],
+        "Power law of the context": [figure("power_law", draw_laws), laws_table(found)],
+        "Other scales than its own": [figure("scale_matrix", draw_scales), scales_table(found)],
+        "Bases": [figure("bases", draw_bases), turns_table(found)],
+        "Departures from the paper": [lab.Paragraphs(departures(found))],
+    }
+    return [lab.Section(title, blocks) for title, blocks in parts.items()]
+
+
+def taught(found: Found) -> dict[str, dict[str, float]]:
+    """Measured shares of taught answers in the training windows, by phase."""
+    cells = [cell for cell in found.cells if cell.kind == "taught"]
+    shares = {cell.row: lab.read(found.folder, cell) or {} for cell in cells}
+    return {phase: {name: float(v) for name, v in share.items()} for phase, share in shares.items()}
+
+
+def departures(found: Found) -> str:
+    """How this run differs from the paper's, with its numbers."""
+    config = found.config
+    model, text = f"Size: {dict(config.model)}", config.tokenizer or "of the checkpoint"
+    phases = {"pretraining": config.length, "continuation": found.full}
+    budget = [f"{_tokens(config, name, n):,} of {name}" for name, n in phases.items()]
+    if config.init_checkpoint:
+        model, budget = f"Start: {config.init_checkpoint}", budget[1:]
+    documents = {name for names in found.quantities["loss"].documents.values() for name in names}
+    lines = [
+        f"{model}; the paper's model has 7 billion parameters.",
+        f"Lengths: {config.length:,} continued at {found.full:,} tokens; the paper has 4,096 and "
+        "32,768.",
+        f"Budget in tokens: {' and '.join(budget)} per row; the paper has 2 trillion and 80 "
+        "billion.",
+        f"Tokens: {text}; text: {config.corpus}, {len(documents)} documents held out.",
+        *_teaching(config, taught(found)),
+        "A document is a passage that begins at a sentence of a held-out text; a test passage's "
+        "first sentence occurs nowhere in the training text.",
+    ]
+    chance = next(cell for cell in found.cells if cell.kind == "chance")
+    notes = lab.needed(found.folder, chance).get("notes", ())
+    return "\n\n".join([*lines, *map(str, notes)])
+
+
+def _tokens(config: ConfigDict, phase: str, length: int) -> int:
+    return config[phase].steps * config[phase].batch * length
+
+
+def _teaching(config: ConfigDict, shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    parts = [
+        f"in {phase} they are {share['answer_tokens']:.1%} of the tokens and carry "
+        f"{share['answer_loss_weight']:.1%} of the weight"
+        for phase, share in shares.items()
+        if share
+    ]
+    rule = (
+        "Retrieval is taught, to all rows but those marked 'not taught' alike; answers have loss "
+        f"weight {config.retrieval.answer_weight:g} per token: {'; '.join(parts)}. The paper's 7B "
+        "model needed no teaching."
+    )
+    return [rule] if parts else []
