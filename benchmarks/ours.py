@@ -14,7 +14,6 @@ import optax
 import longrope_jax
 from benchmarks.work import SPEC, Sizes
 from configs import base_frequency_ablation
-from experiments.ablation import plan
 from longrope_jax import generate, llama, rotary, sharding, weights
 from longrope_jax.data import tokenizers
 from longrope_jax.training import optimizer, step
@@ -169,7 +168,7 @@ def batch(rows: np.ndarray) -> dict[str, np.ndarray]:
 def ablation(sizes: Sizes, folder: Path, *, phase: str):
     """Steps of the ablation's training: forward, backward, AdamW; the last loss is the value."""
     settings = ablation_phase(sizes, phase)
-    loaded, mesh = longrope_jax.load(folder / "ablation"), sharding.make_mesh(**settings.mesh)
+    loaded, mesh = longrope_jax.load(folder / "ablation"), sharding.make_mesh(data=-1)
     adam = optimizer.OptimizerConfig(**settings.adam)
     train = step.make_train_step(loaded.config, adam, mesh)
     rot = _rotary(loaded.config, settings.length)
@@ -192,28 +191,28 @@ def ablation(sizes: Sizes, folder: Path, *, phase: str):
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase of the ablation: rows, tokens per row, AdamW at a constant rate, the mesh."""
+    """A phase of the ablation: rows, tokens per row, AdamW at a constant rate."""
 
     batch: int
     length: int
     adam: dict
-    mesh: dict
 
 
 def ablation_phase(sizes: Sizes, phase: str) -> Phase:
     """ "pretraining" or "continuation" of the preset."""
     config = base_frequency_ablation.get_config(sizes.ablation)
     settings = config[phase]
-    length = config.length if phase == "pretraining" else plan.continued_length(config)
+    length = config.length * (1 if phase == "pretraining" else config.factor)
     adam = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
     adam |= {"total_steps": settings.steps, "warmup_steps": 0, "final_ratio": 1.0}
-    return Phase(settings.batch, length, adam, config.mesh.to_dict())
+    return Phase(settings.batch, length, adam)
 
 
 def ablation_model(sizes: Sizes) -> llama.LlamaConfig:
     """The preset's model, with its tokenizer's vocabulary."""
     config = base_frequency_ablation.get_config(sizes.ablation)
-    return plan.model_config(config, tokenizers.load(config.tokenizer).vocab_size)
+    fields = {name: value for name, value in config.model.items() if name != "preset"}
+    return llama.LlamaConfig(vocab_size=tokenizers.load("bytes").vocab_size, **fields)
 
 
 def timed(f, *args):

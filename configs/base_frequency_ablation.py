@@ -32,12 +32,11 @@ _ROW = {
 # of base_frequency_results.QUANTITIES, or of a row and a number or "chance". The gates were added
 # after the laptop run had been read; a gate can only take a verdict back.
 _SEES_LENGTH = ("gain from long context: RoPE ABF - 0 > 0",)
-_RETRIEVES = ("answer tokens at the pretraining length: RoPE - 0.5 > 0",)
-_CONTROLS = tuple(
-    f"ROUGE-L, {control}: |{row} - chance| <= 5"
-    for row in _METHODS
-    for control in ("sentence removed", "other sentence")
+_RETRIEVES = (
+    "answer tokens at its own length: RoPE - 0.5 > 0",
+    "gain from the sentence: RoPE ABF - 0 > 0",
 )
+_FINDS_KEYS = ("passkey at its own length: RoPE - 0.9 > 0",)
 _HYPOTHESES = {
     "H1": {
         "claim": "stock RoPE has the worst loss at long range",
@@ -55,7 +54,7 @@ _HYPOTHESES = {
     },
     "H3": {
         "claim": "retrieval at the full length: RoPE at chance, ABF best",
-        "gates": _RETRIEVES + _CONTROLS,
+        "gates": _RETRIEVES,
         "checks": (
             "ROUGE-L: |RoPE - chance| <= 5",
             "ROUGE-L: RoPE ABF - RoPE > 0",
@@ -65,7 +64,7 @@ _HYPOTHESES = {
     },
     "H4": {
         "claim": "passkey fails only for RoPE",
-        "gates": ("passkey at the pretraining length: RoPE - 0.9 > 0",),
+        "gates": _FINDS_KEYS,
         "checks": (
             "passkey: RoPE - 0.5 < 0",
             "passkey: RoPE PI - 0.9 > 0",

@@ -22,5 +22,6 @@ def get_config(preset: str = "cpu") -> ConfigDict:
             "base_bound": base_bound.get_config(cpu),
             "method_atlas": method_atlas.get_config(paper),
             "ablation": base_frequency_ablation.get_config(preset),
+            "machine": {},  # fields of lab.Machine, for all studies that say nothing else
         }
     )

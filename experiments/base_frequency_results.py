@@ -6,6 +6,7 @@ row of the config stands in every table, and every row that is `drawn` in every 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,10 +28,9 @@ PAPER_GAP = 0.003  # nats between PI and ABF in Llama 2 Long's Table 5 (Books: l
 PAPER = {"base": 1e4, "abf": 5e5, "length": 4096, "factor": 8}  # sizes of Llama 2 Long
 PAPER_HEAD_DIM = 128
 CONTROLS = ("removed", "other")  # of `tasks.CONTROLS`, at the continued length
-_SUMMARY = (
-    "loss untrained", "loss", "loss within the pretraining length", "loss at long range",
-    "gain from long context", "ROUGE-L", "answer tokens", "passkey",
-)  # fmt: skip
+WITHIN, BEYOND = "loss within the pretraining length", "loss at long range"
+GAIN, UNTRAINED = "gain from long context", "loss untrained"
+_SUMMARY = (UNTRAINED, "loss", WITHIN, BEYOND, GAIN, "ROUGE-L", "answer tokens", "passkey")
 _TOPS = {"ROUGE-L": 100.0, "answer tokens": 1.0, "passkey": 1.0}
 
 
@@ -39,16 +39,16 @@ def start_row(settings: ConfigDict) -> str:
     return "pretraining" if settings.taught else "pretraining, not taught"
 
 
+def lengths(config: ConfigDict) -> list[int]:
+    """Tokens of the samples that retrieval is tested with; the last is the continued length."""
+    return [round(share * config.length * config.factor) for share in config.evaluation.lengths]
+
+
 def steps_between(config: ConfigDict) -> tuple[int, ...]:
     """Steps of the continuation at which a row is measured, its beginning and end aside."""
     last = config.continuation.steps
     steps = {max(1, round(share * last)) for share in config.evaluation.at}
     return tuple(sorted(step for step in steps if step < last))
-
-
-def other_scales(config: ConfigDict) -> tuple[float, ...]:
-    """Scales of Giraffe's matrix that are not the method's own."""
-    return tuple(scale for scale in config.evaluation.scales if scale != 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,19 +75,18 @@ class Found:
         """
         counts = {}
         for row, settings in self.config.rows.items():
-            seeds = range(settings.seeds)
-            count = next((s for s in seeds if not self._is_whole(row, s)), settings.seeds)
-            counts |= {row: count} if count else {}
-        return counts
+            whole = (self._is_whole(row, seed) for seed in range(settings.seeds))
+            counts[row] = sum(itertools.takewhile(bool, whole))
+        return {row: count for row, count in counts.items() if count}
 
     def _is_whole(self, row: str, seed: int) -> bool:
         names = row, start_row(self.config.rows[row])
         cells = [cell for cell in self.cells if cell.seed == seed and cell.row in names]
         every = [lab.read(self.folder, cell) for cell in cells]
-        return all(
-            arrays and all(np.isfinite(v).all() for v in arrays.values() if v.dtype.kind == "f")
-            for arrays in every
+        floats = (
+            v for arrays in filter(None, every) for v in arrays.values() if v.dtype.kind == "f"
         )
+        return all(every) and all(np.isfinite(v).all() for v in floats)
 
     @property
     def full(self) -> int:
@@ -95,9 +94,9 @@ class Found:
         return self.config.length * self.config.factor
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of the samples that retrieval is tested with."""
-        return [round(share * self.full) for share in self.config.evaluation.lengths]
+    def plain(self) -> rotary.RoPE:
+        """The method of pretraining."""
+        return rotary.RoPE(base=self.config.base_per_token * self.config.length)
 
     @functools.cached_property
     def methods(self) -> dict[str, rotary.Method]:
@@ -107,11 +106,15 @@ class Found:
 
     @functools.cached_property
     def drawn(self) -> dict[str, str]:
-        """The colour of every row that stands in figures."""
-        rows = [row for row in self.rows if self.config.rows[row].drawn]
-        base = self.config.base_per_token * self.config.length
-        keys = [_colour_key(self.methods[row], base) for row in rows]
-        return dict(zip(rows, lab.colours(keys), strict=True))
+        """The colour of every row that stands in figures; RoPE with another base is ABF."""
+        known = {"xpos": "xpos_abf", "rope": "abf"}
+        names = {row: rotary.notation(m).partition(":")[0] for row, m in self.methods.items()}
+        names = {row: name for row, name in names.items() if self.config.rows[row].drawn}
+        keys = [
+            "rope" if self.methods[row] == self.plain else known.get(name, name)
+            for row, name in names.items()
+        ]
+        return dict(zip(names, lab.colours(keys), strict=True))
 
     @functools.cached_property
     def quantities(self) -> dict[str, lab.Scores]:
@@ -121,39 +124,45 @@ class Found:
     @functools.cached_property
     def laws(self) -> dict[str, power_law.PowerLawIntervals | None]:
         """L(c) = (alpha/c)^beta + gamma of every trained row; None where none fits."""
-        return {row: _law(*found) for row, found in contexts(self).items()}
+        return {row: _law(*points) for row, points in contexts(self).items()}
 
     @functools.cache  # noqa: B019  (it lives as long as its report)
-    def scores(
-        self, kind: str, key: str, step: int | None = None, scales=(1.0,), controls=("none",)
-    ) -> lab.Scores:
-        """An array of all cells of a kind, measured at these columns and this step or the last."""
-        wanted = self.config.continuation.steps if step is None else step, scales, controls
-        cells = [
-            cell
-            for cell in self.cells
-            if cell.kind == kind and cell.seed < self.rows.get(cell.row, 0)
-            if wanted == (cell.what[0].step, cell.what[0].scales, cell.what[0].controls)
-        ]
-        return lab.scores(self.folder, cells, key)
+    def scores(self, kind: str, key: str, step: int | None = None, column=None) -> lab.Scores:
+        """An array, or one column of it, of every row at a step; the last step by default."""
+        step = self.config.continuation.steps if step is None else step
+        cells = [c for c in self.cells if c.kind == kind and c.seed < self.rows.get(c.row, 0)]
+        cells = [c for c in cells if c.what[0].step == step]
+        if column is None:
+            return lab.scores(self.folder, cells, key)
+        cells = [c for c in cells if column in c.what[0].columns]
+        at = cells[0].what[0].columns.index(column)
+        return lab.scores(self.folder, cells, key).map(lambda v: v[..., at])
 
-    def column(self, kind: str, key: str, column: int = -1, **columns) -> lab.Scores:
-        """One column of `scores`: by default that of the continued length."""
-        return self.scores(kind, key, **columns).map(lambda v: v[..., column])
+    def at(self, kind: str, key: str, length=0, scale=1.0, control="none", step=None) -> lab.Scores:
+        """One column: by default the continued length, the method itself, no control."""
+        return self.scores(kind, key, step, (length or self.full, scale, control))
+
+    def shares(self, **column) -> lab.Scores:
+        """Share of answer tokens right, on the samples that all side measurements use."""
+        found, count = self.at("first_sentence", "answer_tokens", **column), _few(self.config)
+        documents = {row: names[:count] for row, names in found.documents.items()}
+        return lab.Scores({row: v[:, :count] for row, v in found.values.items()}, documents)
 
     def loss(self, low: float, high: float, step: int | None = None) -> lab.Scores:
         """Mean loss from `low` to `high` of the continued length, which is half of the blocks."""
-        blocks = self.scores("loss", "blocks", step)
-        return blocks.map(lambda b: _part(b, low, high))
 
-    def shares(self, column: int = -1, **columns) -> lab.Scores:
-        """Share of answer tokens right, on the samples that all side measurements use."""
-        count, found = (
-            self.config.evaluation.generated,
-            self.column("first_sentence", "answer_tokens", column, **columns),
-        )
-        documents = {row: names[:count] for row, names in found.documents.items()}
-        return lab.Scores({row: v[:, :count] for row, v in found.values.items()}, documents)
+        def part(blocks: np.ndarray) -> np.ndarray:
+            full = blocks.shape[-1] // 2
+            return blocks[..., round(low * full) : round(high * full)].mean(-1)
+
+        return self.scores("loss", "blocks", step).map(part)
+
+    def rouge(self, **column) -> lab.Scores:
+        """ROUGE-L beside a row "chance": a random other document's first sentence."""
+        own = self.at("answers", "rouge", **column)
+        found = lab.scores(self.folder, [c for c in self.cells if c.kind == "chance"], "rouge")
+        chance = found.map(lambda v: np.repeat(v, max(self.rows.values()), axis=0))
+        return lab.Scores(own.values | chance.values, own.documents | chance.documents)
 
     def at_start(self, kind: str, key: str) -> lab.Scores:
         """Every row's pretrained model at the pretraining length."""
@@ -163,57 +172,29 @@ class Found:
         values = {row: found.values[name][: self.rows[row]] for row, name in start.items()}
         return lab.Scores(values, {row: found.documents[name] for row, name in start.items()})
 
-    def with_chance(self, scores: lab.Scores) -> lab.Scores:
-        """ROUGE-L beside a row "chance": a random other document's first sentence."""
-        cells = [cell for cell in self.cells if cell.kind == "chance"]
-        found, most = lab.scores(self.folder, cells, "rouge"), max(self.rows.values(), default=1)
-        chance = {row: np.repeat(values, most, axis=0) for row, values in found.values.items()}
-        return lab.Scores(scores.values | chance, scores.documents | found.documents)
 
-
-def _part(blocks: np.ndarray, low: float, high: float) -> np.ndarray:
-    full = blocks.shape[-1] // 2
-    return blocks[..., round(low * full) : round(high * full)].mean(-1)
-
-
-def _colour_key(method: rotary.Method, base: float) -> str:
-    """Name under which `lab.colours` knows a method; RoPE with another base is ABF."""
-    name = rotary.notation(method).partition(":")[0]
-    if name == "rope" and method.base != base:
-        return "abf"
-    return "xpos_abf" if name == "xpos" else name
-
-
-def _gain(found: Found) -> lab.Scores:
-    within, beyond = "loss within the pretraining length", "loss at long range"
-    return QUANTITIES[within](found).minus(QUANTITIES[beyond](found))
-
-
-def _rouge(found: Found, column: int = -1, **columns) -> lab.Scores:
-    return found.with_chance(found.column("answers", "rouge", column, **columns))
+def _few(config: ConfigDict) -> int:
+    return config.evaluation.generated
 
 
 # By the names that hypotheses use. Losses are nats per token, ROUGE-L goes from 0 to 100, the
 # others are shares. All are of the trained rows at the continued length unless they say otherwise;
-# within the pretraining length its second half counts, at long range the last quarter of 8 times.
+# within the pretraining length its second half counts, at long range the window's last quarter.
 QUANTITIES: dict[str, Callable[[Found], lab.Scores]] = {
     "loss": lambda f: f.loss(0, 1),
-    "loss within the pretraining length": lambda f: f.loss(
-        0.5 / f.config.factor, 1 / f.config.factor
-    ),
-    "loss at long range": lambda f: f.loss(0.75, 1),
-    "gain from long context": _gain,
-    "loss untrained": lambda f: f.loss(0, 1, step=0),
-    "ROUGE-L": _rouge,
-    "answer tokens": lambda f: f.column("first_sentence", "answer_tokens"),
-    "passkey": lambda f: f.column("passkey", "exact"),
-    "ROUGE-L, sentence removed": lambda f: _rouge(f, 0, controls=CONTROLS),
-    "ROUGE-L, other sentence": lambda f: _rouge(f, 1, controls=CONTROLS),
-    "first sentence at the pretraining length": lambda f: f.at_start("first_sentence", "exact"),
-    "answer tokens at the pretraining length": lambda f: f.at_start(
-        "first_sentence", "answer_tokens"
-    ),
-    "passkey at the pretraining length": lambda f: f.at_start("passkey", "exact"),
+    WITHIN: lambda f: f.loss(0.5 / f.config.factor, 1 / f.config.factor),
+    BEYOND: lambda f: f.loss(0.75, 1),
+    GAIN: lambda f: QUANTITIES[WITHIN](f).minus(QUANTITIES[BEYOND](f)),
+    UNTRAINED: lambda f: f.loss(0, 1, step=0),
+    "ROUGE-L": lambda f: f.rouge(),
+    "answer tokens": lambda f: f.at("first_sentence", "answer_tokens"),
+    "passkey": lambda f: f.at("passkey", "exact"),
+    "ROUGE-L, sentence removed": lambda f: f.rouge(control="removed"),
+    "ROUGE-L, other sentence": lambda f: f.rouge(control="other"),
+    "gain from the sentence": lambda f: f.rouge().minus(f.rouge(control="removed")),
+    "first sentence at its own length": lambda f: f.at_start("first_sentence", "exact"),
+    "answer tokens at its own length": lambda f: f.at_start("first_sentence", "answer_tokens"),
+    "passkey at its own length": lambda f: f.at_start("passkey", "exact"),
 }
 
 
@@ -235,23 +216,23 @@ def power(found: Found) -> PowerNeeded | None:
     loss, pair = found.quantities["loss"], ("RoPE PI", "RoPE ABF")
     if not set(pair) <= set(loss.rows):
         return None
-    seeds = min(len(loss.values[row]) for row in pair)
-    a, b = (loss.values[row][:seeds] for row in pair)
-    return power_needed(a, b, loss.documents["RoPE PI"], gap=PAPER_GAP)
+    seeds = min(found.rows[row] for row in pair)
+    values = [loss.values[row][:seeds] for row in pair]
+    return power_needed(*values, loss.documents["RoPE PI"], gap=PAPER_GAP)
 
 
-def power_sentence(needed: PowerNeeded | None) -> str:
-    """What `power` found, in words; "" without it."""
+def power_sentences(needed: PowerNeeded | None) -> list[str]:
+    """What `power` found, in words."""
     if needed is None:
-        return ""
+        return []
     ways = [f"{needed.documents} documents with these seeds"] if needed.documents else []
     ways += [f"{needed.seeds} seeds with these documents"] if needed.seeds else []
     if needed.balanced:
         ways.append("{} documents and {} seeds together".format(*needed.balanced))
     gap = f"To resolve the paper's gap of {PAPER_GAP} nats between PI and ABF"
     if not ways:
-        return f"{gap}: not to be said from one seed, or out of reach."
-    return f"{gap}, with power 0.8, it would take {', or '.join(ways)}."
+        return [f"{gap}: not to be said from one seed, or out of reach."]
+    return [f"{gap}, with power 0.8, it would take {', or '.join(ways)}."]
 
 
 def contexts(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -261,47 +242,55 @@ def contexts(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray
     its tokens, so only contexts beyond the longest such sentence count.
     """
     bins = found.scores("loss", "bins")
-    cell = next(cell for cell in found.cells if cell.kind == "loss" and cell.row in bins.values)
-    lengths = lab.needed(found.folder, cell)["bin_lengths"]
-    kept = lengths > max(found.config.sentence_tokens)
+    cell = next(cell for cell in found.cells if cell.kind == "loss" and cell.row in found.rows)
+    at = lab.needed(found.folder, cell)["bin_lengths"]
+    kept = at > max(found.config.sentence_tokens)
     means = {row: values.mean(0)[:, kept] for row, values in bins.values.items()}
-    return {row: (lengths[kept], mean, bins.documents[row]) for row, mean in means.items()}
+    return {row: (at[kept], mean, bins.documents[row]) for row, mean in means.items()}
 
 
-def _law(lengths, losses, documents) -> power_law.PowerLawIntervals | None:
+def _law(at, losses, documents) -> power_law.PowerLawIntervals | None:
     try:
-        return power_law.bootstrap_fit(lengths, losses, documents, n_resamples=200)
+        return power_law.bootstrap_fit(at, losses, documents, n_resamples=200)
     except ValueError:  # losses that do not fall with length, as in an untrained model
         return None
 
 
 def by_scale(found: Found, name: str) -> dict[str, tuple[list[float], list[float]]]:
     """(scales, means of "loss" or "answer tokens") of every row: Giraffe's matrix."""
-    own, others = found.quantities["loss"], other_scales(found.config)
-    columns = [found.column("mean_loss", "loss", i, scales=others) for i in range(len(others))]
-    if name != "loss":
-        own = found.shares()
-        columns = [found.shares(i, scales=others) for i in range(len(others))]
-    known = dict(zip((1.0, *others), (own, *columns), strict=True))
-    scales = [scale for scale in found.config.evaluation.scales if scale in known]
-    return {row: (scales, [float(known[s].mean(row)) for s in scales]) for row in found.rows}
+    scales = list(found.config.evaluation.scales)
+    if name == "loss":
+        own = found.quantities["loss"]
+        every = [own if s == 1 else found.at("mean_loss", "loss", scale=s) for s in scales]
+    else:
+        every = [found.shares(scale=float(s)) for s in scales]
+    return _curves(found, scales, every)
 
 
 def by_step(found: Found, name: str) -> dict[str, tuple[list[int], list[float]]]:
     """(steps, means of "loss" or "answer tokens") of every row during the continuation."""
-    steps = [0, *steps_between(found.config), found.config.continuation.steps]
+    between, loss = steps_between(found.config), found.quantities["loss"]
+    steps = [0, *between, found.config.continuation.steps]
     if name == "loss":
-        between = [found.column("mean_loss", "loss", step=step) for step in steps[1:-1]]
-        every = [found.quantities["loss untrained"], *between, found.quantities["loss"]]
-    else:
-        every = [found.shares(step=step) for step in steps]
-    return {row: (steps, [float(scores.mean(row)) for scores in every]) for row in found.rows}
+        losses = [found.at("mean_loss", "loss", step=step) for step in between]
+        return _curves(found, steps, [found.quantities[UNTRAINED], *losses, loss])
+    return _curves(found, steps, [found.shares(step=step) for step in steps])
+
+
+def by_length(found: Found, kind: str, key: str) -> dict[str, tuple[list[int], list[float]]]:
+    """(lengths, means of an array) of every row."""
+    at = lengths(found.config)
+    return _curves(found, at, [found.at(kind, key, length=n) for n in at])
+
+
+def _curves(found: Found, at: list, scores: Sequence[lab.Scores]) -> dict[str, tuple[list, list]]:
+    return {row: (at, [float(one.mean(row)) for one in scores]) for row in found.rows}
 
 
 # Tables.
 
 
-def _table(header: Sequence[str], lines: Sequence, caption: str, name: str = "") -> lab.Table:
+def _table(header: Sequence[str], lines: Sequence, caption: str, name: str) -> lab.Table:
     """A table whose numbers are shown with three decimals, whole ones as they are."""
     formats = dict.fromkeys(header, lambda v: str(v) if isinstance(v, int) else f"{v:.3f}")
     return lab.Table(header, lines, caption, name, formats)
@@ -309,16 +298,14 @@ def _table(header: Sequence[str], lines: Sequence, caption: str, name: str = "")
 
 def perplexity_table(found: Found) -> lab.Table:
     """Perplexity of every row at every length, before and after the continuation."""
-    lengths = [found.config.length]
-    while lengths[-1] * 2 <= 2 * found.full:
-        lengths.append(lengths[-1] * 2)
-    stages = [found.scores("loss", "blocks", step=step).values for step in (0, None)]
-    lines = [[row, seeds] for row, seeds in found.rows.items()]
-    for line, stage, n in ((line, s, n) for line in lines for s in stages for n in lengths):
-        blocks = stage[line[0]]
-        count = n * blocks.shape[-1] // (2 * found.full)
-        line.append(float(np.exp(blocks[..., :count].mean())))
-    header = ["row", "seeds", *(f"{s} {n}" for s in ("before", "after") for n in lengths)]
+    ends = [found.config.length << k for k in range(found.config.factor.bit_length() + 1)]
+    stages = {"before": found.scores("loss", "blocks", 0), "after": found.scores("loss", "blocks")}
+    lines = []
+    for row, seeds in found.rows.items():
+        every = [(scores.values[row], end) for scores in stages.values() for end in ends]
+        parts = [blocks[..., : end * blocks.shape[-1] // ends[-1]] for blocks, end in every]
+        lines.append([row, seeds, *(float(np.exp(part.mean())) for part in parts)])
+    header = ["row", "seeds", *(f"{stage} {end}" for stage in stages for end in ends)]
     caption = (
         "Perplexity over the first tokens of held-out windows, weighted by token, in one pass over "
         "twice the continued length, before and after the continuation."
@@ -331,7 +318,7 @@ def summary_table(found: Found) -> lab.Table:
     lines = [[row, *(_interval(found, name, row) for name in _SUMMARY)] for row in found.rows]
     caption = (
         f"At {found.full:,} tokens. Loss in nats per token: within the pretraining length that of "
-        "its second half, at long range that of the last quarter of the window; the gain from long "
+        "its second half, at long range that of the window's last quarter; the gain from long "
         "context is their difference. ROUGE-L from 0 to 100; shares of answer tokens and of keys "
         "that are right. 95 % intervals in brackets: bootstrap over seeds and documents, wide "
         "where seeds are few."
@@ -351,11 +338,11 @@ def _interval(found: Found, name: str, row: str) -> str | None:
 def pretrained_table(found: Found) -> lab.Table:
     """What the pretrained models can do at their own length, the ceiling of every row."""
     names, lines = ("first sentence", "answer tokens", "passkey"), []
+    every = [found.quantities[f"{name} at its own length"].values for name in names]
     by_seeds = sorted(found.rows, key=found.rows.get)
     for start, row in {start_row(found.config.rows[row]): row for row in by_seeds}.items():
         for seed in range(found.rows[row]):
-            every = [found.quantities[f"{name} at the pretraining length"] for name in names]
-            means = [float(scores.values[row][seed].mean()) for scores in every]
+            means = [float(values[row][seed].mean()) for values in every]
             lines.append([f"{start}, seed {seed}", *means])
     caption = f"The pretrained models at {found.config.length:,} tokens."
     return _table(["pretrained model", *names], lines, caption, "pretrained")
@@ -363,15 +350,15 @@ def pretrained_table(found: Found) -> lab.Table:
 
 def controls_table(found: Found) -> lab.Table:
     """Retrieval beside its two controls and chance, on the same samples."""
-    quantities, lines = found.quantities, []
-    shares = [found.shares(), *(found.shares(i, controls=CONTROLS) for i in (0, 1))]
+    shares = [found.shares(control=control) for control in ("none", *CONTROLS)]
+    rouge, lines = found.quantities["ROUGE-L"], []
     for row in found.rows:
-        line: list = [row, float(quantities["ROUGE-L"].mean(row))]
+        line = [row, float(rouge.mean(row))]
         for name in ("ROUGE-L, sentence removed", "ROUGE-L, other sentence"):
-            at_chance = lab.check(quantities, f"{name}: |{row} - chance| <= 5").verdict
-            line += [float(quantities[name].mean(row)), at_chance]
-        line.append(float(quantities["ROUGE-L"].mean("chance")))
-        lines.append([*line, *(float(scores.mean(row)) for scores in shares)])
+            verdict = lab.check(found.quantities, f"{name}: |{row} - chance| <= 5").verdict
+            line += [float(found.quantities[name].mean(row)), verdict]
+        line += [float(rouge.mean("chance")), *(float(share.mean(row)) for share in shares)]
+        lines.append(line)
     header = ["row", "ROUGE-L", "sentence removed", "removed at chance?", "other sentence"]
     header += ["other at chance?", "chance", "answer tokens", "removed", "other"]
     caption = (
@@ -386,21 +373,21 @@ def controls_table(found: Found) -> lab.Table:
 def length_table(found: Found) -> lab.Table:
     """Retrieval at every length, means over seeds and samples."""
     scores = {
-        "ROUGE-L": found.scores("answers", "rouge"),
-        "answer tokens": found.scores("first_sentence", "answer_tokens"),
-        "exact": found.scores("first_sentence", "exact"),
-        "passkey": found.scores("passkey", "exact"),
+        "ROUGE-L": by_length(found, "answers", "rouge"),
+        "answer tokens": by_length(found, "first_sentence", "answer_tokens"),
+        "exact": by_length(found, "first_sentence", "exact"),
+        "passkey": by_length(found, "passkey", "exact"),
     }
-    lines = [[row, name, *scores[name].mean(row)] for row in found.rows for name in scores]
-    header = ["row", "score", *(f"{n} tokens" for n in found.lengths)]
+    lines = [[row, name, *scores[name][row][1]] for row in found.rows for name in scores]
+    header = ["row", "score", *(f"{n} tokens" for n in lengths(found.config))]
     return _table(header, lines, "Retrieval by length", "by_length")
 
 
 def laws_table(found: Found) -> lab.Table:
     """The power law of every row; dashes where none fits."""
-    names = ("alpha", "beta", "gamma")
+    names, shown = ("alpha", "beta", "gamma"), "{0.estimate:.3g} [{0.low:.3g}, {0.high:.3g}]".format
     lines = [
-        [row, *(lab.show(getattr(law, name)) if law else None for name in names)]
+        [row, *(law and shown(getattr(law, name)) for name in names)]
         for row, law in found.laws.items()
     ]
     return _table(["row", *names], lines, "Power law of the context", "power_laws")
@@ -417,27 +404,22 @@ def scales_table(found: Found) -> lab.Table:
 def turns_table(found: Found) -> lab.Table:
     """Turns of the slowest pair and share of negative scores, beside those of the paper's sizes.
 
-    Rows whose text names no size have no counterpart in the paper.
+    A row whose text names no size has no counterpart in the paper.
     """
-    factor, base = found.config.factor, found.config.base_per_token * found.config.length
-    lines = [
-        [
-            "stock at L",
-            *_turns(rotary.RoPE(base=base), found.head_dim, found.config.length),
-            *_turns(rotary.RoPE(base=PAPER["base"]), PAPER_HEAD_DIM, PAPER["length"]),
-        ]
-    ]
+    short, extended = PAPER["length"], PAPER["length"] * PAPER["factor"]
+    ours = _turns(found.plain, found.head_dim, found.config.length)
+    theirs = _turns(rotary.RoPE(base=PAPER["base"]), PAPER_HEAD_DIM, short)
+    lines = [["stock at L", *ours, *theirs]]
     for row, method in found.methods.items():
         settings, theirs = found.config.rows[row], (None, None)
         if "{" in settings.method:
-            values = PAPER | {"swept": PAPER["base"] * settings.times}
-            paper = lab.read_method(settings.method, **values)
-            theirs = _turns(paper, PAPER_HEAD_DIM, PAPER["length"] * PAPER["factor"])
-        lines.append([f"{row} at {factor}L", *_turns(method, found.head_dim, found.full), *theirs])
+            swept = PAPER["base"] * settings.times
+            paper = lab.read_method(settings.method, **PAPER, swept=swept)
+            theirs = _turns(paper, PAPER_HEAD_DIM, extended)
+        ours = _turns(method, found.head_dim, found.full)
+        lines.append([f"{row} at {found.config.factor}L", *ours, *theirs])
     header = ["case", "turns here", "negative scores here", "turns in paper", "negative in paper"]
-    caption = (
-        "Turns of the slowest pair in the window, and share of distances whose score is below 0"
-    )
+    caption = "Turns of the slowest pair in a window, and share of distances with a score below 0"
     return _table(header, lines, caption, "turns")
 
 
@@ -453,17 +435,14 @@ def _turns(method: rotary.Method, head_dim: int, length: int) -> tuple[float, fl
 
 def save_documents(found: Found) -> None:
     """Writes per_document.csv: means of every row, seed and held-out document."""
+    scores = [found.quantities[name] for name in _SUMMARY]
     lines = []
-    documents = sorted(
-        {str(n) for names in found.quantities["loss"].documents.values() for n in names}
-    )
     for row, seeds in found.rows.items():
-        for seed, document in ((s, d) for s in range(seeds) for d in documents):
-            line = [row, seed, document]
-            for scores in (found.quantities[name] for name in _SUMMARY):
-                own = scores.values[row][seed][scores.documents[row] == document]
-                line.append(f"{own.mean():.5f}" if own.size else None)
-            lines.append(line)
+        documents = scores[0].documents[row]
+        for seed, document in itertools.product(range(seeds), np.unique(documents)):
+            parts = [s.values[row][seed][s.documents[row] == document] for s in scores]
+            means = [f"{part.mean():.5f}" if part.size else None for part in parts]
+            lines.append([row, seed, document, *means])
     header = ["row", "seed", "document", *_SUMMARY]
     lab.save_csv(found.folder / "per_document.csv", header, lines)
 
@@ -471,10 +450,11 @@ def save_documents(found: Found) -> None:
 # Figures.
 
 
-def _lines(ax, found: Found, curves: Mapping[str, tuple[Sequence, Sequence]]) -> None:
+def _lines(ax, found: Found, curves: Mapping[str, tuple[Sequence, Sequence]], **axis) -> None:
     """A line with markers for every drawn row."""
     for row, colour in found.drawn.items():
         ax.plot(*curves[row], "o-", color=colour, label=row, markersize=4)
+    ax.set(**axis)
 
 
 @lab.style()
@@ -494,8 +474,7 @@ def draw_positions(found: Found):
         for length in (found.config.length, found.full):
             ax.axvline(length, color="black", linewidth=0.8, linestyle=":")
         ax.set(title=f"{stage} at {found.full:,} tokens", xlabel="position, tokens")
-    axes[0].set_ylabel("loss, nats per token")
-    axes[0].set_ylim(top=max(tops) * 1.3)
+    axes[0].set(ylabel="loss, nats per token", ylim=(None, max(tops, default=1) * 1.3))
     axes[1].legend()
     return fig
 
@@ -505,17 +484,15 @@ def draw_retrieval(found: Found):
     """FIRST-SENTENCE-RETRIEVAL (Figure 5b), share of right answer tokens, and passkey."""
     fig, axes = lab.subplots(1, 3, size=(12, 4.2))
     panels = (
-        ("answers", "rouge", "first sentence, ROUGE-L", 1),
-        ("first_sentence", "answer_tokens", "first sentence, answer tokens right", 100),
-        ("passkey", "exact", "passkey, exact match", 100),
+        ("answers", "rouge", "first sentence, ROUGE-L", 100),
+        ("first_sentence", "answer_tokens", "first sentence, answer tokens right", 1),
+        ("passkey", "exact", "passkey, exact matches", 1),
     )
-    for ax, (kind, key, title, unit) in zip(axes, panels, strict=True):
-        scores = found.scores(kind, key)
-        _lines(ax, found, {row: (found.lengths, scores.mean(row) * unit) for row in found.rows})
-        ax.set(title=title, xlabel="length, tokens", ylim=(-3, 103))
+    for ax, (kind, key, title, top) in zip(axes, panels, strict=True):
+        look = {"title": title, "xlabel": "length, tokens", "ylim": (-0.03 * top, 1.03 * top)}
+        _lines(ax, found, by_length(found, kind, key), **look)
     chance = found.quantities["ROUGE-L"].mean("chance")
     axes[0].axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes[0].set_ylabel("percent")
     axes[0].legend()
     return fig
 
@@ -525,8 +502,8 @@ def draw_steps(found: Found):
     """Loss and retrieval during the continuation (Figure 5a)."""
     fig, axes = lab.subplots(1, 2, size=(10, 4.2))
     for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        _lines(ax, found, by_step(found, name))
-        ax.set(xlabel="steps of continuation", ylabel=f"{name} at the long length")
+        look = {"xlabel": "steps of continuation", "ylabel": f"{name} at the long length"}
+        _lines(ax, found, by_step(found, name), **look)
     axes[1].legend()
     return fig
 
@@ -537,11 +514,11 @@ def draw_laws(found: Found):
     fig, ax = lab.subplots(size=(7, 4.5))
     known = contexts(found)
     for row, colour in found.drawn.items():
-        lengths, losses, _ = known[row]
-        ax.plot(lengths, losses.mean(0), "o", color=colour, label=row)
+        at, losses, _ = known[row]
+        ax.plot(at, losses.mean(0), "o", color=colour, label=row)
         if law := found.laws[row]:
             triple = (law.alpha.estimate, law.beta.estimate, law.gamma.estimate)
-            ax.plot(lengths, power_law.PowerLaw(*triple)(lengths), color=colour)
+            ax.plot(at, power_law.PowerLaw(*triple)(at), color=colour)
     ax.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="loss, nats per token")
     ax.legend()
     return fig
@@ -553,9 +530,8 @@ def draw_scales(found: Found):
     fig, axes = lab.subplots(1, 2, size=(10, 4.2))
     scales = found.config.evaluation.scales
     for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        _lines(ax, found, by_scale(found, name))
-        ax.set(xscale="log", xlabel="scale, times the method's own")
-        ax.set(ylabel=f"{name} at the long length")
+        look = {"xscale": "log", "xlabel": "scale, times the method's own"}
+        _lines(ax, found, by_scale(found, name), ylabel=f"{name} at the long length", **look)
         ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
         ax.minorticks_off()
     axes[0].legend()
@@ -571,11 +547,11 @@ def draw_bases(found: Found):
     """
     fig, axes = lab.subplots(1, 2, size=(10, 4.2))
     common = {row for row, s in found.config.rows.items() if s.taught and s.rate == 1}
-    plain = {row for row, method in found.methods.items() if isinstance(method, rotary.RoPE)}
-    sweep = sorted(common & plain, key=lambda row: found.methods[row].base)
+    swept = {row: m.base for row, m in found.methods.items() if isinstance(m, rotary.RoPE)}
+    sweep = sorted(common & swept.keys(), key=swept.get)
     for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        means = {row: found.quantities[name].mean(row) for row in found.rows}
-        points = [found.methods[row].base for row in sweep], [means[row] for row in sweep]
+        means = {row: float(found.quantities[name].mean(row)) for row in found.rows}
+        points = [swept[row] for row in sweep], [means[row] for row in sweep]
         ax.plot(*points, "o-", color=lab.colours(["abf"])[0], label="RoPE")
         for row in (row for row in found.drawn if row not in sweep):
             look = {"color": found.drawn[row], "label": row}
@@ -602,14 +578,11 @@ def publish(found: Found, command: str) -> lab.Report:
             f"{found.folder} has no finished row to show: leave out --config.machine.measure=False"
         )
     save_documents(found)
-    parts, hypotheses = sections(found), lab.judged(found.config.hypotheses, found.quantities)
+    hypotheses = lab.judged(found.config.hypotheses, found.quantities)
+    parts = sections(found, hypotheses)
     tables = [b for part in parts for b in part.blocks if isinstance(b, lab.Table)]
-    results = {
-        table.name: [dict(zip(table.header, line, strict=True)) for line in table.rows]
-        for table in tables
-    }
+    results = {t.name: [dict(zip(t.header, line, strict=True)) for line in t.rows] for t in tables}
     results |= {"hypotheses": hypotheses, "power_laws": found.laws, "power": power(found)}
-    results |= {"seeds": found.rows, "taught": taught(found)}
     return lab.publish(
         found.folder,
         command,
@@ -617,7 +590,7 @@ def publish(found: Found, command: str) -> lab.Report:
         title="Base-frequency ablation",
         claims=claims(found, hypotheses),
         sections=parts,
-        results=results,
+        results=results | {"seeds": found.rows, "taught": taught(found)},
         cells=found.cells,
     )
 
@@ -626,12 +599,12 @@ def claims(found: Found, hypotheses: Sequence[lab.Hypothesis]) -> list[str]:
     """What came out, in sentences: retrieval, loss, each hypothesis, power."""
     sentences = []
     for name, digits, sign in (("ROUGE-L", 1, -1), ("loss", 3, 1)):
-        means = {row: float(found.quantities[name].mean(row)) for row in found.drawn}
-        best = sorted(means, key=lambda row, m=means, s=sign: s * m[row])
-        shown = ", ".join(f"{row} {means[row]:.{digits}f}" for row in best)
+        means = {row: sign * float(found.quantities[name].mean(row)) for row in found.drawn}
+        best = sorted(means, key=means.get)
+        shown = ", ".join(f"{row} {abs(means[row]):.{digits}f}" for row in best)
         sentences.append(f"{name} at {found.full:,} tokens, best first: {shown}.")
     sentences += [f"{h.name}, {h.claim}: {h.verdict}." for h in hypotheses]
-    return [s for s in (*sentences, power_sentence(power(found))) if s]
+    return sentences + power_sentences(power(found))
 
 
 _QUESTION = (
@@ -641,37 +614,52 @@ _QUESTION = (
     "whether a hypothesis can be tested here at all: whether loss gains from long context, whether "
     "the pretrained model can do the task at its own length, whether the controls sit at chance."
 )
-_CAPTIONS = {
-    "retrieval_by_length": "Figure 5b of Llama 2 Long in miniature.",
-    "loss_by_position": "Mean over seeds; shade: 95 % band over documents. Dotted: pretraining and "
-    "continued length.",
-    "loss_against_steps": "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
-    "power_law": "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the "
-    "loss of tokens that see about c tokens, from the end of the windows' first sentence on.",
-    "scale_matrix": "Frequencies divided by the scale, as in Giraffe's evaluation.",
-    "bases": "Taught RoPE rows; the pretraining base is the smallest. Squares: other methods.",
+_FIGURES = {
+    "retrieval_by_length": (draw_retrieval, "Figure 5b of Llama 2 Long in miniature."),
+    "loss_by_position": (
+        draw_positions,
+        "Mean over seeds; shade: 95 % band over documents. Dotted: pretraining and continued "
+        "length.",
+    ),
+    "loss_against_steps": (
+        draw_steps,
+        "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
+    ),
+    "power_law": (
+        draw_laws,
+        "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the loss of "
+        "tokens that see about c tokens, from the end of the windows' first sentence on.",
+    ),
+    "scale_matrix": (
+        draw_scales,
+        "Frequencies divided by the scale, as in Giraffe's evaluation.",
+    ),
+    "bases": (
+        draw_bases,
+        "Taught RoPE rows; the pretraining base is the smallest. Squares: other methods.",
+    ),
 }
 
 
-def sections(found: Found) -> list[lab.Section]:
+def sections(found: Found, hypotheses: Sequence[lab.Hypothesis]) -> list[lab.Section]:
     """The report, its headline and the verdicts first."""
-
-    def figure(name: str, draw: Callable[[Found], object]) -> lab.Figure:
-        return lab.Figure(name, draw(found), _CAPTIONS[name])
-
-    judged = lab.verdict_lines(lab.judged(found.config.hypotheses, found.quantities))
-    verdicts = lab.Table(lab.VERDICT_HEADER, judged, "Hypotheses", "verdicts")
-    retrieval = figure("retrieval_by_length", draw_retrieval)
-    positions = figure("loss_by_position", draw_positions)
+    figure = {name: lab.Figure(name, draw(found), text) for name, (draw, text) in _FIGURES.items()}
+    verdicts = lab.Table(
+        lab.VERDICT_HEADER, lab.verdict_lines(hypotheses), "Hypotheses", "verdicts"
+    )
     parts = {
-        "What came out": [retrieval, lab.Paragraphs(_QUESTION), verdicts],
-        "Table 5 in miniature": [perplexity_table(found), summary_table(found), positions],
+        "What came out": [figure["retrieval_by_length"], lab.Paragraphs(_QUESTION), verdicts],
+        "Table 5 in miniature": [
+            perplexity_table(found),
+            summary_table(found),
+            figure["loss_by_position"],
+        ],
         "Retrieval": [pretrained_table(found), controls_table(found), length_table(found)],
-        "During the continuation": [figure("loss_against_steps", draw_steps)],
-        "Power law of the context": [figure("power_law", draw_laws), laws_table(found)],
-        "Other scales than its own": [figure("scale_matrix", draw_scales), scales_table(found)],
-        "Bases": [figure("bases", draw_bases), turns_table(found)],
-        "Departures from the paper": [lab.Paragraphs(departures(found))],
+        "During the continuation": [figure["loss_against_steps"]],
+        "Power law of the context": [figure["power_law"], laws_table(found)],
+        "Other scales than its own": [figure["scale_matrix"], scales_table(found)],
+        "Bases": [figure["bases"], turns_table(found)],
+        "Departures from the paper": [lab.Paragraphs("\n\n".join(departures(found)))],
     }
     return [lab.Section(title, blocks) for title, blocks in parts.items()]
 
@@ -683,45 +671,32 @@ def taught(found: Found) -> dict[str, dict[str, float]]:
     return {phase: {name: float(v) for name, v in share.items()} for phase, share in shares.items()}
 
 
-def departures(found: Found) -> str:
+def departures(found: Found) -> list[str]:
     """How this run differs from the paper's, with its numbers."""
-    config = found.config
-    model, text = f"Size: {dict(config.model)}", config.tokenizer or "of the checkpoint"
-    phases = {"pretraining": config.length, "continuation": found.full}
-    budget = [f"{_tokens(config, name, n):,} of {name}" for name, n in phases.items()]
+    config, start = found.config, f"Size: {dict(found.config.model)}"
+    trained = {"pretraining": config.length, "continuation": found.full}
     if config.init_checkpoint:
-        model, budget = f"Start: {config.init_checkpoint}", budget[1:]
+        start = f"Start: {config.init_checkpoint}"
+        trained.pop("pretraining")
+    budget = [f"{config[p].steps * config[p].batch * n:,} of {p}" for p, n in trained.items()]
     documents = {name for names in found.quantities["loss"].documents.values() for name in names}
-    lines = [
-        f"{model}; the paper's model has 7 billion parameters.",
+    chance = next(cell for cell in found.cells if cell.kind == "chance")
+    return [
+        f"{start}; the paper's model has 7 billion parameters.",
         f"Lengths: {config.length:,} continued at {found.full:,} tokens; the paper has 4,096 and "
         "32,768.",
-        f"Budget in tokens: {' and '.join(budget)} per row; the paper has 2 trillion and 80 "
+        f"Budget in tokens, per row: {' and '.join(budget)}; the paper has 2 trillion and 80 "
         "billion.",
-        f"Tokens: {text}; text: {config.corpus}, {len(documents)} documents held out.",
-        *_teaching(config, taught(found)),
+        f"Tokens: {config.tokenizer or 'of the checkpoint'}; text: {config.corpus}, "
+        f"{len(documents)} documents held out.",
+        *(
+            f"Retrieval is taught in {phase}, to all rows but those marked 'not taught' alike: "
+            f"answers are {share['answer_tokens']:.1%} of the tokens and carry "
+            f"{share['answer_loss_weight']:.1%} of the loss weight. The paper's model needed none."
+            for phase, share in taught(found).items()
+            if share
+        ),
         "A document is a passage that begins at a sentence of a held-out text; a test passage's "
         "first sentence occurs nowhere in the training text.",
+        *map(str, (lab.read(found.folder, chance) or {}).get("notes", ())),
     ]
-    chance = next(cell for cell in found.cells if cell.kind == "chance")
-    notes = lab.needed(found.folder, chance).get("notes", ())
-    return "\n\n".join([*lines, *map(str, notes)])
-
-
-def _tokens(config: ConfigDict, phase: str, length: int) -> int:
-    return config[phase].steps * config[phase].batch * length
-
-
-def _teaching(config: ConfigDict, shares: Mapping[str, Mapping[str, float]]) -> list[str]:
-    parts = [
-        f"in {phase} they are {share['answer_tokens']:.1%} of the tokens and carry "
-        f"{share['answer_loss_weight']:.1%} of the weight"
-        for phase, share in shares.items()
-        if share
-    ]
-    rule = (
-        "Retrieval is taught, to all rows but those marked 'not taught' alike; answers have loss "
-        f"weight {config.retrieval.answer_weight:g} per token: {'; '.join(parts)}. The paper's 7B "
-        "model needed no teaching."
-    )
-    return [rule] if parts else []

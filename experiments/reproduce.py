@@ -16,41 +16,45 @@ from experiments import (
     attention_decay,
     base_bound,
     base_frequency_ablation,
-    cli,
     granularity,
     helix,
+    lab,
     method_atlas,
-    report,
 )
 
-_QUICK = {
+_TITLE = "The base-frequency study of Llama 2 Long, reproduced"
+# In the order in which they run; the ablation, which takes longest, comes first in the report.
+_STUDIES = {
     "attention_decay": attention_decay,
     "helix": helix,
     "granularity": granularity,
     "base_bound": base_bound,
     "method_atlas": method_atlas,
+    "ablation": base_frequency_ablation,
 }
 
 
-def main(config: ConfigDict, workdir: Path, command: str = "") -> Path:
-    """Runs the experiments in folders of their own and joins their reports.
+def main(config: ConfigDict, folder: Path, command: str = "") -> Path:
+    """Runs the studies in folders of their own and joins their reports.
 
     Returns:
         The path of the report, a single file.
     """
-    workdir = Path(workdir)
-    sections = []
-    for name, experiment in _QUICK.items():
-        folder = workdir / name
-        result = experiment.main(config[name], folder, command)
-        sections += experiment.sections(result, folder)
-    study = base_frequency_ablation.main(config.ablation, workdir / "ablation", command)
-    path = workdir / "report.html"
-    title = "The base-frequency study of Llama 2 Long, reproduced"
-    report.write_html(path, title, command, [*study, *sections], report.versions())
-    print(f"report: {path}")
-    return path
+    lab.start(lab.Machine(**_settings(config, "ablation").machine))
+    folder, reports = Path(folder), {}
+    for name, study in _STUDIES.items():
+        reports[name] = study.main(_settings(config, name), folder / name, command)
+    ablation = reports.pop("ablation")
+    return lab.join(folder, command, _TITLE, [ablation, *reports.values()])
+
+
+def _settings(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of a study; where it says nothing of the machine, --config.machine counts."""
+    settings = config[name].copy_and_resolve_references()
+    with settings.unlocked():
+        settings.machine = config.machine.to_dict() | dict(settings.get("machine", {}))
+    return settings
 
 
 if __name__ == "__main__":
-    cli.run(main, "reproduce")
+    lab.run(main, "experiments.reproduce")

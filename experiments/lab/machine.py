@@ -54,8 +54,11 @@ class Machine:
 
 
 def start(machine: Machine) -> None:
-    """Joins the hosts of a pod, if the machine is one; before anything else touches devices."""
-    if machine.multihost:
+    """Joins the hosts of a pod, if the machine is one; before anything else touches devices.
+
+    A second call does nothing, since several studies may run in one process.
+    """
+    if machine.multihost and not jax.distributed.is_initialized():
         sharding.start_multihost()
 
 

@@ -220,8 +220,11 @@ def train(
         train_step = functools.partial(train_step, frozen=lora_lib.split(lora, model.params)[1])
     if writes():
         special = model.special_tokens
+        if special.bos is None:  # of a model that was not trained before
+            bos = text.tokenizer.special(text.bos)
+            special = dataclasses.replace(special, bos=bos, adds_bos=True)
         known = runs.RunRecord(
-            model.config, recipe.method, model.tokenizer, recipe.length, special_tokens=special
+            model.config, recipe.method, text.tokenizer, recipe.length, special_tokens=special
         )
         runs.save(folder, known)
     maker = windows(recipe, text)
