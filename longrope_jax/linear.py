@@ -1,10 +1,11 @@
-"""The model's matrix products, each device on its own part, with the collectives written out.
+"""The model's matrix products run on each device's shard, with explicit collectives.
 
-Tensor parallelism with the residual stream divided along the sequence (Korthikanti et al.
-2205.05198): tokens are gathered before a product over columns (heads, F) and their sums scattered
-after one over rows, which the compiler left to itself would make two all-reduces. Weights are
-gathered over `fsdp` and `sequence`, their gradients scattered. What was gathered is gathered again
-in the backward, not saved. Without a mesh these are plain products.
+They implement tensor parallelism with a residual stream divided along the sequence (Korthikanti et
+al. 2205.05198): tokens are gathered before a column-parallel product (heads, F), and partial sums
+are reduce-scattered after a row-parallel one. Left to itself, the compiler would use two
+all-reduces. Weights are gathered over `fsdp` and `sequence`, and their gradients are scattered. The
+backward pass gathers weights and tokens again instead of saving them. Without a mesh these are
+plain products.
 """
 
 import math
@@ -19,7 +20,7 @@ from longrope_jax import sharding
 from longrope_jax.shapes import AnyArray
 
 TOKENS = ("batch", "sequence", "residual")
-# Between the blocks; where a single token is decoded it stays whole.
+# The residual stream between blocks. Decoding uses TOKENS, since one token cannot be divided.
 RESIDUAL = ("batch", "residual_sequence", "residual")
 Names = tuple[str, ...]
 
@@ -27,12 +28,12 @@ Names = tuple[str, ...]
 def column_parallel(
     x: Float[jax.Array, "B T D"], *weights: tuple[jax.Array, Names], names: Names
 ) -> tuple[Float[jax.Array, "B T ..."], ...]:
-    """Products [B, T, ...] of x [B, T, D] with several weights [D, ...].
+    """Returns the products [B, T, ...] of x [B, T, D] with several weights [D, ...].
 
     Args:
-        x: the tokens.
-        weights: each with the logical names of its axes, "embed" first.
-        names: of the axes of x, RESIDUAL or TOKENS.
+        x: activations of the tokens, [B, T, D].
+        weights: pairs of a weight and the logical names of its axes, of which "embed" is the first.
+        names: logical names of the axes of x, RESIDUAL or TOKENS.
     """
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -53,9 +54,9 @@ def row_parallel(
     *,
     names: Names,
 ) -> Float[jax.Array, "B T D"]:
-    """Product [B, T, D] of x [B, T, ...] with a weight [..., D], "embed" its last axis.
+    """Returns the product [B, T, D] of x [B, T, ...] with a weight [..., D].
 
-    The result lies as `names` says, RESIDUAL or TOKENS.
+    The last of `weight_names` is "embed". The result is sharded by `names`, RESIDUAL or TOKENS.
     """
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -70,7 +71,7 @@ def row_parallel(
 def lookup(
     table: Float[jax.Array, "V D"], tokens: Int[AnyArray, "B T"], dtype, *, names: Names
 ) -> Float[jax.Array, "B T D"]:
-    """Rows [B, T, D] of the embedding table [V, D]; gradients are summed in the table's dtype."""
+    """Looks up rows [B, T, D] of the table [V, D]; gradients are summed in the table's dtype."""
 
     @partial(jax.checkpoint, prevent_cse=False)
     def local(table, tokens):
@@ -81,7 +82,7 @@ def lookup(
         return _scattered(jnp.where(((row >= 0) & (row < V))[..., None], found, 0), names)
 
     if sizes := sharding.context_shape():
-        sharding.check_divides(tokens.shape, sharding.partition_spec(*names[:2]), sizes)
+        sharding.check_divides(tokens.shape, sharding.partition_spec(*names[:2]), sizes, "tokens")
     run = sharding.per_device(local, (("vocab", "embed"), TOKENS[:2]), names)
     return run(table, tokens)
 
@@ -91,7 +92,7 @@ _TOKEN_AXES = (0, 1)  # B and T
 
 @jax.custom_vjp
 def _product(x, weight):
-    """x [B, T, ...] times weight [..., out ...], over all that x has beyond B and T."""
+    """Multiplies x [B, T, ...] by weight [..., out ...], over all axes of x after B and T."""
     return jnp.tensordot(x, weight, x.ndim - 2)
 
 
@@ -103,7 +104,8 @@ def _product_gradients(saved, d_out):
     x, weight = saved
     out = tuple(range(x.ndim - 2 - weight.ndim, 0))
     d_x = jnp.tensordot(d_out, weight, (out, out))
-    # A CPU transposes the left operand, with all that computes it: the narrower one stands there.
+    # XLA on CPU transposes the left operand, including whatever is fused into it, so the narrower
+    # operand goes on the left.
     if math.prod(x.shape[2:]) <= math.prod(d_out.shape[2:]):
         return d_x, jnp.tensordot(x, d_out, (_TOKEN_AXES, _TOKEN_AXES))
     d_weight = jnp.tensordot(d_out, x, (_TOKEN_AXES, _TOKEN_AXES))
@@ -116,13 +118,16 @@ _axes = sharding.manual_axes
 
 
 def _whole(weight, dtype, axis: int):
-    """A weight gathered along "embed", in the dtype of the products."""
+    """Gathers a weight along its "embed" axis and casts it to the dtype of the products."""
     divided = _axes(*sharding.PARAMETER_AXES)
     return lax.all_gather(weight.astype(dtype), divided, axis=axis, tiled=True)
 
 
 def _scattered(x, names: Names):
-    """Parts [B, T, D] summed over tensor: each device its share of the tokens, or all of them."""
+    """Sums partial products [B, T, D] over the tensor axis.
+
+    With RESIDUAL names each device keeps its share of the tokens, otherwise all of them.
+    """
     if names == RESIDUAL:
         return lax.psum_scatter(x, _axes("tensor"), scatter_dimension=1, tiled=True)
     return lax.psum(x, _axes("tensor"))

@@ -1,4 +1,4 @@
-"""Choosing the next token: greedy, temperature, top-p; seeded per row."""
+"""`choose` picks the next token by greedy, temperature or top-p sampling, seeded per row."""
 
 import dataclasses
 import math
@@ -13,18 +13,18 @@ from jaxtyping import Bool, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the logits.
+    """A Sampling says how the next token is drawn from the logits.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
-        top_p: draws from the smallest set of most likely tokens that has at least this much
-            probability (Holtzman et al. 1904.09751), after the temperature; 1 is all of them.
+        temperature: the logits are divided by this; 0 takes the most likely token.
+        top_p: tokens are drawn from the smallest set of most likely tokens that has at least this
+            much probability after the temperature (Holtzman et al. 1904.09751); 1 is all tokens.
             Tokens tied with the last of the set belong to it.
-        seed: of the draws. One number gives row i the seed `seed + i`; or one number per row. A row
-            depends on its own seed alone, not on the other rows.
+        seed: the seed of the draws. A single number gives row i the seed `seed + i`; a sequence
+            gives one seed per row. A row depends on its own seed alone, not on the other rows.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: An option is out of range.
     """
 
     temperature: float = 0.0
@@ -33,14 +33,17 @@ class Sampling:
 
     def __post_init__(self):
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be finite and not below 0, got {self.temperature}")
+            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie above 0 and not above 1, got {self.top_p}")
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.temperature == 0 and self.top_p < 1:
-            raise ValueError(f"top_p {self.top_p} needs a temperature: 0 takes the likeliest token")
+            raise ValueError(
+                f"top_p={self.top_p} needs a temperature above 0: temperature=0 always takes "
+                "the most likely token"
+            )
 
     def data(self) -> "_Sampling":
-        """What the compiled step gets; changing it compiles nothing."""
+        """Returns the options as arrays, so that another value needs no new compilation."""
         return _Sampling(np.float32(self.temperature), np.float32(self.top_p))
 
 
@@ -50,17 +53,17 @@ class _Sampling(NamedTuple):
 
 
 def row_keys(sampling: Sampling, rows: int) -> Key[jax.Array, " B"]:
-    """One random key per row, [B].
+    """Returns one random key per row, [B].
 
     Raises:
-        ValueError: another number of seeds than of rows, or one out of range.
+        ValueError: The number of seeds is not that of rows, or a seed is out of range.
     """
     seeds = np.asarray(sampling.seed)
     if seeds.dtype.kind not in "iu" or not (seeds >= 0).all() or not (seeds < 2**32).all():
-        raise ValueError(f"seed {sampling.seed!s:.40} must be whole, 0 to 2^32 - 1")
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {sampling.seed!s:.40}")
     seeds = seeds + np.arange(rows) if seeds.ndim == 0 else seeds
     if seeds.shape != (rows,):
-        raise ValueError(f"{len(seeds)} seeds for {rows} rows: give one, or one per row")
+        raise ValueError(f"got {len(seeds)} seeds for {rows} rows: give a single seed or {rows}")
     return jax.vmap(jax.random.key)(seeds.astype(np.uint32))
 
 
@@ -70,13 +73,13 @@ def choose(
     keys: Key[jax.Array, " B"],
     at: Int[jax.Array, " B"],
 ) -> Int[jax.Array, " B"]:
-    """Next tokens, int32 [B].
+    """Chooses the next token of each row, int32 [B].
 
     Args:
-        logits: float32 [B, V].
-        sampling: from `Sampling.data`.
-        keys: from `row_keys`.
-        at: int32 [B], position of the token in its row; each has random numbers of its own.
+        logits: the logits of the next token, float32 [B, V].
+        sampling: the options, from `Sampling.data`.
+        keys: one random key per row, from `row_keys`.
+        at: int32 [B], position of the token in its row; every position draws its own random number.
     """
     kind = jnp.where(sampling.temperature == 0, 0, jnp.where(sampling.top_p < 1, 2, 1))
     return jax.lax.switch(kind, (_greedy, _draw, _draw_nucleus), logits, sampling, keys, at)
@@ -97,7 +100,7 @@ def _draw_nucleus(logits, sampling, keys, at):
 
 
 def _scaled(logits, sampling):
-    # The largest is exactly 0, so that no temperature overflows.
+    # With the largest logit at exactly 0, no temperature overflows.
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted / jnp.maximum(sampling.temperature, jnp.finfo(jnp.float32).tiny)
 
@@ -108,11 +111,12 @@ def _categorical(logits, keys, at):
 
 
 def nucleus(probabilities: Float[jax.Array, "*B V"], top_p: jax.Array) -> Bool[jax.Array, "*B V"]:
-    """Which tokens of [B, V] belong to the smallest set with at least `top_p`, bool [B, V].
+    """Returns which tokens form the smallest set of probability at least `top_p`, bool [B, V].
 
-    The set is what reaches a threshold: the largest float at which enough is left. It is found bit
-    by bit, since floats that are not negative are ordered as their bits; a sort of 49,152 numbers
-    takes a CPU half as long as the model.
+    The set holds all tokens whose probability reaches a threshold, the largest float for which the
+    set's probability is at least `top_p`. The threshold is found bit by bit, since non-negative
+    floats have the order of their bits. Sorting 49,152 numbers on a CPU would take half as long as
+    the model's forward pass.
     """
     bits = jax.lax.bitcast_convert_type(probabilities, jnp.int32)
 

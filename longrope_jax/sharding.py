@@ -1,7 +1,7 @@
-"""One table from logical axes to mesh axes, the mesh, and checks: nothing is silently unsharded.
+"""One table maps logical axes to mesh axes; checks ensure that nothing is silently unsharded.
 
-`jax.jit` with NamedSharding is pjit's successor. The mesh has Auto axes: arrays carry
-NamedShardings and the compiler inserts the collectives.
+The mesh has Auto axes: arrays carry NamedShardings, and the compiler inserts the collectives of
+functions under `jax.jit`.
 """
 
 import math
@@ -18,7 +18,7 @@ from longrope_jax.errors import unknown_name
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
-# What D of parameters is divided over.
+# The axis D of parameters is divided over these.
 PARAMETER_AXES = ("fsdp", "sequence")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -33,29 +33,32 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "head_dim": None,
     "layers": None,
-    "rank": None,  # of LoRA's adapters
+    "rank": None,  # the inner axis of LoRA's adapters
 }
 
 
 def make_mesh(
     *, data: int = 1, fsdp: int = 1, sequence: int = 1, tensor: int = 1, devices=None
 ) -> Mesh:
-    """Mesh over all devices; one of the sizes may be -1, which takes what the others leave.
+    """Makes a mesh over all devices; one size may be -1, for all devices that the others leave.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: The product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
     for name, size in sizes.items():
         if size != -1 and size < 1:
-            raise ValueError(f"mesh axis {name} must be positive or -1, got {size}")
+            raise ValueError(f"mesh axis {name} must have a positive size or -1, got {size}")
     free = [name for name, size in sizes.items() if size == -1]
     known = 1
     for size in sizes.values():
         known *= max(size, 1)
     if len(free) > 1 or len(devices) % known or (not free and known != len(devices)):
-        raise ValueError(f"mesh {sizes} does not divide {len(devices)} devices")
+        raise ValueError(
+            f"mesh {sizes} does not divide {len(devices)} devices: choose sizes whose product is "
+            f"{len(devices)}, or one size of -1"
+        )
     sizes |= {name: len(devices) // known for name in free}
     # A torus axis of a TPU slice may serve two mesh axes: 4x4x4 chips as fsdp=8, sequence=8.
     laid_out = mesh_utils.create_device_mesh(
@@ -65,10 +68,10 @@ def make_mesh(
 
 
 def partition_spec(*names: str | None) -> P:
-    """PartitionSpec of an array whose axes have these logical names (None: not sharded).
+    """Returns the PartitionSpec of an array with these logical axes; None is not sharded.
 
     Raises:
-        ValueError: a name that is not in RULES.
+        ValueError: A name is not in RULES.
     """
     for name in names:
         if name is not None and name not in RULES:
@@ -79,20 +82,21 @@ def partition_spec(*names: str | None) -> P:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Shards `x` inside a jitted function by the logical names of its axes.
 
-    Acts under `jax.set_mesh`; without a mesh there is one device and nothing to do.
+    It acts under `jax.set_mesh` and returns `x` unchanged without a mesh.
 
     Raises:
-        ValueError: unknown name, wrong number of names, or an axis that does not divide.
+        ValueError: A name is unknown, the number of names is not that of axes, an axis does not
+            divide, or `x` lies on several devices while no mesh is set.
     """
     spec = partition_spec(*names)
     if not _mesh_of(x):
         return x
-    check_divides(x.shape, spec, context_shape())
+    check_divides(x.shape, spec, context_shape(), _described(names))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
 def _mesh_of(*arrays: jax.Array) -> bool:
-    """Whether a mesh is set; an error if none is, though the arrays lie on one."""
+    """Returns whether a mesh is set; raises ValueError if none is but the arrays lie on one."""
     if not jax.sharding.get_abstract_mesh().empty:
         return True
     for x in arrays:
@@ -106,22 +110,22 @@ def _mesh_of(*arrays: jax.Array) -> bool:
 
 
 def context_shape() -> dict[str, int]:
-    """Sizes of the axes of the mesh that is set: empty without one."""
+    """Returns the size of each axis of the mesh that is set, or an empty dict without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape)
 
 
 def mesh_of(params: Any) -> AbstractContextManager:
-    """A context in which functions of `params` run: their mesh is set, where they lie on one."""
+    """Returns a context that sets the mesh on which `params` lie, or does nothing without one."""
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def platform() -> str:
-    """Where the program being traced will run: "cpu", "gpu" or "tpu".
+    """Returns the platform that the program being traced will run on: "cpu", "gpu" or "tpu".
 
-    The devices of the mesh that is set decide (they need not be at hand: a TPU program can be
-    compiled ahead of time), without a mesh JAX's default back end.
+    It is that of the devices of the mesh that is set, which need not be attached: a TPU program can
+    be compiled ahead of time. Without a mesh it is JAX's default back end.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
@@ -129,32 +133,32 @@ def platform() -> str:
 
 
 def axis_size(*axes: str) -> int:
-    """Into how many parts these mesh axes together divide an array; 1 without a mesh."""
+    """Returns into how many parts these mesh axes together divide an array; 1 without a mesh."""
     return math.prod(context_shape().get(axis, 1) for axis in axes)
 
 
 def per_device(f, names_in: tuple, names_out):
-    """`f` run by each device on its own shard, arrays divided by their axes' logical names.
+    """Makes each device run `f` on its own shard; logical axis names say how arrays are divided.
 
-    Without a mesh, or on one device, it is `f` on whole arrays. Inside, collectives over
-    `manual_axes(...)` are right in both cases. For what the compiler cannot divide by itself
-    (kernels), or divides badly (loops whose bounds depend on data, sums over chunks).
+    Without a mesh, or on one device, `f` runs on entire arrays. Inside `f`, collectives over
+    `manual_axes(...)` are correct in both cases. Use it for what the compiler cannot divide by
+    itself (kernels) or divides badly (loops whose bounds depend on data, sums over chunks).
 
     Args:
-        f: function of arrays.
-        names_in: per argument a tuple of logical names.
-        names_out: the same for the result, or a tuple of such tuples for several results.
+        f: the function of arrays that each device runs.
+        names_in: for each argument, a tuple of the logical names of its axes.
+        names_out: such a tuple for the result, or a tuple of such tuples for several results.
 
     Returns:
-        Function of whole arrays. It raises ValueError where an axis does not divide.
+        A function of entire arrays. It raises ValueError if an axis does not divide.
     """
 
     def run(*args):
         if not _mesh_of(*args) or jax.sharding.get_abstract_mesh().size == 1:
             return f(*args)
         specs = tuple(partition_spec(*names) for names in names_in)
-        for x, spec in zip(args, specs, strict=True):
-            check_divides(x.shape, spec, context_shape())
+        for x, spec, names in zip(args, specs, names_in, strict=True):
+            check_divides(x.shape, spec, context_shape(), _described(names))
         several = isinstance(names_out[0], tuple)
         out = (
             tuple(partition_spec(*n) for n in names_out) if several else partition_spec(*names_out)
@@ -165,15 +169,19 @@ def per_device(f, names_in: tuple, names_out):
 
 
 def manual_axes(*axes: str) -> tuple[str, ...]:
-    """The mesh axes to name in a collective inside `per_device`: those that divide something."""
+    """Returns the axes above 1 among `axes`, for use in a collective inside `per_device`."""
     sizes = context_shape()
     return tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
 
 
-def check_divides(shape: tuple[int, ...], spec: P, mesh_shape: dict[str, int]) -> None:
-    """Raises ValueError unless every sharded axis of `shape` divides by its mesh axes."""
+def check_divides(
+    shape: tuple[int, ...], spec: P, mesh_shape: dict[str, int], what: str = "an array"
+) -> None:
+    """Raises ValueError, naming `what`, unless each axis of `shape` divides by its mesh axes."""
     if len(spec) != len(shape):
-        raise ValueError(f"{len(spec)} logical axes for an array of shape {shape}")
+        raise ValueError(
+            f"{what}: {len(spec)} logical axes for an array of shape {shape}, expected {len(shape)}"
+        )
     for size, axes in zip(shape, spec, strict=True):
         axes = (axes,) if isinstance(axes, str) else axes or ()
         parts = 1
@@ -182,36 +190,45 @@ def check_divides(shape: tuple[int, ...], spec: P, mesh_shape: dict[str, int]) -
                 raise ValueError(f"{unknown_name('mesh axis', axis, mesh_shape)}; see make_mesh")
             parts *= mesh_shape[axis]
         if size % parts:
-            raise ValueError(f"axis of size {size} in {shape} does not divide by {parts} ({axes})")
+            raise ValueError(
+                f"{what}: the axis of size {size} in shape {shape} does not divide by {parts} "
+                f"(mesh axes {', '.join(axes)}): choose a mesh that divides {size}"
+            )
+
+
+def _described(names: tuple[str | None, ...]) -> str:
+    return f"an array with axes ({', '.join(map(str, names))})"
 
 
 def shardings(mesh: Mesh, boxed: Any) -> Any:
-    """NamedShardings of a tree with linen's logical partitioning boxes (abstract or concrete).
+    """Returns the NamedShardings of a tree of linen's boxes, which name logical axes.
 
-    Arrays without a box (step counters) are replicated.
+    The arrays in the boxes may be abstract or concrete. Arrays without a box (step counters) are
+    replicated.
 
     Raises:
-        ValueError: unknown logical name, or an axis that does not divide.
+        ValueError: A logical name is unknown, or an axis does not divide.
     """
 
-    def one(leaf):
+    def one(path, leaf):
         if not isinstance(leaf, nn.Partitioned):
             return NamedSharding(mesh, P())
         spec = partition_spec(*leaf.names)
-        check_divides(leaf.value.shape, spec, dict(mesh.shape))
+        what = jax.tree_util.keystr(path, simple=True, separator="/") or "an array"
+        check_divides(leaf.value.shape, spec, dict(mesh.shape), what)
         return NamedSharding(mesh, spec)
 
-    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    return jax.tree.map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
 def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
-    """Puts host arrays on the mesh, their batch axis B over data and fsdp.
+    """Puts host arrays on the mesh, with their batch axis B divided over data and fsdp.
 
-    On several hosts each process passes the rows that its own devices hold; processes whose devices
-    hold the same rows (a sequence or tensor axis across hosts) pass the same.
+    With several hosts, each process passes the rows that its own devices hold. Processes whose
+    devices hold the same rows (a sequence or tensor axis across hosts) pass the same rows.
 
     Raises:
-        ValueError: B does not divide.
+        ValueError: B does not divide over data and fsdp.
     """
     sharding = NamedSharding(mesh, P(*(None,) * axis, RULES["batch"]))
     hosts = batch_share(mesh)[1]
@@ -219,7 +236,10 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
 
     def put(x):
         if x.shape[axis] % parts:
-            raise ValueError(f"batch of {x.shape[axis]} does not divide over {parts} devices")
+            raise ValueError(
+                f"batch of {x.shape[axis]} does not divide over {parts} devices (the mesh's data "
+                f"and fsdp axes): use a multiple of {parts}"
+            )
         shape = (*x.shape[:axis], x.shape[axis] * hosts, *x.shape[axis + 1 :])
         return jax.make_array_from_process_local_data(sharding, x, shape)
 
@@ -227,12 +247,12 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: int = 0) -> Any:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): the global batch is cut into `count` equal parts, this host holds one.
+    """Returns (index, count): of `count` equal parts of the global batch this host holds `index`.
 
     Hosts that share a sequence or tensor axis hold the same part.
 
     Raises:
-        ValueError: hosts whose parts overlap.
+        ValueError: The parts of two hosts overlap without being equal.
     """
     rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     held: dict[int, set[int]] = {}
@@ -242,11 +262,12 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     parts = sorted({tuple(sorted(part)) for part in held.values()})
     if any(len(part) * len(parts) != len(rows) for part in parts):
         raise ValueError(
-            f"hosts hold overlapping rows {parts} of the batch: choose other mesh axes"
+            f"hosts hold overlapping rows {parts} of the batch: choose mesh axes for which two "
+            "hosts hold either the same rows or none in common"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def start_multihost() -> None:
-    """Joins the processes of a TPU pod or GPU cluster; call before any other use of JAX."""
+    """Joins the processes of a TPU pod or GPU cluster; call it before any other use of JAX."""
     jax.distributed.initialize()

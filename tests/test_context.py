@@ -87,11 +87,11 @@ def test_score_rules_hold_across_devices(text, mesh):
 
 def test_ring_and_kernels_refuse_score_rules():
     rule = rotary.make(rotary.ALiBi(), head_dim=H, seq_len=T).score_rule
-    with pytest.raises(ValueError, match="attention 'splash' takes no ALiBi"):
+    with pytest.raises(ValueError, match=r"backend 'splash' does not support .* ALiBi"):
         attend(*draw(), score_rule=rule, backend="splash")
     with (
         jax.set_mesh(sharding.make_mesh(sequence=8)),
-        pytest.raises(ValueError, match="ring attention takes no ALiBi"),
+        pytest.raises(ValueError, match=r"'ring' does not support .* ALiBi"),
     ):
         attend(*draw(), score_rule=rule, context_parallel="ring")
 
@@ -158,13 +158,17 @@ def shapes(T, S=None):
     "args, how, message",
     [
         (shapes(24), {}, "24 tokens do not divide into 16 half chunks"),
-        (shapes(1, 16), {"query_start": 15}, "no decoding with a cache over a sequence axis"),
-        (shapes(16), {"query_start": jnp.zeros(B, int)}, "no decoding with a cache"),
+        (
+            shapes(1, 16),
+            {"query_start": 15},
+            "cache does not support a sequence axis",
+        ),
+        (shapes(16), {"query_start": jnp.zeros(B, int)}, "decoding with a cache"),
         (shapes(16), {"context_parallel": "rings"}, "did you mean 'ring'"),
         (
             shapes(16),
             {"context_parallel": "ring", "backend": "splash"},
-            "computed blockwise, not by 'splash'",
+            "computed blockwise, got backend 'splash'",
         ),
         (shapes(16), {"backend": "splash"}, "needs a multiple of 1024 tokens"),
     ],

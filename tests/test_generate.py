@@ -355,8 +355,11 @@ def test_streamed_pieces_are_the_result(params):
         ({"stop": [5]}, "stop sequence 5: expected at least one token"),
         ({"stop": [(V,)]}, rf"stop sequence \[{V}\]: expected tokens 0 to {V - 1}"),
         ({"stop": [(1.0,)]}, r"stop sequence \[1.0\]"),
-        ({"sampling": Sampling(1.0, seed=-1)}, "seed -1 must be whole, 0 to"),
-        ({"sampling": Sampling(1.0, seed=2**70)}, "seed 1180591620717411303424 must be whole"),
+        (
+            {"sampling": Sampling(1.0, seed=-1)},
+            "seed must be an integer .*, got -1",
+        ),
+        ({"sampling": Sampling(1.0, seed=2**70)}, "seed must be .*, got 1180591620717411303424"),
         ({"sampling": Sampling(1.0, seed=(1, 2))}, "2 seeds for 1 rows"),
     ],
 )
@@ -389,7 +392,7 @@ def test_greedy_on_a_mesh_equals_one_device(unstacked, random_params, monkeypatc
         )
     with (
         jax.set_mesh(four(sequence=4)),
-        pytest.raises(ValueError, match="no decoding with a cache"),
+        pytest.raises(ValueError, match="decoding with a cache"),
     ):
         generate.generate(TINY, params, rot, prompts, 4)
 

@@ -88,10 +88,10 @@ def shape(T, dtype="bfloat16", H=64, S=None):
 @pytest.mark.parametrize(
     "backend, args, how, message",
     [
-        ("cudnn", shape(8, "float32"), {}, "bfloat16 or float16, not float32"),
+        ("cudnn", shape(8, "float32"), {}, "bfloat16 or float16, got float32"),
         ("cudnn", shape(8), {"segment_start": np.zeros((1, 8), int)}, "packed documents"),
         ("cudnn", shape(1, S=8), {"query_start": np.zeros(1, int)}, "as many queries as keys"),
-        ("cudnn", shape(8, H=12), {}, "multiple of 8 up to 128, not 12"),
+        ("cudnn", shape(8, H=12), {}, "multiple of 8 up to 128, got 12"),
         ("splash", shape(1, S=8), {"query_start": 7}, "as many queries as keys"),
         ("splash", shape(8), {"query_start": np.zeros(1, int)}, "as many queries as keys"),
     ],

@@ -257,8 +257,8 @@ def test_tensor_parallelism_scatters_activations_over_pairs(sharded):
         ({"data": 4}, "does not divide 8 devices"),
         ({"data": 16}, "does not divide 8 devices"),
         ({"data": -1, "fsdp": -1}, "does not divide 8 devices"),
-        ({"data": 0, "fsdp": 8}, "data must be positive or -1, got 0"),
-        ({"fsdp": -2}, "fsdp must be positive or -1, got -2"),
+        ({"data": 0, "fsdp": 8}, "data must have a positive size or -1, got 0"),
+        ({"fsdp": -2}, "fsdp must have a positive size or -1, got -2"),
     ],
 )
 def test_mesh_that_does_not_fit_is_refused(sizes, message):

@@ -1,4 +1,4 @@
-"""Causal attention: one function, its back ends behind it, context parallelism around them."""
+"""`attend` computes causal attention by one of several back ends, with context parallelism."""
 
 import functools
 
@@ -20,7 +20,7 @@ _BACKENDS = {
     "splash": splash.attention,
     "cudnn": cudnn.attention,
 }
-_KERNELS = {"splash": splash, "cudnn": cudnn}  # what they cannot do, their `refusal` tells
+_KERNELS = {"splash": splash, "cudnn": cudnn}  # `refusal` in each says what it cannot do
 _KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}  # the first choice of "auto"
 BACKENDS = ("auto", *_BACKENDS)
 CONTEXTS = context.WAYS
@@ -39,36 +39,40 @@ def attend(
     backend: str = "auto",
     context_parallel: str = "all_gather",
 ) -> Float[jax.Array, "B T N H"]:
-    """Causal, grouped-query attention with softmax in float32 and scores scaled by H^-1/2.
+    """Computes causal, grouped-query attention; softmax in float32, scores scaled by H^-1/2.
 
-    Under a mesh (`jax.set_mesh`) each device computes its own rows and heads; where the mesh has a
-    `sequence` axis, each computes its own part of the queries too (context parallelism).
+    Under a mesh (`jax.set_mesh`) each device computes its own rows and heads. If the mesh has a
+    `sequence` axis, each device also computes only its own part of the queries (context
+    parallelism).
 
     Args:
         q: [B, T, N, H] queries, already rotated.
         k: [B, S, K, H] keys, already rotated; N is a multiple of K.
         v: [B, S, K, H] values.
         segment_start: int32 [B, T], for each query the index of the first key of its packed
-            document, the same for all of a document; None means 0.
+            document, the same for all queries of a document; None means 0 for every query.
         query_start: int or int32 [B], the index of the first query among the keys: 0 in training,
             the number of cached tokens in decoding.
-        score_rule: static, of the rotary (`Rotary.score_rule`): remapped positions or ALiBi's bias.
+        score_rule: the rotary's static `Rotary.score_rule`: remapped positions or ALiBi's bias.
             Queries [B, T, N, R H] and keys [B, S, K, C H] then hold rotated copies side by side, as
-            `rotary.rotate` gives them; positions count from the start of each document.
-        layer: k and v are then caches of all layers, [L, B, S, K, H], as `to_cache` holds them;
-            this one is read, in place where the back end can. Not differentiable.
-        backend: "blockwise" (everywhere, memory linear in T), "splash" (TPU kernel; interpreted
-            elsewhere), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto": the kernel
-            of the platform the program is traced for if it can do the work, else blockwise.
-        context_parallel: "all_gather" (of keys and values) or "ring" (they travel from device to
-            device; always blockwise); read only if the mesh has a sequence axis above 1.
+            `rotary.rotate` returns them; positions count from the start of each document.
+        layer: index of the layer to read when k and v are caches of all layers, [L, B, S, K, H],
+            written by `to_cache`; the back end reads it in place if it can. None: k and v belong to
+            one layer. Attention over a cache is not differentiable.
+        backend: "blockwise" (any platform, memory linear in T), "splash" (TPU kernel, interpreted
+            on other platforms), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto":
+            the kernel for the platform that the program is traced for if it supports the inputs,
+            otherwise "blockwise".
+        context_parallel: "all_gather" (each device gathers all keys and values) or "ring" (keys and
+            values travel from device to device; always computed blockwise). It matters only if the
+            mesh has a sequence axis above 1.
 
     Returns:
         [B, T, N, H] in the dtype of q.
 
     Raises:
-        ValueError: unknown names, shapes that do not fit or do not divide over the mesh, queries
-            beyond the last key, or work that the back end cannot do.
+        ValueError: A name is unknown, shapes do not fit together or do not divide over the mesh,
+            queries lie beyond the last key, or the back end does not support the inputs.
     """
     if backend not in BACKENDS:
         raise ValueError(unknown_name("attention backend", backend, BACKENDS))
@@ -86,7 +90,7 @@ def attend(
     attention = _attention(backend, context_parallel, q, work, score_rule)
     if layer is not None:
         attention = functools.partial(blockwise.cached, rule=score_rule)
-    # One row where all rows are alike: block bounds then need no reduction over the batch.
+    # A single row if all rows are alike, so that block bounds need no reduction over the batch.
     starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
     last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
@@ -102,12 +106,16 @@ def attend(
 
 
 def _attention(backend: str, context_parallel: str, q, work, rule):
-    """The function that each device runs on its shard."""
+    """Returns the function that each device runs on its shard."""
     if rule is not None and (
         backend in _KERNELS or (work["parts"] > 1 and context_parallel == "ring")
     ):
-        what = f"attention {backend!r}" if backend in _KERNELS else "ring attention"
-        raise ValueError(f"{what} takes no {rule}: use backend 'blockwise' and 'all_gather'")
+        what = f"backend {backend!r}" if backend in _KERNELS else "context_parallel='ring'"
+        method = type(rule).__name__.removesuffix("Rule")
+        raise ValueError(
+            f"attention with {what} does not support the rotary method {method}: use backend "
+            "'blockwise' and context_parallel 'all_gather'"
+        )
     if work["parts"] > 1:
         _check_context(q, backend, context_parallel, work)
         if context_parallel == "ring":
@@ -124,11 +132,12 @@ def _attention(backend: str, context_parallel: str, q, work, rule):
 
 
 def check_cache() -> None:
-    """Raises ValueError where the mesh has a sequence axis: a cache is not divided over one."""
+    """Raises ValueError if the mesh has a sequence axis, over which a cache cannot be divided."""
     if sharding.axis_size("sequence") > 1:
         raise ValueError(
-            "no decoding with a cache over a sequence axis: use a mesh with sequence=1 and more "
-            "tensor, fsdp or data"
+            f"decoding with a cache does not support a sequence axis of "
+            f"{sharding.axis_size('sequence')}: use a mesh with sequence=1 and larger tensor, fsdp "
+            "or data"
         )
 
 
@@ -139,11 +148,12 @@ def _check_context(q, backend, context_parallel, work) -> None:
     if T % (2 * parts):
         raise ValueError(
             f"{T} tokens do not divide into {2 * parts} half chunks for a sequence axis of {parts}"
+            f": pad to a multiple of {2 * parts} tokens or use a smaller sequence axis"
         )
     if context_parallel == "ring" and backend not in ("auto", "blockwise"):
         raise ValueError(
-            f"ring attention is computed blockwise, not by {backend!r}: use backend 'blockwise' or "
-            "context_parallel='all_gather'"
+            f"context_parallel='ring' is always computed blockwise, got backend {backend!r}: use "
+            "backend 'blockwise' or context_parallel='all_gather'"
         )
 
 
@@ -152,14 +162,21 @@ def _check(q, k, v, segment_start, query_start, rule) -> None:
     H, copies = v.shape[-1], (1, 1) if rule is None else (len(rule.keys), rule.key_copies)
     widths = copies[0] * H, copies[1] * H
     if (k.shape[:-1], B) != (v.shape[:-1], k.shape[-4]) or (q.shape[3], k.shape[-1]) != widths:
-        raise ValueError(f"q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
+        raise ValueError(
+            f"q {q.shape}, k {k.shape} and v {v.shape} do not fit together: with head_dim {H}, "
+            f"expected q [B, T, N, {widths[0]}], k [B, S, K, {widths[1]}] and v [B, S, K, {H}], "
+            "and a leading layer axis on k and v if they are caches"
+        )
     S, K = k.shape[-3:-1]
     if N % K:
-        raise ValueError(f"{N} query heads are no multiple of {K} key heads")
+        raise ValueError(f"{N} query heads in q are not a multiple of {K} key heads in k")
     known = isinstance(query_start, int | np.integer)
     if T > S or (known and not 0 <= query_start <= S - T):
-        raise ValueError(f"{T} queries from {query_start} do not lie within {S} keys")
+        raise ValueError(
+            f"{T} queries from query_start={query_start} do not lie within {S} keys: query_start "
+            "is the index of the first query among the keys"
+        )
     if jnp.shape(query_start) not in ((), (B,)):  # remat turns an int into a traced scalar
-        raise ValueError(f"query_start has shape {jnp.shape(query_start)}, needs {(B,)}")
+        raise ValueError(f"query_start must have shape () or {(B,)}, got {jnp.shape(query_start)}")
     if segment_start is not None and segment_start.shape != (B, T):
-        raise ValueError(f"segment_start has shape {segment_start.shape}, needs {(B, T)}")
+        raise ValueError(f"segment_start must have shape {(B, T)}, got {segment_start.shape}")

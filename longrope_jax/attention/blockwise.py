@@ -1,10 +1,10 @@
-"""Attention in blocks with an online softmax and its own backward: memory linear in T.
+"""Blockwise attention uses an online softmax and a custom backward pass: memory linear in T.
 
-For each block of queries a loop runs over the blocks of keys that at least one of them can see, so
-what causality or packing hides costs nothing. The last block of a length that is no multiple of
-the block size is moved back to end at the last token; the overlap is masked, nothing is padded.
-The forward keeps the log of each row's normaliser; the backward computes the weights again from it
-(Rabe and Staats 2112.05682; Dao 2307.08691).
+For each block of queries, a loop runs over the blocks of keys that at least one of the queries can
+see, so keys hidden by causality or packing cost nothing. If a length is not a multiple of the block
+size, the last block is moved back to end at the last token and the overlap is masked; nothing is
+padded. The forward pass saves the log of each row's normaliser, from which the backward pass
+recomputes the weights (Rabe and Staats 2112.05682; Dao 2307.08691).
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from jaxtyping import Float, Int, Shaped
 from longrope_jax import sharding
 from longrope_jax.attention import branches
 
-_MASKED = -1e30  # finite, so that a row with every key masked gives 0 and no NaN
-BLOCK_Q = 256  # the fastest pair of 128, 256 and 512 tried on 2 CPU cores at T = 2,048
+_MASKED = -1e30  # finite, so that a row whose keys are all masked gives 0 instead of NaN
+BLOCK_Q = 256  # fastest of all pairs of 128, 256 and 512 on 2 CPU cores at T = 2,048
 BLOCK_K = 256
-BLOCK_ONE = 1024  # keys, where one token is decoded
-_FEW_HEADS = 8  # key heads; with more of them the zeros of `_one_token` cost too much
+BLOCK_ONE = 1024  # keys per block when one token is decoded
+_FEW_HEADS = 8  # with more key heads the zeros of `_one_token` cost too much
 
 
 def attention(
@@ -37,9 +37,9 @@ def attention(
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:
-    """[B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
+    """Returns attention [B, T, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
 
-    first_key and last_key are [B, T], or [1, T] where all rows are alike.
+    first_key and last_key are [B, T], or [1, T] if all rows are alike.
     """
     q, k, v = heads_first(q, k, v)
     blocks = min(BLOCK_Q, q.shape[3]), min(BLOCK_K, k.shape[2])
@@ -47,7 +47,7 @@ def attention(
 
 
 def heads_first(q, k, v):
-    """q [B, K, G, T, H], k and v [B, K, S, H]."""
+    """Returns q as [B, K, G, T, H], and k and v as [B, K, S, H]."""
     return _grouped(q, k.shape[2]), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
@@ -57,7 +57,7 @@ def _grouped(q, K: int):
 
 
 def heads_last(out):
-    """[B, K, G, T, H] back to [B, T, N, H]."""
+    """Transposes [B, K, G, T, H] back to [B, T, N, H]."""
     B, K, G, T, H = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
@@ -72,9 +72,9 @@ def cached(
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:
-    """As `attention`, on one layer of a cache k, v [L, B, S, K, H]; forward only.
+    """Computes `attention` over one layer of a cache k, v [L, B, S, K, H]; forward pass only.
 
-    Each block is cut from the cache itself: what lies beyond the last key is never touched.
+    Each block is sliced directly from the cache, so memory beyond the last key is never read.
     """
     few = v.shape[3] <= _FEW_HEADS and sharding.platform() == "cpu"
     if few and rule is None and q.shape[1] == 1:
@@ -99,10 +99,11 @@ def cached(
 
 
 def _one_token(q, k, v, first, last, layer, scale):
-    """`cached` for [B, 1, N, H]: one product of all heads, zero where a key is another head's.
+    """Computes `cached` for q [B, 1, N, H] by a single product over the keys of all heads.
 
-    On a CPU moving the keys of each head together would take longer than those zeros do. A TPU
-    would copy the cache into another layout: 28 times the traffic of a token (longrope fits, 7B).
+    Each query is padded with zeros where keys belong to another head. On a CPU, multiplying the
+    zeros takes less time than moving the keys of each head together. A TPU would copy the cache
+    into another layout, 28 times the memory traffic of a decoded token (`longrope fits`, 7B).
     """
     B, _, N, H = q.shape
     S, K = v.shape[2:4]
@@ -135,16 +136,17 @@ def _one_token(q, k, v, first, last, layer, scale):
 
 
 def _as_it_lies(x):
-    """Pins the layout: a TPU's compiler else copies the whole cache to transpose its blocks."""
+    """Pins the layout; otherwise XLA on TPU copies the whole cache to transpose its blocks."""
     if sharding.platform() != "tpu":
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def to_cache(x: Shaped[jax.Array, "*shape"], dtype) -> Shaped[jax.Array, "*shape"]:
-    """`x` as a cache of `dtype` holds it; uint16 means the bits of bfloat16.
+    """Converts `x` to the `dtype` of a cache; uint16 stores the bits of bfloat16.
 
-    A CPU turns every write of bfloat16 within a loop into float32 copies of the whole array.
+    The bits are stored because XLA on CPU turns each write to a bfloat16 array inside a loop into
+    float32 copies of the whole array.
     """
     if dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
@@ -152,14 +154,18 @@ def to_cache(x: Shaped[jax.Array, "*shape"], dtype) -> Shaped[jax.Array, "*shape
 
 
 def from_cache(x: Shaped[jax.Array, "*shape"], dtype) -> Float[jax.Array, "*shape"]:
-    """Inverse of `to_cache`, as `dtype`."""
+    """Inverts `to_cache` and converts to `dtype`."""
     if x.dtype == jnp.uint16:
         x = lax.bitcast_convert_type(x, jnp.bfloat16)
     return x.astype(dtype)
 
 
 class _Block(NamedTuple):
-    """A block's first token, moved back at the end, and which of its tokens are its own."""
+    """A block is described by its first token and a mask of the tokens that are its own.
+
+    The last block starts early enough to end at the last token, and so overlaps the one before it;
+    `own` is False in the overlap.
+    """
 
     start: jax.Array
     own: jax.Array
@@ -179,14 +185,14 @@ def _add(x, block: _Block, value, axis: int):
 
 
 def _key_blocks(first, last, size: int, length: int):
-    """Range of key blocks that a block of queries sees, as loop bounds."""
+    """Returns the loop bounds of the key blocks that a block of queries sees."""
     low = jnp.maximum(first.min(), 0) // size
     high = jnp.minimum(last.max(), length - 1) // size + 1
     return low, high
 
 
 class _Pairs(NamedTuple):
-    """Positions of queries [B, T, 1] and keys [B, T, S] in their document; who sees whom."""
+    """Positions of queries m [B, T, 1] and keys n [B, T, S] in their document, and a mask."""
 
     m: jax.Array
     n: jax.Array
@@ -200,7 +206,7 @@ def _pairs(first, last, block: _Block) -> _Pairs:
 
 
 def _scores(rule, scale, q, k, pairs: _Pairs):
-    """Scores [B, K, G, Tq, Sk] in float32, masked; k is [B, K, H, Sk]."""
+    """Returns masked scores [B, K, G, Tq, Sk] in float32; k is [B, K, H, Sk]."""
     if rule is None:
         scores = _dot("BKGTH,BKHS->BKGTS", q, k) * scale
     else:
@@ -214,10 +220,10 @@ def _attention(rule, scale, block_q, block_k, q, k, v, first, last):
 
 
 def forward(rule, scale, block_q, block_k, q, k, v, first, last, dtype=None):
-    """Output in `dtype` (None: of q) and the log of each row's normaliser, float32 [B, K, G, T].
+    """Returns the output and the log of each row's normaliser, float32 [B, K, G, T].
 
-    Over keys from index c on, `first - c` and `last - c` give the part of the output that is due
-    to them: parts merge by their normalisers.
+    The output has `dtype`, or that of q if it is None. For a slice of the keys that starts at index
+    c, pass `first - c` and `last - c`; the outputs of several slices merge by their normalisers.
     """
     keys, values = partial(_take, k.mT, axis=3), partial(_take, v, axis=2)
     S, H = v.shape[2:]
@@ -225,7 +231,10 @@ def forward(rule, scale, block_q, block_k, q, k, v, first, last, dtype=None):
 
 
 def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, dtype=None):
-    """As `forward`; keys and values give the entries [B, K, H, S], [B, K, S, H] of a _Block."""
+    """Computes `forward` with functions that return the keys and values of a _Block.
+
+    `keys` returns [B, K, H, S] and `values` [B, K, S, H].
+    """
     dtype = dtype or q.dtype
     T = q.shape[3]
 
@@ -244,7 +253,7 @@ def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, 
             value = _dot("BKGTS,BKSH->BKGTH", weights.astype(q.dtype), values(columns))
             return new_top, total * decay + weights.sum(-1), out * decay[..., None] + value
 
-        # A finite floor above the mask: rows that see nothing keep weights of exactly 0.
+        # A finite floor above the mask keeps weights at exactly 0 in rows that see no key.
         start = (
             jnp.full(q_i.shape[:-1], 0.5 * _MASKED, jnp.float32),
             jnp.zeros(q_i.shape[:-1], jnp.float32),
@@ -266,7 +275,7 @@ def _forward(rule, scale, block_q, block_k, S, H, q, keys, values, first, last, 
 
 def _forward_rule(rule, scale, block_q, block_k, q, k, v, first, last):
     out, lse = forward(rule, scale, block_q, block_k, q, k, v, first, last)
-    # Named, so that a remat policy can keep them and the backward need not run the forward again.
+    # Named so that a remat policy can save them, which spares the backward pass a second forward.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, first, last, out, lse)
 
@@ -279,17 +288,18 @@ def _backward_rule(rule, scale, block_q, block_k, saved, d_out):
 
 
 def row_dot(out, d_out):
-    """Per row the product of the output and its cotangent, float32 [B, K, G, T]."""
+    """Returns the dot product of each output row and its cotangent, float32 [B, K, G, T]."""
     product = out.astype(jnp.float32) * d_out.astype(jnp.float32)
-    # As a product with ones, since XLA's sums over a short last axis are slow on a CPU.
+    # A product with ones, because XLA on CPU is slow at sums over a short last axis.
     ones = jnp.ones(out.shape[-1], jnp.float32)
     return jnp.einsum("...H,H->...", product, ones, precision=lax.Precision.HIGHEST)
 
 
 def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, d_out):
-    """Cotangents of q, k and v in float32.
+    """Returns the cotangents of q, k and v in float32.
 
-    Exact for a part of the keys too, as in `forward`, if lse and out_dot are those of all keys.
+    They are also exact for a slice of the keys, as in `forward`, if lse and out_dot come from all
+    keys.
     """
     T, S = q.shape[3], k.shape[2]
     k_T, v_T = k.mT, v.mT
@@ -300,7 +310,7 @@ def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, 
         q_i, d_out_i = _take(q, rows, 3), _take(d_out, rows, 3)
         lse_i, out_dot_i = _take(lse, rows, 3)[..., None], _take(out_dot, rows, 3)[..., None]
         first_i, last_i = _take(first, rows, 1), _take(last, rows, 1)
-        last_i = jnp.where(rows.own, last_i, -1)  # the overlap's gradients are counted once
+        last_i = jnp.where(rows.own, last_i, -1)  # so that gradients in the overlap count once
 
         def key_block(j, state):
             d_q_i, d_k, d_v = state
@@ -326,7 +336,7 @@ def backward(rule, scale, block_q, block_k, q, k, v, first, last, lse, out_dot, 
         d_q_i, d_k, d_v = lax.fori_loop(*bounds, key_block, start)
         return _add(d_q, rows, d_q_i, 3), d_k, d_v
 
-    # Keys and values lie with tokens last where a product would else transpose a block of scores.
+    # Keys and values have tokens last wherever a product would otherwise transpose the scores.
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k_T, v_T))
     d_q, d_k, d_v = lax.fori_loop(0, -(-T // block_q), query_block, zeros)
     return d_q, d_k.mT, d_v.mT

@@ -1,8 +1,8 @@
-"""Scores of a block under a score rule, and their gradients: several rotations, or a bias.
+"""A score rule gives a block of scores, and their gradients, by several rotations or a bias.
 
-q is [B, K, G, T, R H] with R branches side by side, k [B, K, S, C H] with C rotations. A pair of
-tokens uses one branch; a block of queries and keys of which no pair uses a branch skips its matrix
-products.
+q is [B, K, G, T, R H] with R branches side by side, and k is [B, K, S, C H] with C rotations. Each
+query and key use one branch. A block skips the matrix products of a branch that none of its pairs
+uses.
 """
 
 import jax
@@ -14,9 +14,9 @@ from longrope_jax.rotary import ScoreRule
 
 
 def scores(rule: ScoreRule, q, k, scale, m, n, visible):
-    """[B, K, G, T, S] in float32, wrong where not visible.
+    """Returns scores [B, K, G, T, S] in float32, which are wrong where `visible` is False.
 
-    m [B, T, 1] and n [B, T, S] are positions in the document, visible [B, T, S]; B may be 1.
+    m [B, T, 1] and n [B, T, S] are positions in the document; visible is [B, T, S]; B may be 1.
     """
     chosen, total = rule.choose(m, n), 0.0
     for branch, (q_r, k_r) in enumerate(_branches(rule, q, k)):
@@ -26,8 +26,8 @@ def scores(rule: ScoreRule, q, k, scale, m, n, visible):
 
 
 def bias(rule: ScoreRule, K: int, G: int, distance):
-    """ALiBi's [B, K, G, T, S], or 0; distance is [B, T, S]."""
-    axes = sharding.manual_axes("tensor")  # heads of other devices
+    """Returns ALiBi's bias [B, K, G, T, S], or 0 if the rule has none; distance is [B, T, S]."""
+    axes = sharding.manual_axes("tensor")  # slopes depend on the index among all devices' heads
     slopes = rule.slopes(K * G * sharding.axis_size(*axes))
     if slopes is None:
         return 0.0
@@ -36,7 +36,10 @@ def bias(rule: ScoreRule, K: int, G: int, distance):
 
 
 def gradients(rule: ScoreRule, d_scores, q, k, m, n, visible):
-    """Of q and of k in float32, from those of the scores before scaling [B, K, G, T, S]."""
+    """Returns the gradients of q and k in float32, given those of the unscaled scores.
+
+    d_scores is [B, K, G, T, S].
+    """
     chosen = rule.choose(m, n)
     d_q, d_k = [], [0.0] * rule.key_copies
     for branch, (q_r, k_r) in enumerate(_branches(rule, q, k)):
@@ -48,14 +51,14 @@ def gradients(rule: ScoreRule, d_scores, q, k, m, n, visible):
 
 
 def _branches(rule: ScoreRule, q, k):
-    """(q, k) of each branch."""
+    """Returns the pair (q, k) of each branch."""
     queries = jnp.split(q, len(rule.keys), axis=-1)
     keys = jnp.split(k, rule.key_copies, axis=-1)
     return [(q_r, keys[c]) for q_r, c in zip(queries, rule.keys, strict=True)]
 
 
 def _if_any(used, product, a, b):
-    """product(a, b), or zeros without computing it."""
+    """Returns product(a, b) if any entry of `used` is True, otherwise zeros at no cost."""
     out = jax.eval_shape(product, a, b)
 
     def skip(a, b):

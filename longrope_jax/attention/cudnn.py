@@ -1,8 +1,8 @@
-"""Attention on NVIDIA GPUs by cuDNN's fused kernel, through `jax.nn.dot_product_attention`.
+"""cuDNN's fused kernel computes attention on NVIDIA GPUs, by `jax.nn.dot_product_attention`.
 
-JAX's interface to it has no packed documents: they would need a [T, T] mask, so they are refused.
-Nor has what its backward needs a name, so under every remat policy but "none" the backward runs the
-kernel's forward again.
+JAX's interface to the kernel takes packed documents only as a [T, T] mask, so this back end refuses
+them. The interface also gives no names to the residuals of the backward pass, so under every remat
+policy but "none" the backward pass runs the kernel's forward again.
 """
 
 import jax
@@ -20,7 +20,7 @@ def attention(
     last_key: Int[jax.Array, "_ T"],
     scale,
 ) -> Float[jax.Array, "B T N H"]:
-    """[B, T, N, H]; query t sees keys 0 to t. What `refusal` refuses must not come here."""
+    """Returns attention [B, T, N, H]; query t sees keys 0 to t. Check `refusal` first."""
     del first_key, last_key
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, implementation="cudnn"
@@ -28,16 +28,16 @@ def attention(
 
 
 def refusal(q, *, packed: bool, whole: bool, parts: int) -> str | None:
-    """Why this back end cannot do it; None if it can."""
+    """Returns the reason why this back end does not support the inputs, or None if it does."""
     H = q.shape[3]
     if jnp.dtype(q.dtype).name not in HALF:
-        return f"cudnn attention works in {' or '.join(HALF)}, not {q.dtype}"
+        return f"cudnn attention needs q of dtype {' or '.join(HALF)}, got {q.dtype}"
     if packed:
-        return "cudnn attention does not take packed documents"
+        return "cudnn attention does not support packed documents (segment_start)"
     if not whole:
-        return "cudnn attention needs as many queries as keys (no cache)"
+        return "cudnn attention needs as many queries as keys and does not support a cache"
     if parts > 1:
-        return "cudnn attention does not work over a sequence axis"
+        return f"cudnn attention does not support a sequence axis, and the mesh has one of {parts}"
     if H % 8 or H > 128:
-        return f"cudnn attention needs a head_dim that is a multiple of 8 up to 128, not {H}"
+        return f"cudnn attention needs a head_dim that is a multiple of 8 up to 128, got {H}"
     return None

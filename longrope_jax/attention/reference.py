@@ -1,4 +1,4 @@
-"""Causal attention written out in full: the truth the other back ends are tested against."""
+"""The reference computes causal attention in full; the other back ends are tested against it."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def attention(
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:
-    """[B, T, N, H] by one softmax over [B, K, G, T, S] scores; memory grows with T times S."""
+    """Returns [B, T, N, H] by one softmax over scores [B, K, G, T, S]; memory is O(T S)."""
     B, T, N = q.shape[:3]
     S, K, H = v.shape[1:]
     q = q.reshape(B, T, K, N // K, -1)
@@ -25,7 +25,7 @@ def attention(
         scores = _ruled(rule, q, k, scale, last - first, key - first)
     visible = ((key >= first) & (key <= last))[:, None, None]
     weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
-    weights = jnp.where(visible, weights, 0)  # a row that sees nothing gives 0
+    weights = jnp.where(visible, weights, 0)  # so that a row that sees no key gives 0
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
     return out.reshape(B, T, N, H).astype(q.dtype)
 
@@ -35,7 +35,7 @@ def _dots(q, k) -> jax.Array:
 
 
 def _ruled(rule, q, k, scale, m, n) -> jax.Array:
-    """Scores of positions m [B, T, 1] and n [B, T, S]: every branch, then the chosen one."""
+    """Computes the scores of all branches and selects those chosen by m [B, T, 1], n [B, T, S]."""
     queries = jnp.split(q, len(rule.keys), axis=-1)
     keys = jnp.split(k, rule.key_copies, axis=-1)
     chosen = rule.choose(m, n)[:, None, None]

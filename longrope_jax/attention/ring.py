@@ -1,9 +1,10 @@
-"""Ring attention: each device keeps its queries while keys and values travel from device to device.
+"""Ring attention keeps queries on their device while keys and values travel between devices.
 
-Run by every device on its own shard (`sharding.per_device`). After P steps every device has seen
-every key; partial outputs merge by the logs of their normalisers, so memory per device falls with
-P. In the backward the cotangents of keys and values travel along with them and arrive at home
-(Liu, Zaharia, Abbeel 2310.01889). The zigzag order that shares causal work evenly is `context`'s.
+Every device runs it on its own shard (`sharding.per_device`). After P steps every device has seen
+every key. Partial outputs merge by the logs of their normalisers, so memory per device is
+proportional to 1/P. In the backward pass the cotangents of keys and values travel along with them
+and end on the device where they belong (Liu, Zaharia, Abbeel 2310.01889). The zigzag order in
+`context` shares causal work evenly.
 """
 
 from functools import partial
@@ -28,18 +29,19 @@ def attention(
     last_key: Int[jax.Array, "_ T"],
     scale,
 ) -> Float[jax.Array, "B T N H"]:
-    """This device's [B, t, N, H]; first_key and last_key [B or 1, t] count in the whole sequence.
+    """Returns this device's part [B, t, N, H] of the output.
 
-    The shards are in zigzag order: an even half chunk, then an odd one (see `half_starts`).
+    first_key and last_key are [B or 1, t], indices in the whole sequence. The shards are in zigzag
+    order: an even half chunk, then an odd one (see `half_starts`).
     """
     q, k, v = blockwise.heads_first(q, k, v)
     return blockwise.heads_last(_attention(scale, q, _halves(k), _halves(v), first_key, last_key))
 
 
 def half_starts(device, half: int) -> jax.Array:
-    """Where the two half chunks of `half` tokens begin that a device holds, the even one first.
+    """Returns the first token of both half chunks that a device holds, the even one first.
 
-    Of 2P half chunks device i holds i and 2P - 1 - i: one early and one late, so that all devices
+    Of 2P half chunks of `half` tokens, device i holds numbers i and 2P - 1 - i, so that all devices
     have the same work under a causal mask. One of the two numbers is even, the other odd.
     """
     other = 2 * lax.axis_size(AXIS) - 1 - device
@@ -48,19 +50,19 @@ def half_starts(device, half: int) -> jax.Array:
 
 
 def _halves(x):
-    """[B, K, t, H] to [2, B, K, t/2, H]."""
+    """Splits [B, K, t, H] into [2, B, K, t/2, H]."""
     return jnp.stack(jnp.split(x, 2, axis=2))
 
 
 def _pass_on(tree):
-    """Everything to the next device of the ring."""
+    """Sends every array of a tree to the next device of the ring."""
     P = lax.axis_size(AXIS)
     ring = [(i, (i + 1) % P) for i in range(P)]
     return jax.tree.map(lambda x: lax.ppermute(x, AXIS, ring), tree)
 
 
 def _starts(step, half: int):
-    """Of the half chunks that are here after `step` steps."""
+    """Returns the first tokens of the half chunks that this device holds after `step` steps."""
     P = lax.axis_size(AXIS)
     return half_starts((lax.axis_index(AXIS) - step) % P, half)
 
@@ -75,7 +77,7 @@ def _attention(scale, q, k, v, first, last):
 
 
 def _forward(scale, q, k, v, first, last):
-    """Output and lse, both float32."""
+    """Returns the output and the log of each row's normaliser, both float32."""
     attend = partial(blockwise.forward, None, scale, *_blocks(q, k), q, dtype=jnp.float32)
 
     def half(sofar, chunk):
@@ -92,7 +94,7 @@ def _forward(scale, q, k, v, first, last):
 
 
 def _merge(out_a, lse_a, out_b, lse_b):
-    """Output and lse over the keys of both parts."""
+    """Merges the outputs and log normalisers of two sets of keys."""
     lse = jnp.logaddexp(lse_a, lse_b)
     share_a, share_b = jnp.exp(lse_a - lse)[..., None], jnp.exp(lse_b - lse)[..., None]
     return out_a * share_a + out_b * share_b, lse

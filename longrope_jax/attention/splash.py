@@ -1,8 +1,8 @@
-"""Attention on TPUs by the Pallas kernel that JAX ships (splash): memory linear in T.
+"""Splash, the Pallas kernel that JAX ships, computes attention on TPUs: memory linear in T.
 
 The kernel is causal, takes packed documents as segment numbers and shares key heads among query
-heads. It does not scale scores, wants [N, T, H] per example and whole blocks of 128 tokens. Where
-there is no TPU it is interpreted: right, but slow.
+heads. It does not scale scores, and expects [N, T, H] per example and a multiple of 128 tokens. On
+other platforms it is interpreted, which is correct but slow.
 """
 
 from typing import cast
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from longrope_jax import sharding
 
-_LANES = 128  # the kernel's blocks are multiples of this
+_LANES = 128  # block sizes of the kernel must be multiples of this
 BLOCK = 512  # tokens of queries and of keys per block
 
 
@@ -37,12 +37,12 @@ def attention(
     order: Int[np.ndarray, " S"] | None = None,
     part=None,
 ) -> Float[jax.Array, "B T N H"]:
-    """[B, t, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
+    """Returns attention [B, t, N, H]; query t of row b sees keys first_key[b, t] to last_key[b, t].
 
-    first_key is [B or 1, t], the same for all queries of a document. On one device t = S and
-    last_key counts from 0. With context parallelism `order` [S] lists the queries of all devices,
-    `part` says which of equally many each is here, and key_start [B or 1, S] is the first_key of
-    every key.
+    first_key is [B or 1, t], the same for all queries of a document. On one device t = S, and
+    last_key counts up from 0. With context parallelism, `order` [S] lists the queries of all
+    devices, `part` is the index of this device's equal share of that list, and key_start
+    [B or 1, S] is the first_key of every key.
     """
     B, T = q.shape[:2]
     S, padding = k.shape[1], -T % (BLOCK if T > BLOCK and part is None else _LANES)
@@ -55,20 +55,21 @@ def attention(
         return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
 
     def numbers(start):
-        # A document's first key numbers it; padded keys come after every query that counts.
+        # The index of its first key serves as a document's number. Padding keys need no number of
+        # their own, since they come after every real query and the kernel is causal.
         rows = jnp.broadcast_to(start, (B, start.shape[1]))
         return jnp.pad(rows, ((0, 0), (0, padding)), "edge")
 
     one = jax.vmap(lambda q, k, v, *s: kernel(q, k, v, segment_ids=SegmentIds(*s)))
     scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
     documents = numbers(first_key), numbers(key_start)
-    # The kernel returns more than an array only where residuals are asked for.
+    # The kernel returns more than one array only if residuals are requested.
     out = cast(jax.Array, one(heads_first(scaled), heads_first(k), heads_first(v), *documents))
     return out.swapaxes(1, 2)[:, :T].astype(q.dtype)
 
 
 def _kernel(N: int, order: np.ndarray, S: int, parts: int):
-    """The kernel for N heads of all queries and keys; its mask tables are numpy constants."""
+    """Makes the kernel for N heads and all queries and keys; mask tables are numpy constants."""
     rows = len(order) // parts
     block = max(b for b in range(_LANES, min(BLOCK, rows) + 1, _LANES) if rows % b == 0)
     sizes = BlockSizes(
@@ -89,7 +90,7 @@ def _kernel(N: int, order: np.ndarray, S: int, parts: int):
 
 
 def _part_of(kernel, part, parts: int):
-    """The kernel with one device's share of the mask tables, cut along the queries."""
+    """Returns the kernel with one device's share of the mask tables, cut along the queries."""
 
     def cut(x, axis):
         size = x.shape[axis] // parts
@@ -107,11 +108,14 @@ def _part_of(kernel, part, parts: int):
 
 
 def refusal(q, *, packed: bool, whole: bool, parts: int) -> str | None:
-    """Why this back end cannot do it; None if it can."""
+    """Returns the reason why this back end does not support the inputs, or None if it does."""
     del packed
     T = q.shape[1]
     if not whole:
-        return "splash attention needs as many queries as keys (no cache)"
+        return "splash attention needs as many queries as keys and does not support a cache"
     if parts > 1 and T % (parts * _LANES):
-        return f"splash attention over {parts} devices needs a multiple of {parts * _LANES} tokens"
+        return (
+            f"splash attention over a sequence axis of {parts} needs a multiple of "
+            f"{parts * _LANES} tokens, got {T}"
+        )
     return None
