@@ -10,10 +10,12 @@ leaves open is the model's, {abf} is 50 times that and {length} the trained leng
 results are of the pretrained model of base_frequency_ablation's `laptop`:
 
     python -m experiments.trained_heads --workdir=docs/results/trained_heads \
-        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.trained_length=256
+        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.trained_length=256 \
+        --config.bos='<bos>'
 
-Expected: 8 heads; mean score near 3,845 tokens, against distance 0: RoPE -3.0, PI -2.7, ABF -4.5,
-xPos ABF -3.3.
+Expected: 8 heads; mean score near 3,845 tokens, against distance 0: RoPE -1.9, PI -1.6, ABF -4.1,
+xPos ABF -2.4. Another training of the same recipe, on another machine, gave -3.0, -2.7, -4.5 and
+-3.3: the order of the methods is the same, the values are not.
 """
 
 import functools
