@@ -47,6 +47,12 @@ class Study:
 
 _WINDOWS = ("evaluation.windows_per_document", "2")
 STUDIES = {
+    "base_bound": Study(
+        "experiments.base_bound",
+        "configs/base_bound.py",
+        seeds=None,
+        committed=(("base_bound", "full"),),
+    ),
     "two_methods": Study(
         "docs.examples.two_methods",
         "docs/examples/two_methods.py",

@@ -1,6 +1,9 @@
 """Scores by distance of a model's own queries and keys, from a run and without it."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +69,18 @@ def test_other_methods_are_drawn_without_the_run(study, run_folder, text, monkey
     first = again.results["curves"][0]
     np.testing.assert_array_equal(first["mean"], report.results["curves"][0]["mean"])
     assert again.results["curves"][1]["method"].startswith("yarn")
+
+
+def test_committed_results_are_drawn_again_without_their_model(tmp_path):
+    committed = Path(__file__).parents[1] / "docs" / "results" / "trained_heads"
+    shutil.copytree(committed / "cells", tmp_path / "cells")
+    saved = json.loads((committed / "results.json").read_text())
+    settings = get_config()
+    settings.update({name: saved["config"][name] for name in ("model", "trained_length", "bos")})
+    drawn = trained_heads.main(settings, tmp_path).results["curves"]
+    for curve, before in zip(drawn, saved["curves"], strict=True):
+        assert curve["method"] == before["method"]
+        np.testing.assert_allclose(curve["mean"], before["mean"], atol=1e-9)
 
 
 def test_curves_are_means_of_expected_scores_over_bins():
