@@ -169,7 +169,7 @@ def test_schedule_is_linear_then_cosine_to_a_tenth():
 @pytest.mark.parametrize(
     ("cls", "changes", "message"),
     [
-        (optimizer.OptimizerConfig, {"warmup_steps": 10}, "warmup_steps.*10 and 10"),
+        (optimizer.OptimizerConfig, {"warmup_steps": 10}, "warmup_steps.*total_steps=10, got 10"),
         (optimizer.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
         (optimizer.OptimizerConfig, {"learning_rate": 0.0}, "learning_rate.*0.0"),
         (optimizer.OptimizerConfig, {"learning_rate": math.nan}, "learning_rate.*nan"),
@@ -190,7 +190,7 @@ def test_bad_settings_are_one_line(cls, changes, message):
 
 
 def test_a_batch_that_does_not_split_is_refused():
-    with pytest.raises(ValueError, match="batch of 8 is no multiple of 3"):
+    with pytest.raises(ValueError, match="batch of 8 is not a multiple of accumulation=3"):
         loop._microbatches({"tokens": np.zeros((8, 4))}, 3, one_device())
     with pytest.raises(ValueError, match="batch of 4 does not divide over 8"):
         loop._microbatches({"tokens": np.zeros((8, 4))}, 2, sharding.make_mesh(data=8))

@@ -1,1 +1,1 @@
-"""Training: loss in chunks, optimizer, state, the loop, checkpoints."""
+"""Training consists of a chunked loss, an optimizer, the train state, a loop and checkpoints."""

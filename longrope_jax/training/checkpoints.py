@@ -1,4 +1,4 @@
-"""Orbax checkpoints of state and data iterator; the one file that knows orbax."""
+"""Orbax stores checkpoints of the train state and data iterator; no other file imports orbax."""
 
 import textwrap
 from pathlib import Path
@@ -9,33 +9,36 @@ import orbax.checkpoint as ocp
 
 
 class RunCheckpoints:
-    """The checkpoints of one run; a save that was cut off by a kill is never seen again."""
+    """The checkpoints of one run, of which a save that was interrupted is never listed."""
 
     def __init__(self, directory: str | Path, *, keep: int = 1):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Returns the step of the newest complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data_state: dict | None = None) -> None:
-        """Starts writing in the background; the arrays are copied before this returns."""
+        """Starts writing a checkpoint in the background; arrays are copied before this returns."""
         args = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data_state or {})}
         self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
-        """(state, data state) of a step, the newest by default.
+        """Returns (state, data state) of a step.
 
         Args:
-            abstract_state: ShapeDtypeStructs with the shardings to restore to; any mesh.
+            abstract_state: ShapeDtypeStructs with the shardings to restore to, on any mesh.
+            step: the step of the checkpoint; None is the newest.
 
         Raises:
-            ValueError: no checkpoint, one of another shape, or a damaged file.
+            ValueError: There is no checkpoint, it has other shapes, or a file is damaged.
         """
         step = self.latest() if step is None else step
         if step is None:
-            raise ValueError(f"no checkpoint in {self._manager.directory}")
+            raise ValueError(
+                f"no checkpoint in {self._manager.directory}: it has no folder of a step"
+            )
         args = {"state": ocp.args.StandardRestore(abstract_state), "data": ocp.args.JsonRestore()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -44,7 +47,7 @@ class RunCheckpoints:
         return restored["state"], restored["data"]
 
     def close(self) -> None:
-        """Waits for writes in the background."""
+        """Waits until writes in the background have finished."""
         self._manager.close()
 
     def __enter__(self):
@@ -55,13 +58,13 @@ class RunCheckpoints:
 
 
 def is_folder_of_steps(directory: str | Path) -> bool:
-    """Whether a folder holds checkpoints of a run; no file is opened."""
+    """Returns whether a folder holds the checkpoints of a run, without opening a file."""
     folder = Path(directory)
     return folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir())
 
 
 def latest_step(directory: str | Path) -> int | None:
-    """Step of the newest whole checkpoint in a run's folder; None without one."""
+    """Returns the step of the newest complete checkpoint in a folder, or None without one."""
     if not Path(directory).is_dir():
         return None
     with RunCheckpoints(directory) as checkpoints:
@@ -69,26 +72,28 @@ def latest_step(directory: str | Path) -> int | None:
 
 
 def save_params(directory: str | Path, step: int, params: Any) -> None:
-    """Keeps parameters alone as the only checkpoint of `directory`; again is no second one."""
+    """Saves parameters as the only checkpoint of `directory`, unless that step is already saved."""
     with RunCheckpoints(directory) as checkpoints:
         if checkpoints.latest() != step:
             checkpoints.save(step, {"params": params})
 
 
 def restore_params(directory: str | Path, abstract_params: Any) -> Any:
-    """Parameters alone from a run's newest checkpoint, e.g. to continue under another method.
+    """Restores only the parameters of a run's newest checkpoint.
+
+    This serves to continue training under another rotary method, for example.
 
     Args:
-        directory: of the run's checkpoints.
-        abstract_params: ShapeDtypeStructs with shardings.
+        directory: the folder of the run's checkpoints.
+        abstract_params: ShapeDtypeStructs with the shardings to restore to.
 
     Raises:
-        ValueError: no checkpoint, one of another shape, or a damaged file.
+        ValueError: There is no checkpoint, it has other shapes, or a file is damaged.
     """
     directory = Path(directory).absolute()
     step = latest_step(directory)
     if step is None:
-        raise ValueError(f"no checkpoint in {directory}")
+        raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
     tree = {"params": abstract_params}
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     try:
@@ -101,15 +106,15 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
 
 
 def params_shapes(directory: str | Path) -> Any:
-    """ShapeDtypeStructs of the parameters in a run's newest checkpoint; no array is read.
+    """Returns ShapeDtypeStructs of the parameters in the newest checkpoint; reads no array.
 
     Raises:
-        ValueError: no checkpoint, or a damaged one.
+        ValueError: There is no checkpoint, or it is damaged.
     """
     directory = Path(directory).absolute()
     step = latest_step(directory)
     if step is None:
-        raise ValueError(f"no checkpoint in {directory}")
+        raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             found = checkpointer.metadata(directory / str(step) / "state").item_metadata

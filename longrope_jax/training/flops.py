@@ -1,10 +1,10 @@
-"""Model FLOPs, and what share of the hardware they use (MFU)."""
+"""Model FLOPs are counted here, and compared with the peak of the hardware (MFU)."""
 
 import jax
 
 from longrope_jax.llama import LlamaConfig
 
-# Dense bf16 peak of one device, FLOP/s, from the vendors' data sheets; None elsewhere.
+# Dense bf16 peak of one device in FLOP/s, by `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -17,10 +17,11 @@ PEAK_FLOPS = {
 
 
 def train_flops_per_token(config: LlamaConfig, length: int) -> float:
-    """FLOPs of forward and backward per token: 6 per weight in a matmul, causal attention.
+    """Returns the FLOPs of one forward and backward pass per token, with causal attention.
 
-    Two FLOPs per multiply-add, backward twice the forward, no recomputation, lookups free, half of
-    the [T, T] scores (MaxText's convention).
+    The count is 6 per weight in a matrix product (2 per multiply-add, and the backward pass costs
+    twice the forward pass), plus half of the [T, T] scores, as in MaxText. Recomputation and
+    lookups count nothing.
     """
     c = config
     layer = c.d_model * c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads) + 3 * c.d_model * c.d_ff
@@ -29,6 +30,6 @@ def train_flops_per_token(config: LlamaConfig, length: int) -> float:
 
 
 def mfu(flops_per_second: float) -> float | None:
-    """Share of all devices' bf16 peak; None where the peak of the device is not known."""
+    """Returns the share of the bf16 peak of all devices, or None for a device not in PEAK_FLOPS."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return None if peak is None else flops_per_second / (peak * jax.device_count())

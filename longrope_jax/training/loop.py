@@ -1,4 +1,4 @@
-"""The loop of one run: resume, step, log, checkpoint."""
+"""`fit` is the loop of one training run: it resumes, steps, logs and saves checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -20,18 +20,21 @@ from longrope_jax.training.step import TrainState
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How far and how often.
+    """A LoopConfig says how long to train and how often to log and to save.
 
     Attributes:
-        steps: optimizer updates in all.
+        steps: the total number of optimizer updates.
         accumulation: microbatches per update.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always has one.
-        tensorboard: also write TensorBoard events.
+        tensorboard: whether to write TensorBoard events too.
         positions: a transform as `rotary.positions.parse` reads it, e.g. "ruoss:max_length=32768";
-            "" is none. Each step draws anew, from position_seed and its own number alone, so that
-            a resumed run draws the same. Make the rotary for the longest position.
-        position_seed: of those draws.
+            "" is none. Each step draws new positions from position_seed and the step's number
+            alone, so a resumed run draws the same. Make the rotary for the longest position.
+        position_seed: the seed of those draws.
+
+    Raises:
+        ValueError: A number is below 1, or the transform is unknown.
     """
 
     steps: int
@@ -64,22 +67,22 @@ def fit(
 ) -> TrainState:
     """Trains to `loop.steps`, from the newest checkpoint in `directory` if there is one.
 
-    Killed at any moment and called again with the same arguments, it ends with the same
-    parameters to the bit and the same metrics, wall-clock fields excepted (same machine, versions
-    and core count).
+    If it is killed at any moment and called again with the same arguments, it ends with bitwise
+    the same parameters and the same metrics, except for wall-clock fields. This assumes the same
+    machine, versions and core count.
 
     Args:
-        state: where to begin without a checkpoint; also the shapes and shardings to restore to.
-            Its buffers are donated.
-        train_step: from `step.make_train_step`.
-        data: iterator over batches {name: [accumulation * B, ...]}.
+        state: the state to begin from without a checkpoint; its shapes and shardings are those to
+            restore to. Its buffers are donated.
+        train_step: the compiled step, from `step.make_train_step`.
+        data: an iterator over batches {name: [accumulation * B, ...]}.
         rotary: the method, as arrays made for the longest position.
-        loop: how far and how often.
-        mesh: where the batches go.
-        directory: of the run: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
-        on_step: called as (step, tokens of the step) for progress.
-        hooks: by step, called with the state after that step and before its checkpoint is
-            written, so a hook that was cut off runs again.
+        loop: how long to train and how often to log and to save.
+        mesh: the mesh that batches are divided over.
+        directory: the run's folder, which gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+        on_step: called with (step, tokens of the step) after each step, for progress.
+        hooks: functions by step, called with the state after that step and before its checkpoint is
+            written, so an interrupted hook runs again.
 
     Raises:
         ValueError: A batch has positions beyond what the Rotary was made for.
@@ -136,7 +139,7 @@ def _longest(batch: dict) -> int:
 
 
 def _position_draw(loop: LoopConfig) -> Callable[[int, np.ndarray], np.ndarray]:
-    """Positions [B, T] of a step, other ones on each host."""
+    """Returns a function that draws the positions [B, T] of a step, different on each host."""
     transform = position_transforms.parse(loop.positions)
     host = jax.random.fold_in(jax.random.key(loop.position_seed), jax.process_index())
 
@@ -149,11 +152,14 @@ def _position_draw(loop: LoopConfig) -> Callable[[int, np.ndarray], np.ndarray]:
 
 
 def _microbatches(batch: dict, accumulation: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [A * B, ...] to [A, B, ...] on the mesh, B over data and fsdp."""
+    """Reshapes host arrays [A * B, ...] to [A, B, ...] on the mesh, with B over data and fsdp."""
 
     def split(x: np.ndarray) -> np.ndarray:
         if x.shape[0] % accumulation:
-            raise ValueError(f"a batch of {x.shape[0]} is no multiple of {accumulation} parts")
+            raise ValueError(
+                f"a batch of {x.shape[0]} is not a multiple of accumulation={accumulation}: change "
+                "the batch or the accumulation"
+            )
         return x.reshape(accumulation, -1, *x.shape[1:])
 
     return sharding.shard_batch(mesh, {k: split(v) for k, v in batch.items()}, axis=1)

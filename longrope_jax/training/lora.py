@@ -1,14 +1,14 @@
-"""LoRA (2106.09685) and LongLoRA's LoRA+ (2309.12307 section 3.3) for the Llama's parameters.
+"""LoRA (2106.09685) and LongLoRA's LoRA+ (2309.12307 section 3.3) adapt the Llama's parameters.
 
-A target W becomes W + (alpha / rank) A B, merged inside the loss, so that the model knows nothing
-of it. What trains is a tree of its own,
+A target W becomes W + (alpha / rank) A B. The sum is formed inside the loss, so the model's code
+does not know about LoRA. The trainable parameters form a tree of their own,
 
     {"adapters": {..., "wq": {"a", "b"}}, "unfrozen": {...}}
 
-and so are its gradients, its optimizer state and its checkpoints; everything else is `frozen`, an
-argument of the training step that is neither differentiated nor donated. Of a target, the gradient
-of the whole W exists for the length of a step: adapters save optimizer state and checkpoints, not
-that.
+and the gradients, the optimizer state and the checkpoints have the same structure. All other
+parameters are `frozen`, an argument of the training step that is neither differentiated nor
+donated. The gradient of each full target W still exists during a step: adapters reduce the memory
+of optimizer state and checkpoints, but not that of gradients.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from longrope_jax.errors import unknown_name
 
-# Axes behind the layers' that A contracts; the rest are those of B.
+# How many axes after the layers' axis belong to A; the remaining axes belong to B.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "gate": 1, "up": 1, "down": 1}
 TARGETS = tuple(_INPUT_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """What trains when not everything does; the defaults are LongLoRA's adapters.
+    """A LoRA says which parameters train if not all do; the defaults are LongLoRA's adapters.
 
     Attributes:
-        rank: r, columns of A.
+        rank: the number r of columns of A.
         alpha: the product A B is scaled by alpha / rank.
-        targets: weights that get adapters, of `TARGETS`.
-        norms: every norm's scale trains too.
-        embed: the embedding table trains too; where the output head is tied to it, the head does
-            as well, as in every implementation where they are one tensor.
+        targets: the weights that get adapters, a subset of `TARGETS`.
+        norms: whether the scale of every norm trains too.
+        embed: whether the embedding table trains too. An output head that is tied to the table
+            trains with it, as in every implementation where the two are one tensor.
 
     Raises:
-        ValueError: unknown target, none, or a rank or alpha that is not positive.
+        ValueError: A target is unknown, there is none, or rank or alpha is not positive.
     """
 
     rank: int = 8
@@ -51,7 +51,7 @@ class LoRA:
 
     def __post_init__(self):
         if not self.targets or isinstance(self.targets, str):
-            raise ValueError(f"targets must be a tuple of {TARGETS}, got {self.targets!r}")
+            raise ValueError(f"targets must be a tuple of some of {TARGETS}, got {self.targets!r}")
         for name in self.targets:
             if name not in _INPUT_AXES:
                 raise ValueError(unknown_name("LoRA target", name, TARGETS))
@@ -59,7 +59,7 @@ class LoRA:
             raise ValueError(f"rank and alpha must be positive, got {self.rank} and {self.alpha}")
 
 
-# Rows of LongLoRA's Table 2; the output head never trains, "full" is no LoRA at all.
+# The rows of LongLoRA's Table 2. An untied output head never trains; "full" uses no LoRA.
 _UNFROZEN = {
     "lora": {},
     "lora_norm": {"norms": True},
@@ -70,10 +70,10 @@ TRAINABLE = ("full", *_UNFROZEN)
 
 
 def trainable(name: str, *, rank: int = 8, alpha: float = 16.0) -> LoRA | None:
-    """The subset named "full" (None), "lora", "lora_norm", "lora_embed" or "lora_plus".
+    """Returns the LoRA named "lora", "lora_norm", "lora_embed" or "lora_plus", or None for "full".
 
     Raises:
-        ValueError: another name, with the nearest one.
+        ValueError: The name is unknown; the message names the nearest one.
     """
     if name not in TRAINABLE:
         raise ValueError(unknown_name("trainable subset", name, TRAINABLE))
@@ -81,7 +81,7 @@ def trainable(name: str, *, rank: int = 8, alpha: float = 16.0) -> LoRA | None:
 
 
 def split(lora: LoRA, params: dict) -> tuple[dict, dict]:
-    """(unfrozen, frozen) parts of the model's parameters, boxed or not."""
+    """Splits the model's parameters, boxed or not, into (unfrozen, frozen) trees."""
     flat = flatten_dict(params)
     unfrozen = {path for path in flat if _is_unfrozen(lora, path)}
     return (
@@ -91,11 +91,11 @@ def split(lora: LoRA, params: dict) -> tuple[dict, dict]:
 
 
 def adapters(lora: LoRA, boxed: dict, key: jax.Array) -> dict:
-    """Fresh adapters, boxed as the parameters' shapes are (see llama.init_boxed).
+    """Makes fresh adapters in boxes that name logical axes, for `boxed` of `llama.init_boxed`.
 
-    B is 0, so that the model begins as it was; A is uniform within fan_in^-1/2, the initialisation
-    of the library that LongLoRA's runs used (Kaiming uniform with a = sqrt 5; LoRA's paper says
-    normal and no scale). Adapters are float32 whatever the weights are.
+    B is 0, so that training starts from the given model. A is uniform within +-fan_in^-1/2, the
+    initialisation of the library that LongLoRA's runs used (Kaiming uniform with a = sqrt 5; LoRA's
+    paper says normal and gives no scale). Adapters are float32 whatever the weights' dtype.
     """
     flat: dict[tuple, Any] = flatten_dict(boxed)
     targets = sorted(path for path in flat if path[-1] in lora.targets)
@@ -106,10 +106,10 @@ def adapters(lora: LoRA, boxed: dict, key: jax.Array) -> dict:
 
 
 def merge(lora: LoRA, trained: dict, frozen: dict) -> dict:
-    """The model's parameters: frozen and unfrozen ones, targets with their adapters added.
+    """Returns the model's full parameters, with the adapters added to their targets.
 
-    The sum is float32 where the weight is of lower precision: rounded to bfloat16, small changes
-    would be lost.
+    For weights of lower precision the sum is float32, because rounding it to bfloat16 would lose
+    small changes.
     """
     flat: dict[tuple, Any] = flatten_dict(frozen) | flatten_dict(trained["unfrozen"])
     adapters: dict[tuple, Any] = flatten_dict(trained["adapters"])
@@ -120,7 +120,7 @@ def merge(lora: LoRA, trained: dict, frozen: dict) -> dict:
 
 
 def count(tree: dict) -> int:
-    """Numbers in a tree of arrays or of their shapes."""
+    """Counts the numbers in a tree of arrays or of their shapes."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
@@ -129,7 +129,7 @@ def _is_unfrozen(lora: LoRA, path: tuple[str, ...]) -> bool:
 
 
 def _adapter(lora: LoRA, name: str, box: nn.Partitioned, key: jax.Array) -> dict:
-    """Boxed A [L, in..., r] and B [L, r, out...] of a stacked weight [L, in..., out...]."""
+    """Makes boxed A [L, in..., r] and B [L, r, out...] for a stacked weight [L, in..., out...]."""
     at = 1 + _INPUT_AXES[name]
     shape, names = box.value.shape, box.names
     bound = math.prod(shape[1:at]) ** -0.5

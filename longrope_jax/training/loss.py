@@ -1,7 +1,7 @@
-"""Cross-entropy that never holds [T, V] logits.
+"""The cross-entropy is computed in chunks and never holds logits of shape [T, V].
 
-The head's table is gathered along D once per pass, the vocabulary stays divided over `tensor`,
-and each device walks through its own tokens chunk by chunk; sums over devices come after the loop.
+The output table is gathered along D once per pass, and the vocabulary stays divided over `tensor`.
+Each device processes its own tokens chunk by chunk; sums over devices follow after the loop.
 """
 
 from functools import partial
@@ -15,11 +15,16 @@ from jaxtyping import Bool, Float, Int
 from longrope_jax import llama, sharding
 from longrope_jax.shapes import AnyArray
 
-CHUNK = 512  # tokens per row of the batch whose logits exist at one time
+CHUNK = 512  # tokens of each row whose logits exist at the same time
 
 
 class TokenScores(NamedTuple):
-    """Per token: negative log-likelihood in nats, float32 [B, T]; greedy choice right, bool."""
+    """Scores of each target token [B, T].
+
+    Attributes:
+        nll: negative log-likelihood in nats, float32.
+        correct: whether the target is the most likely token, bool.
+    """
 
     nll: Float[jax.Array, "B T"]
     correct: Bool[jax.Array, "B T"]
@@ -36,18 +41,18 @@ def token_scores(
     """Scores every target token, `chunk` positions at a time, forward and backward.
 
     Args:
-        config: of the model.
-        params: of the model; only the output head is read.
-        hidden: [B, T, D] from Llama.
+        config: the architecture.
+        params: the parameters, of which only the output head is read.
+        hidden: [B, T, D], the hidden states from `Llama`.
         targets: int32 [B, T], the token after each position.
-        chunk: positions whose logits [B, chunk, V] are held at one time, on each device.
+        chunk: positions whose logits [B, chunk, V] each device holds at the same time.
     """
     T = targets.shape[1]
     padding = -T % sharding.axis_size("sequence", "tensor")
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
     scores = _scores(chunk, llama.output_table(config, params), hidden, targets)
-    nll, correct = cast(tuple[jax.Array, jax.Array], scores)  # custom_vjp's types say less
+    nll, correct = cast(tuple[jax.Array, jax.Array], scores)  # custom_vjp declares no result types
     return TokenScores(nll[:, :T], correct[:, :T])
 
 
@@ -81,7 +86,7 @@ _scores.defvjp(_scores_rule, _gradient_rule)
 
 
 def _forward(chunk, table, hidden, targets):
-    """nll, whether greedy, and log of the normaliser: [b, t] each, on one device."""
+    """Returns nll, whether the target is the argmax, and the log normaliser; [b, t] on a device."""
     table, hidden = _gathered(table, hidden)
 
     def one(inputs):
@@ -92,7 +97,7 @@ def _forward(chunk, table, hidden, targets):
         here = (column >= 0) & (column < V)
         picked = jnp.take_along_axis(logits, column.clip(0, V - 1)[..., None], axis=-1)[..., 0]
         picked = lax.psum(jnp.where(here, picked, 0), tensor)
-        # The first of equal logits wins, as in argmax: none before the target's may be as high.
+        # argmax takes the first of equal logits, so no logit before the target may equal it.
         before = jnp.where(jnp.arange(V) < column[..., None], logits, -jnp.inf).max(-1)
         greedy = (picked == top) & (lax.pmax(before, tensor) < top)
         return lse - picked, greedy, lse
@@ -101,7 +106,7 @@ def _forward(chunk, table, hidden, targets):
 
 
 def _backward(chunk, table, hidden, targets, lse, d_nll):
-    """Cotangents of the table (summed in float32) and of the hidden states, on one device."""
+    """Returns one device's cotangents of the table, summed in float32, and of the hidden states."""
     low, whole = _gathered(table, hidden)
 
     def one(d_table, inputs):
@@ -128,7 +133,7 @@ def _backward(chunk, table, hidden, targets, lse, d_nll):
 
 
 def _gathered(table, hidden):
-    """All of D of this device's vocabulary, in the model's dtype; all of its tokens."""
+    """Gathers the table along D, in the model's dtype, and the tokens over the tensor axis."""
     axes = sharding.manual_axes
     divided = axes(*sharding.PARAMETER_AXES)
     table = lax.all_gather(table.astype(hidden.dtype), divided, axis=0, tiled=True)
@@ -136,7 +141,7 @@ def _gathered(table, hidden):
 
 
 def _logits(table, hidden, targets):
-    """Logits of this device's words, float32, and the targets counted from its first word."""
+    """Returns float32 logits of this device's vocabulary, and the targets' columns in them."""
     first = lax.axis_index(sharding.manual_axes("tensor")) * table.shape[1]
     return _dot("BTD,DV->BTV", hidden, table), targets - first
 
@@ -146,14 +151,14 @@ def _dot(spec: str, a, b):
 
 
 def _by_chunk(f, chunk, *arrays):
-    """lax.map of f over chunks along T of arrays [B, T, ...]."""
+    """Maps f over chunks along T of arrays [B, T, ...] by lax.map."""
     T = arrays[0].shape[1]
     out = lax.map(f, tuple(_split(chunk, x) for x in arrays))
     return jax.tree.map(lambda x: _joined(x, T), out)
 
 
 def _split(chunk, x):
-    """[B, T, ...] to [chunks, B, chunk, ...], with zeros at the end."""
+    """Splits [B, T, ...] into [chunks, B, chunk, ...], padded with zeros at the end."""
     B, T = x.shape[:2]
     chunk = min(chunk, T)
     x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
@@ -161,5 +166,5 @@ def _split(chunk, x):
 
 
 def _joined(x, T):
-    """The way back, without the padding."""
+    """Inverts `_split` and removes the padding."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :T]

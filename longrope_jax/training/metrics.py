@@ -1,20 +1,20 @@
-"""Metrics as JSON lines and TensorBoard events; on resume the log is cut back to the checkpoint."""
+"""Metrics are logged as JSON lines and TensorBoard events; resuming drops lines after the step."""
 
 import json
 import os
 from pathlib import Path
 
-# Fields that two runs of the same training may differ in.
+# Two runs of the same training may differ in these fields.
 WALL_CLOCK = ("seconds", "tokens_per_second")
 
 
 class MetricsLog:
-    """`metrics.jsonl` of a run, one object per logged step, and TensorBoard events beside it.
+    """A MetricsLog writes `metrics.jsonl`, one object per logged step, and TensorBoard events.
 
-    Opening it for a run that resumes at `step` drops later lines and a line cut off by a kill.
+    When a run resumes at `step`, opening the log drops later lines and an incomplete last line.
 
     Raises:
-        ValueError: `tensorboard` without the extra `longrope_jax[tensorboard]`.
+        ValueError: `tensorboard` is True but `longrope_jax[tensorboard]` is not installed.
     """
 
     def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = True):
@@ -26,7 +26,7 @@ class MetricsLog:
         self._board = _board(directory / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line and hands it to the operating system."""
+        """Appends a line and flushes it to the operating system."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._board:
@@ -34,14 +34,14 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the metrics file and the TensorBoard writer."""
         self._file.close()
         if self._board:
             self._board.close()
 
 
 def read(directory: str | Path) -> list[dict]:
-    """The logged lines of a run, in order; an unfinished last line is left out."""
+    """Returns the logged lines of a run in order, without an incomplete last line."""
     path = Path(directory) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""AdamW with the schedule of the Llama papers."""
+"""The optimizer is AdamW with the learning rate schedule of the Llama papers."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,20 @@ import optax
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """LLaMA's optimizer (2302.13971 section 2.3); defaults are its values.
+    """An OptimizerConfig describes LLaMA's optimizer (2302.13971 section 2.3), with its defaults.
 
     Attributes:
-        learning_rate: peak.
-        total_steps: steps; the cosine ends here.
+        learning_rate: the peak learning rate.
+        total_steps: the number of steps, at which the cosine ends.
         warmup_steps: steps of linear warm-up.
-        initial_ratio: learning rate at the first step of the warm-up over peak.
-        final_ratio: last learning rate over peak; 1 keeps it constant after the warm-up.
-        b1, b2, eps: of Adam; Llama 2 uses eps 1e-5.
-        weight_decay: decoupled; norms' scales are left out.
-        clip: global norm of the gradient.
+        initial_ratio: learning rate at the first step of the warm-up, divided by the peak.
+        final_ratio: last learning rate divided by the peak; 1 keeps it constant after the warm-up.
+        b1, b2, eps: Adam's parameters; Llama 2 uses eps 1e-5.
+        weight_decay: decoupled weight decay; it does not apply to the scales of norms.
+        clip: the global norm to which gradients are clipped.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     learning_rate: float
@@ -35,12 +38,12 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(
-                f"warmup_steps must be below total_steps, got {self.warmup_steps} and "
-                f"{self.total_steps}"
+                f"warmup_steps must be at least 0 and below total_steps={self.total_steps}, got "
+                f"{self.warmup_steps}"
             )
         if not (0 <= self.initial_ratio <= 1 and 0 <= self.final_ratio <= 1):
             raise ValueError(
-                f"initial_ratio and final_ratio must lie in 0..1, got {self.initial_ratio} and "
+                f"initial_ratio and final_ratio must be from 0 to 1, got {self.initial_ratio} and "
                 f"{self.final_ratio}"
             )
         if not self.learning_rate > 0:
@@ -48,7 +51,7 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine to `final_ratio` of the peak."""
+    """Returns the learning rate by step: linear warm-up, then cosine to `final_ratio` * peak."""
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate * config.initial_ratio,
         peak_value=config.learning_rate,
@@ -59,7 +62,7 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optimizer for a parameter tree of the Llama."""
+    """Makes the optimizer for a parameter tree of the Llama."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(

@@ -1,4 +1,4 @@
-"""Train state and the compiled step: forward, backward and update, with gradient accumulation."""
+"""The compiled step runs forward, backward and update, with gradient accumulation."""
 
 import dataclasses
 import functools
@@ -24,9 +24,10 @@ from longrope_jax.training.loss import token_scores
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds of the model; steps draw no random numbers.
+    """A TrainState is what a checkpoint saves besides the data iterator's state.
 
-    With LoRA `params` is the trainable tree alone.
+    With LoRA `params` is the trainable tree alone. There is no random key, since steps draw no
+    random numbers.
     """
 
     step: jax.Array
@@ -40,16 +41,16 @@ def abstract_state(
     mesh: Mesh,
     lora: LoRA | None = None,
 ) -> TrainState:
-    """ShapeDtypeStructs of the state with their shardings on `mesh`.
+    """Returns ShapeDtypeStructs of the state with their shardings on `mesh`.
 
     Raises:
-        ValueError: a shape that does not divide over the mesh.
+        ValueError: A shape does not divide over the mesh.
     """
     return _abstract(mesh, lambda: _init(config, optimizer, jax.random.key(0), lora))
 
 
 def abstract_params(config: llama.LlamaConfig, mesh: Mesh) -> dict:
-    """ShapeDtypeStructs of the model's parameters with their shardings on `mesh`."""
+    """Returns ShapeDtypeStructs of the model's parameters with their shardings on `mesh`."""
     return _abstract(mesh, lambda: llama.init_boxed(config, jax.random.key(0)))
 
 
@@ -71,15 +72,15 @@ def init_state(
     params: Any = None,
     lora: LoRA | None = None,
 ) -> TrainState:
-    """A state at step 0 on the mesh, born sharded: fresh, or from given parameters.
+    """Makes a state at step 0, created sharded on the mesh, fresh or from given parameters.
 
-    With LoRA the adapters are fresh, what else trains is copied from `params`.
+    With LoRA the adapters are fresh, and the other trainable parameters are copied from `params`.
 
     Raises:
-        ValueError: LoRA without parameters, or a shape that does not divide over the mesh.
+        ValueError: LoRA is used without parameters, or a shape does not divide over the mesh.
     """
     if lora and params is None:
-        raise ValueError("LoRA adapts parameters that exist: give params")
+        raise ValueError("lora adapts given parameters, but params is None: give params")
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
     with jax.set_mesh(mesh):
         if params is None:
@@ -96,7 +97,7 @@ def init_state(
 
 
 def _adapted(config, lora, params, seed, shardings) -> dict:
-    """The trainable tree; its leaves are copies, since a state is donated."""
+    """Makes the trainable tree, of copies, because the train state's buffers are donated."""
     boxed = jax.eval_shape(lambda: llama.init_boxed(config, jax.random.key(0)))
 
     def make(unfrozen):
@@ -121,16 +122,16 @@ def make_train_step(
     mesh: Mesh,
     lora: LoRA | None = None,
 ):
-    """The jitted step (state, rotary, batch) -> (state, metrics); the state is donated.
+    """Returns the jitted step (state, rotary, batch) -> (state, metrics); it donates the state.
 
-    With LoRA it takes `frozen`, of `lora.split`, as a fourth argument (functools.partial fits it
-    to `loop.fit`).
+    With LoRA the step takes `frozen`, from `lora.split`, as a fourth argument; bind it by
+    functools.partial for `loop.fit`.
 
-    One function per configuration, so that a sweep over rotaries compiles once. The batch is a
+    There is one function per configuration, so a sweep over rotaries compiles once. The batch is a
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
-    with A microbatches whose gradients are accumulated before one update; positions [A, B, T],
-    int32 or float32, replace those that count up in each document (`rotary.positions`). Metrics are
-    float32 scalars: loss (weighted mean in nats), grad_norm, learning_rate.
+    with A microbatches whose gradients are accumulated before one update. Optional positions
+    [A, B, T], int32 or float32, replace those that count up in each document (`rotary.positions`).
+    Metrics are float32 scalars: loss (weighted mean in nats), grad_norm, learning_rate.
     """
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
@@ -162,7 +163,10 @@ def make_train_step(
 
 
 def _accumulated(config, params, rotary, batch, whole):
-    """Weighted mean loss over all microbatches, and its gradient; `whole` makes the model's."""
+    """Returns the weighted mean loss over all microbatches, and its gradient.
+
+    `whole` maps the trainable tree to the full model parameters (the identity without LoRA).
+    """
     total = jnp.maximum(batch["weights"].sum(), 1.0)
 
     def loss(params, micro):
@@ -178,7 +182,7 @@ def _accumulated(config, params, rotary, batch, whole):
 
 
 def weighted_nll(config, params, rotary, batch) -> Float[jax.Array, ""]:
-    """Sum over [B, T] of weight times negative log-likelihood, in nats."""
+    """Returns the sum over [B, T] of weight times negative log-likelihood, in nats."""
     tokens = batch["tokens"]
     hidden, _ = llama.Llama(config).apply(
         {"params": params},
