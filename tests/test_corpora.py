@@ -257,8 +257,8 @@ def test_a_folder_may_mix_text_and_json_lines(tmp_path):
     [
         ("a.txt", b"ab\xff", "byte 2 is not UTF-8"),
         ("a.txt", b" \n", "every document"),
-        ("a.jsonl", b'{"text": "x"}\n{"text"', "line 2: not JSON"),
-        ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"', "line 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", b'{"txt": "x"}', "line 1: expected"),
         ("a.jsonl", b'["text"]', "line 1: expected"),
         ("a.jsonl", b'{"text": "x", "name": 3}', "line 1: expected"),
@@ -294,7 +294,7 @@ def test_a_path_that_is_missing_or_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         load(tmp_path / "missing")
     (tmp_path / "a.py").write_text("x")
-    with pytest.raises(ValueError, match=r"expected one of .txt, .md, .jsonl"):
+    with pytest.raises(ValueError, match=r"expected a file ending in one of .txt, .md, .jsonl"):
         load(tmp_path / "a.py")
 
 
@@ -395,13 +395,13 @@ def test_one_name_may_be_given_as_a_string(plays):
 
 @pytest.mark.parametrize("held_out", [0, -1, 2, 3, [], ["a", "b"]])
 def test_a_split_that_empties_a_side_is_refused(held_out):
-    with pytest.raises(ValueError, match="leaves nothing") as error:
+    with pytest.raises(ValueError, match="leaves one side empty") as error:
         split([Document("a", "x"), Document("b", "y")], held_out)
     one_line(error)
 
 
 def test_a_split_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="leaves one side empty"):
         split([], ["a"])
 
 

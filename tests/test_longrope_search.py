@@ -172,10 +172,10 @@ def test_context_cut_to_the_trained_length_is_plain_rope_on_pieces(tiny, finishe
     [
         ({"search_documents": 3}, "search_documents must leave 2 of 4"),
         ({"windows": 0}, "windows must be a multiple of"),
-        ({"factors": (1,)}, "factor of a search must be above 1"),
+        ({"factors": (1,)}, "factor must be above 1 for a search"),
         ({"evolution": {"population": 1}}, "population must be at least 2"),
         ({"evolution": {"population": 2, "generations": 0}}, "6 evaluations"),
-        ({"start_counts": (1,)}, "start_counts must hold 0"),
+        ({"start_counts": (1,)}, "start_counts must include 0"),
     ],
 )
 def test_a_bad_config_is_refused_before_training(tiny, tmp_path, change, message):

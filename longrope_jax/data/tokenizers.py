@@ -1,12 +1,12 @@
-"""Text to token ids and back: bytes, a Hugging Face `tokenizer.json`, a sentencepiece `.model`.
+"""Text becomes token ids and back, by bytes, a `tokenizer.json` or a sentencepiece `.model`.
 
     tokenizer = tokenizers.load("bytes")
     ids = tokenizer.encode("In the beginning")      # int32 [T]
     tokenizer.decode(ids)                           # the same text
 
-All kinds have `vocab_size`, `specials`, `encode`, `decode` and `special`, and are frozen values
-that pickle, so data workers can be given them. Text never turns into a special token: a document
-that quotes "<eos>" doesn't end there.
+All kinds have `vocab_size`, `specials`, `encode`, `decode` and `special`. They are frozen values
+that pickle, so that data workers can hold them. Text never turns into a special token: a document
+that quotes "<eos>" does not end there.
 """
 
 import functools
@@ -24,13 +24,15 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids that begin and end a text, as a checkpoint declares them; no `encode` adds them.
+    """SpecialTokens are the ids that begin and end a text, as a checkpoint declares them.
+
+    No `encode` adds them.
 
     Attributes:
         bos: id that begins a text, or None.
         eos: id that ends a text, or None.
-        adds_bos: whether the checkpoint's own software begins a prompt with `bos`; None where
-            nothing says so.
+        adds_bos: whether the checkpoint's own software begins a prompt with `bos`; None if that is
+            unknown.
         more_eos: further ids that end a text (Llama 3 Instruct has three in all).
         chat_template: Jinja text that writes a conversation, kept for exports and never run.
     """
@@ -46,20 +48,24 @@ class SpecialTokens:
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Every id that ends a text, `eos` first."""
+        """All ids that end a text, `eos` first."""
         return (() if self.eos is None else (self.eos,)) + self.more_eos
 
     def ids(self) -> dict[str, int]:
-        """The ids that are declared, by their roles "bos" and "eos"."""
+        """Returns the declared ids by their roles "bos" and "eos"."""
         both = {"bos": self.bos, "eos": self.eos}
         return {role: at for role, at in both.items() if at is not None}
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8; `specials` follow in their order.
+    """A ByteTokenizer has the bytes of UTF-8 as ids 0 to 255, and then `specials` in order.
 
-    Raises ValueError: a special that is used twice or isn't a string with something in it.
+    Attributes:
+        specials: names of the special tokens.
+
+    Raises:
+        ValueError: a name is used twice, empty or not a string.
     """
 
     specials: tuple[str, ...] = ("<bos>", "<eos>", "<retrieve>", "<answer_end>")
@@ -69,7 +75,7 @@ class ByteTokenizer:
             raise ValueError(f"specials={self.specials!r}: expected a sequence of names")
         object.__setattr__(self, "specials", tuple(self.specials))
         if not all(isinstance(name, str) and name for name in self.specials):
-            raise ValueError(f"specials={self.specials}: expected names that aren't empty")
+            raise ValueError(f"specials={self.specials}: expected names that are not empty")
         if len(set(self.specials)) < len(self.specials):
             raise ValueError(f"specials={self.specials}: a name is used twice")
 
@@ -79,43 +85,56 @@ class ByteTokenizer:
         return BYTES + len(self.specials)
 
     def encode(self, text: str) -> np.ndarray:
-        """UTF-8 bytes of `text`, int32 [T]. Raises ValueError for a lone surrogate."""
+        """Returns the UTF-8 bytes of `text`, int32 [T].
+
+        Raises:
+            ValueError: the text has a lone surrogate.
+        """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             where = f"character {error.start} is a lone surrogate"
-            raise ValueError(f"{where}, which UTF-8 can't hold: clean the text") from error
+            raise ValueError(f"{where}, which UTF-8 cannot hold: clean the text") from error
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
     def spans(self, text: str) -> np.ndarray:
-        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        """Returns [start, end) of each token of `encode(text)` in characters, int [T, 2]."""
         widths = [len(character.encode()) for character in text]
         first = np.repeat(np.arange(len(text)), widths)
         return np.stack([first, first + 1], axis=1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` [T]: specials skipped, invalid UTF-8 as U+FFFD. Raises ValueError for ids
-        outside 0 to vocab_size - 1.
+        """Returns the text of `ids` [T], without specials and with U+FFFD for invalid UTF-8.
+
+        Raises:
+            ValueError: an id lies outside 0 to vocab_size - 1.
         """
         ids = _in_range(ids, self.vocab_size)
         return ids[ids < BYTES].astype(np.uint8).tobytes().decode(errors="replace")
 
     def special(self, name: str) -> int:
-        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        """Returns the id of a special token.
+
+        Raises:
+            ValueError: the name is unknown; the message has the nearest one.
+        """
         return BYTES + self.specials.index(_known(name, self.specials))
 
 
 @dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """The tokenizer in a `tokenizer.json`, read by the package `tokenizers` and nothing else.
+    """A HuggingFaceTokenizer is the tokenizer of a `tokenizer.json`, read by package `tokenizers`.
 
-    Truncation, padding and added tokens that the file asks for are left out: `encode` gives the
-    text's own ids. `decode(encode(x)) == x` only as far as the file's normalizer and decoder go.
+    `encode` ignores the file's truncation, padding and tokens added by a post-processor.
+    `decode(encode(x)) == x` holds only as far as the file's normalizer and decoder allow.
 
-    `json`: the file's text where it lies in no file of its own (a GGUF's vocabulary); `path` is
-    then only a name for messages.
+    Attributes:
+        path: the file; a name for messages where `json` is given.
+        json: the text of a tokenizer.json that is not a file of its own, such as the vocabulary of
+            a GGUF file.
 
-    Raises ValueError: no such file, one that isn't a tokenizer, or the package missing.
+    Raises:
+        ValueError: there is no such file, it is not a tokenizer, or the package is missing.
     """
 
     path: str
@@ -126,12 +145,12 @@ class HuggingFaceTokenizer:
         _opened(self.path, self.json)
 
     def text(self) -> str:
-        """The text of its tokenizer.json."""
+        """Returns the text of the tokenizer.json."""
         return self.json or Path(self.path).read_text(encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:
-        """Rows an embedding needs: one more than the largest id, added tokens included."""
+        """Rows that an embedding needs: one more than the largest id, added tokens included."""
         return _vocab_size(self.path, self.json)
 
     @property
@@ -141,32 +160,42 @@ class HuggingFaceTokenizer:
         return tuple(token.content for _, token in added if token.special)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 [T], with no beginning or end token. Raises ValueError for a lone
-        surrogate.
+        """Returns the ids of `text`, int32 [T], without a beginning or end token.
+
+        Raises:
+            ValueError: the text has a lone surrogate.
         """
         try:
             ids = _opened(self.path, self.json).encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
-            raise ValueError(f"text that {self.path} can't encode: {error}") from error
+            raise ValueError(f"{self.path} cannot encode the text: {error}") from error
         return np.asarray(ids, np.int32)
 
     def spans(self, text: str) -> np.ndarray:
-        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        """Returns [start, end) of each token of `encode(text)` in characters, int [T, 2]."""
         offsets = _opened(self.path, self.json).encode(text, add_special_tokens=False).offsets
         return np.asarray(offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
+        """Returns the text of `ids` [T], without special tokens.
+
+        Raises:
+            ValueError: an id lies outside the vocabulary.
+        """
         ids = _in_range(ids, self.vocab_size)
         return _opened(self.path, self.json).decode(ids.tolist(), skip_special_tokens=True)
 
     def special(self, name: str) -> int:
-        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        """Returns the id of a special token.
+
+        Raises:
+            ValueError: the name is unknown; the message has the nearest one.
+        """
         found: Any = _opened(self.path, self.json).token_to_id(_known(name, self.specials))
         return found
 
     def begins_with(self, first: int) -> bool:
-        """Whether the file's post-processor puts the token `first` before a text."""
+        """Says whether the file's post-processor puts the id `first` before a text."""
         own = self.encode("a").tolist()
         ids = _opened(self.path, self.json).encode("a", add_special_tokens=True).ids
         return ids[:1] == [first] and ids != own
@@ -174,11 +203,16 @@ class HuggingFaceTokenizer:
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A sentencepiece `.model` (LLaMA, Llama 2), read by the package `sentencepiece` itself.
+    """A SentencePieceTokenizer is a `.model` (LLaMA, Llama 2), read by package `sentencepiece`.
 
-    `decode(encode(x)) == x` only as far as the file's normalizer goes (LLaMA's: all text).
+    `decode(encode(x)) == x` holds only as far as the file's normalizer allows; LLaMA's allows all
+    text.
 
-    Raises ValueError: no such file, one that isn't a model, or the package missing.
+    Attributes:
+        path: the file.
+
+    Raises:
+        ValueError: there is no such file, it is not a model, or the package is missing.
     """
 
     path: str
@@ -200,53 +234,69 @@ class SentencePieceTokenizer:
         return tuple(model.id_to_piece(i) for i in control)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, int32 [T], with no beginning or end token. Raises ValueError for a lone
-        surrogate.
+        """Returns the ids of `text`, int32 [T], without a beginning or end token.
+
+        Raises:
+            ValueError: the text has a lone surrogate.
         """
         _utf8(text)
         return np.asarray(_processor(self.path).encode(text, out_type=int), np.int32)
 
     def spans(self, text: str) -> np.ndarray:
-        """First character and first character after each token of `encode(text)`, int [T, 2]."""
+        """Returns [start, end) of each token of `encode(text)` in characters, int [T, 2].
+
+        Raises:
+            ValueError: the text has a lone surrogate.
+        """
         _utf8(text)
         offsets = _processor(self.path).encode(text, return_type="offset_mapping")["offsets"]
         return np.asarray(offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` [T], specials skipped. Raises ValueError for ids outside the vocabulary."""
+        """Returns the text of `ids` [T], without special tokens.
+
+        Raises:
+            ValueError: an id lies outside the vocabulary.
+        """
         ids = _in_range(ids, self.vocab_size)
         return _processor(self.path).decode(ids.tolist())
 
     def special(self, name: str) -> int:
-        """Id of a special token. Raises ValueError for an unknown one, with the nearest name."""
+        """Returns the id of a special token.
+
+        Raises:
+            ValueError: the name is unknown; the message has the nearest one.
+        """
         return _processor(self.path).piece_to_id(_known(name, self.specials))
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """Ids of "bos" and "eos" that the model has."""
+        """The ids that the model has by their roles "bos" and "eos"."""
         model = _processor(self.path)
         both = {"bos": model.bos_id(), "eos": model.eos_id()}
         return {role: at for role, at in both.items() if at >= 0}
 
     def begins_with(self, first: int) -> bool:
-        """True: LLaMA's code puts the beginning token before a text, the file does not say."""
+        """Returns True: the file does not say it, but LLaMA's code puts `first` before a text."""
         return True
 
     @property
     def adds_prefix(self) -> bool:
-        """Whether text is encoded as if a blank stood before it (LLaMA: yes)."""
+        """Whether the model encodes text as if a blank came before it, as LLaMA's does."""
         return _processor(self.path).encode("a", out_type=str)[0].startswith("▁")
 
     def _proto(self):
-        """The file as its format's message; the package has read it without complaint."""
+        """Returns the file as a protobuf message; the package has read the file before."""
         from sentencepiece import sentencepiece_model_pb2
 
         message = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
         return message.FromString(Path(self.path).read_bytes())
 
     def check_plain(self) -> None:
-        """Raises ValueError where other software, which reads LLaMA's kind (BPE of the text as it
-        is), gives other ids.
+        """Checks that software for LLaMA's kind of model, BPE of the unchanged text, agrees.
+
+        Raises:
+            ValueError: such software would give other ids than this tokenizer.
         """
         model = self._proto()
         trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -259,13 +309,15 @@ class SentencePieceTokenizer:
         }
         if odd := [what for what, is_so in declared.items() if is_so]:
             raise ValueError(
-                f"{self.path} has {', '.join(odd)}: other software would cut text in another way, "
-                "pass tokenizer=None"
+                f"{self.path} has {', '.join(odd)}: other software would split text in another "
+                "way, pass tokenizer=None"
             )
 
     def pieces(self) -> list[tuple[str, float, int]]:
-        """(piece, score, kind) by id; kinds are 1 normal, 2 unknown, 3 control, 4 user-defined,
-        5 unused, 6 byte, as in sentencepiece's protobuf and in GGUF.
+        """Returns (piece, score, kind) by id.
+
+        Kinds are 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused and 6 byte, as in
+        sentencepiece's protobuf and in GGUF.
         """
         return [(piece.piece, piece.score, piece.type) for piece in self._proto().pieces]
 
@@ -274,22 +326,29 @@ Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
 
 
 def load(spec: str | Path) -> Tokenizer:
-    """`"bytes"`, or the path of a `tokenizer.json`, a folder that holds one, or a `.model`.
+    """Loads a tokenizer.
 
-    Raises ValueError where there is no such file, or it isn't a tokenizer.
+    Args:
+        spec: "bytes", or the path of a tokenizer.json, of a folder with one, or of a .model.
+
+    Raises:
+        ValueError: there is no such file, or it is not a tokenizer.
     """
     if spec == "bytes":
         return ByteTokenizer()
     path = Path(spec).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"unknown tokenizer {str(spec)!r}: expected 'bytes' or a tokenizer.json")
+        raise ValueError(
+            f"unknown tokenizer {str(spec)!r}: expected 'bytes' or the path of a tokenizer.json or "
+            ".model"
+        )
     if path.suffix == ".model":
         return SentencePieceTokenizer(str(path))
     return HuggingFaceTokenizer(str(path))
 
 
-# Kept outside the dataclass, which so stays a hashable value that pickles as its path.
+# The cache is outside the dataclass, so that a tokenizer is a hashable value and pickles as a path.
 @functools.lru_cache(maxsize=8)
 def _opened(path: str, json: str):
     try:
@@ -299,7 +358,7 @@ def _opened(path: str, json: str):
         raise ValueError(f"{path} needs the package tokenizers: {extra}") from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json or Path(path).read_text(encoding="utf-8"))
-    except BaseException as error:  # bare Exception, or a panic, which is not even that
+    except BaseException as error:  # a panic of the Rust package is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -334,16 +393,16 @@ def _utf8(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         where = f"character {error.start} is a lone surrogate"
-        raise ValueError(f"{where}, which UTF-8 can't hold: clean the text") from error
+        raise ValueError(f"{where}, which UTF-8 cannot hold: clean the text") from error
 
 
 def _in_range(ids: Iterable[int], vocab_size: int) -> np.ndarray:
     ids = np.asarray(ids if hasattr(ids, "__array__") else list(ids))
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(f"token ids are {ids.dtype}{list(ids.shape)}: expected integers [T]")
+        raise ValueError(f"token ids must be integers [T], got {ids.dtype}{list(ids.shape)}")
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         found = f"{ids.min()} to {ids.max()}"
-        raise ValueError(f"token ids {found}: expected 0 to {vocab_size - 1}")
+        raise ValueError(f"token ids must lie in 0..{vocab_size - 1}, got {found}")
     return ids
 
 
@@ -351,5 +410,5 @@ def _known(name: str, specials: Sequence[str]) -> str:
     if name in specials:
         return name
     if not specials:
-        raise ValueError(f"unknown special token {name!r}: it has none")
+        raise ValueError(f"unknown special token {name!r}: the tokenizer has no special tokens")
     raise ValueError(unknown_name("special token", str(name), specials))

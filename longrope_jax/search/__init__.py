@@ -1,4 +1,4 @@
-"""Search of per-pair factors for a trained model: evolution (LongRoPE, LongRoPE2) and gradient.
+"""Per-pair factors for a trained model are found by evolution (LongRoPE, LongRoPE2) or gradient.
 
 Proposals are pure numpy on the host; fitness is one compiled program for a whole population.
 """

@@ -1,8 +1,8 @@
-"""The evolution itself: history of what was scored, children of the best, files.
+"""An evolution keeps a history of scored individuals and proposes children of the best.
 
-The history is the whole state. Parents are the best of everything scored so far, which is the
-paper's top k of the old top k and the new population, and each generation draws from its own
-random stream, so a search that was cut off continues as if it had not been.
+The history is the whole state. Parents are the best of everything scored so far, which equals the
+paper's top k of the old top k and the new population. Each generation draws from its own random
+stream, so an interrupted search continues exactly.
 """
 
 import dataclasses
@@ -22,60 +22,83 @@ Fitness = Callable[[Sequence[Individual]], np.ndarray]  # lower is better
 
 @dataclasses.dataclass(frozen=True)
 class Evolution:
-    """Sizes of a search; defaults are LongRoPE's (Algorithm 1)."""
+    """An Evolution holds the sizes of a search; defaults are LongRoPE's (Algorithm 1).
 
-    population: int = 64  # of the first generation
-    mutants: int = 16  # of each later generation
+    Attributes:
+        population: individuals of the first generation.
+        mutants: mutants in each later generation.
+        crossovers: crossovers in each later generation.
+        parents: how many of the best individuals have children.
+        generations: number of generations after the first.
+
+    Raises:
+        ValueError: a size is too small to search.
+    """
+
+    population: int = 64
+    mutants: int = 16
     crossovers: int = 16
     parents: int = 32
-    generations: int = 40  # after the first
+    generations: int = 40
 
     def __post_init__(self):
         for name in ("population", "parents"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
         if self.mutants < 0 or self.crossovers < 0 or self.mutants + self.crossovers < 1:
-            raise ValueError("mutants and crossovers must be at least 0, and one of them above")
+            raise ValueError(
+                "mutants and crossovers must be at least 0 and not both 0, got "
+                f"{self.mutants} and {self.crossovers}"
+            )
         if self.generations < 0:
             raise ValueError(f"generations must be at least 0, got {self.generations}")
 
     @property
     def evaluations(self) -> int:
-        """Individuals scored in all."""
+        """Number of individuals that the whole search scores."""
         return self.population + self.generations * (self.mutants + self.crossovers)
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """Everything scored so far, in order: individuals [n], fitness float64 [n]."""
+    """A History is everything scored so far, in order.
+
+    Attributes:
+        individuals: the individuals [n].
+        fitness: the fitness of each [n]; lower is better.
+    """
 
     individuals: tuple[Individual, ...] = ()
     fitness: tuple[float, ...] = ()
 
     @property
     def best(self) -> Individual:
-        """The first of those with the lowest fitness."""
+        """The individual with the lowest fitness, the earliest one if several have it."""
         return self.ranked(1)[0]
 
     def ranked(self, count: int) -> list[Individual]:
-        """The best `count`, best first; ties in order of age."""
+        """Returns the best `count` individuals, best first; of equal ones the earlier first."""
         order = np.argsort(self.fitness, kind="stable")[:count]
         return [self.individuals[i] for i in order]
 
     def extended(self, individuals: Sequence[Individual], fitness: np.ndarray) -> "History":
-        """With another generation; fitness that is not a number counts as the worst."""
+        """Returns a history with another generation; NaN counts as the worst fitness."""
         scores = np.nan_to_num(np.asarray(fitness, np.float64), nan=np.inf, posinf=np.inf)
         return History((*self.individuals, *individuals), (*self.fitness, *scores.tolist()))
 
 
 def generation(settings: Evolution, history: History) -> int:
-    """How many generations are complete, the first included."""
+    """Returns how many generations are complete, including the first."""
     done = len(history.individuals) - settings.population
     return 0 if done < 0 else 1 + done // (settings.mutants + settings.crossovers)
 
 
 def propose(space: Space, settings: Evolution, history: History, *, seed: int) -> list[Individual]:
-    """The next generation's new individuals, none of them scored before."""
+    """Returns the new individuals of the next generation, none of them scored before.
+
+    Raises:
+        ValueError: the space has too few new individuals.
+    """
     rng = np.random.default_rng([seed, generation(settings, history)])
     if not history.individuals:
         return space.initial(settings.population, rng)
@@ -101,18 +124,21 @@ def search(
     seed: int,
     on_generation: Callable[[int], None] | None = None,
 ) -> History:
-    """Runs the generations that `path` does not hold yet, saving each; returns all of them.
+    """Runs the generations that are not yet in the file at `path`, and saves each of them.
 
     Args:
-        space: what is searched.
-        settings: sizes.
-        fitness: of a list of individuals, lower is better.
-        path: .npz of the history.
-        seed: of the whole search.
-        on_generation: called with the number of individuals just scored.
+        space: the space to search.
+        settings: sizes of the search.
+        fitness: scores a list of individuals; lower is better.
+        path: .npz file of the history.
+        seed: seed of the whole search.
+        on_generation: called after each generation with the number of individuals just scored.
+
+    Returns:
+        The history of all generations.
 
     Raises:
-        ValueError: a file of another search.
+        ValueError: the file holds another search, or the space has too few individuals.
     """
     history = load(path) if path.exists() else History()
     _check(space, settings, history, path)
@@ -130,11 +156,13 @@ def _check(space: Space, settings: Evolution, history: History, path: Path) -> N
     pairs = {len(individual.factors) for individual in history.individuals}
     whole = n == 0 or (n >= settings.population and (n - settings.population) % per == 0)
     if not whole or pairs - {space.target.pairs}:
-        raise ValueError(f"{path} holds {n} individuals of another search: remove it")
+        raise ValueError(
+            f"{path} holds {n} individuals of a search with other settings: remove the file"
+        )
 
 
 def to_arrays(history: History) -> dict[str, np.ndarray]:
-    """The history as small arrays, one entry per individual."""
+    """Returns the history as small arrays, one entry per individual."""
     individuals = history.individuals
     return {
         "factors": np.asarray([i.factors for i in individuals], np.float64),
@@ -145,9 +173,9 @@ def to_arrays(history: History) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> History:
-    """Inverse of `to_arrays`; start tokens and critical pairs may be left out.
+    """Returns the history that `to_arrays` gave; start tokens and critical pairs may be missing.
 
-    Factors in float32 are read from their shortest text, so that 1.01 is 1.01 again.
+    Factors in float32 are read through their shortest decimal, so that 1.01 stays 1.01.
     """
     fitness = np.asarray(arrays["fitness"], np.float64).tolist()
     none = np.zeros(len(fitness), np.int32)
@@ -158,16 +186,16 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> History:
 
 
 def save(path: Path, history: History) -> None:
-    """Writes the history, whole or not at all."""
+    """Writes a history as an .npz file, atomically."""
     save_arrays(path, to_arrays(history))
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz, whole or not at all; makes the folder."""
+    """Writes an .npz file atomically, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        # The stub takes the names of arrays for its own option.
+        # The type stub mistakes a name of an array for numpy's own option.
         np.savez_compressed(temporary, **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, path)
     finally:
@@ -175,6 +203,6 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(path: Path) -> History:
-    """Inverse of `save`."""
+    """Reads a history that `save` wrote."""
     with np.load(path) as file:
         return from_arrays(dict(file))

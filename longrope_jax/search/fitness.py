@@ -1,4 +1,4 @@
-"""Fitness of a whole population, and its slope in the frequencies: one compiled program each.
+"""One compiled program scores a whole population, and another gives the slope of the loss.
 
 Dimensions: P individuals, B sequences, T predictions, R pairs.
 """
@@ -28,15 +28,16 @@ def population_nll(
     *,
     at_once: int = 1,
 ) -> Float32[jax.Array, " P"]:
-    """Weighted mean loss of each rotary in nats, float32 [P].
+    """Returns the weighted mean loss of each rotary in nats, float32 [P].
 
     Args:
-        config: of the model.
-        params: of the model, frozen.
-        rotaries: stacked on a first axis of P.
+        config: the architecture.
+        params: the frozen parameters.
+        rotaries: rotaries stacked on a first axis of P.
         tokens: int32 [B, T+1].
-        weights: float32 [B, T], of the targets tokens[:, 1:].
-        at_once: how many are vmapped together; the groups follow each other, which bounds memory.
+        weights: float32 [B, T], weights of the targets tokens[:, 1:].
+        at_once: how many rotaries are vmapped together; such groups run one after another, which
+            bounds memory.
     """
 
     def one(rotary):
@@ -53,10 +54,20 @@ def nll_and_slope(
     tokens: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """(mean loss in nats, its derivative by each frequency, float32 [R]), for one rotary.
+    """Returns the weighted mean loss of one rotary and its derivative by each frequency.
 
     The derivative is exact: phases are differentiable in `Rotary.delta`, whose value stays 0.
-    Arguments as in `population_nll`.
+
+    Args:
+        config: the architecture.
+        params: the frozen parameters.
+        rotary: a rotary.
+        tokens: int32 [B, T+1].
+        weights: float32 [B, T], weights of the targets tokens[:, 1:].
+
+    Returns:
+        The loss in nats, float32 [], and its derivative in nats per (radian per token),
+        float32 [R].
     """
 
     def loss(delta):
@@ -73,17 +84,17 @@ def _nll(config, params, rotary, tokens, weights):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """Mean loss of a frozen model on fixed sequences, as a function of the individual.
+    """An Objective is the mean loss of a frozen model on fixed sequences, for each individual.
 
     Attributes:
-        config: of the model.
-        params: of the model, on `mesh`.
-        target: of the extension.
-        tokens: int32 [B, T+1]; B over the mesh's data and fsdp axes.
+        config: the architecture.
+        params: the parameters, on `mesh`.
+        target: the extension that is searched for.
+        tokens: int32 [B, T+1]; B is divided over the mesh's data and fsdp axes.
         weights: float32 [B, T]; 1 on text, or the mask of the answers (needle-driven).
-        mesh: devices.
-        group: individuals per call of the compiled program; others are filled up to it.
-        at_once: of them vmapped together.
+        mesh: the devices.
+        group: individuals per call of the compiled program; a smaller last group is padded.
+        at_once: how many of a group are vmapped together.
     """
 
     config: llama.LlamaConfig
@@ -105,7 +116,7 @@ class Objective:
         return rot
 
     def fitness(self, individuals: Sequence[Individual]) -> np.ndarray:
-        """Loss of each, float64 [P] on the host."""
+        """Returns the loss of each individual in nats, float64 [P] on the host."""
         found = []
         for start in range(0, len(individuals), self.group):
             part = [self._rotary(i) for i in individuals[start : start + self.group]]
@@ -118,13 +129,19 @@ class Objective:
         return np.concatenate(found)
 
     def slope(self, individual: Individual) -> tuple[float, np.ndarray]:
-        """(loss, its derivative by each frequency in nats per (radian per token), float64 [R]).
+        """Returns the loss in nats and its derivative by each frequency.
+
+        Returns:
+            The loss, and the derivative in nats per (radian per token), float64 [R].
 
         Raises:
-            ValueError: start tokens, whose frequencies do not follow the factors.
+            ValueError: the individual has start tokens, whose frequencies ignore the factors.
         """
         if individual.start_count:
-            raise ValueError("a gradient needs start_count 0: start tokens keep their frequencies")
+            raise ValueError(
+                "a gradient needs start_count 0, since start tokens keep their frequencies, got "
+                f"{individual.start_count}"
+            )
         with jax.set_mesh(self.mesh):
             loss, slope = nll_and_slope(
                 self.config, self.params, self._rotary(individual), *self._batch
@@ -133,5 +150,5 @@ class Objective:
 
     @property
     def tokens_per_evaluation(self) -> int:
-        """Tokens of one forward pass."""
+        """Number of tokens that one forward pass scores."""
         return self.tokens[:, 1:].size

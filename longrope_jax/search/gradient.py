@@ -1,4 +1,4 @@
-"""Factors learned by gradient: Adam on log lambda, the weights frozen.
+"""Factors are learned by gradient, with Adam on log lambda, while the weights stay frozen.
 
 After each update the fixed-point words of the frequencies are rebuilt on the host from float64, so
 phases stay exact however far the factors travel.
@@ -20,27 +20,27 @@ from longrope_jax.search.fitness import Objective
 from longrope_jax.search.individuals import Individual, published
 
 _STARTS = 3  # published methods that a descent may begin at
-_FORWARDS_PER_STEP = 3  # forward and backward, the backward counted as two forwards
+_FORWARDS_PER_STEP = 3  # a backward pass counts as two forward passes
 
 
 def cost(steps: int | np.ndarray) -> int | np.ndarray:
-    """Forward passes that `from_published` is worth: three for the start, three for each step."""
+    """Returns the cost of `from_published` in forward passes: 3 for the start, 3 for each step."""
     return _STARTS + _FORWARDS_PER_STEP * steps
 
 
 def steps_within(forwards: int) -> int:
-    """Steps whose cost is at most so many forward passes; below 1 where they are too few."""
+    """Returns how many steps `forwards` forward passes allow; below 1 if they allow none."""
     return (forwards - _STARTS) // _FORWARDS_PER_STEP
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Descent:
-    """The path so far, R pairs.
+    """A Descent is the path of the factors so far, over R pairs.
 
     Attributes:
-        factors: float64 [n, R], where the loss was measured.
-        losses: float64 [n], nats.
-        position: float64 [R], log lambda to measure next.
+        factors: float64 [n, R], the points at which the loss was measured.
+        losses: float64 [n], the measured losses in nats.
+        position: float64 [R], log lambda of the next point.
         mu, nu: float32 [R], Adam's moments.
     """
 
@@ -57,7 +57,7 @@ class Descent:
 
 
 def begin(start: Individual) -> Descent:
-    """Nothing measured yet; the first point is `start`."""
+    """Returns a descent that has measured nothing yet and begins at `start`."""
     position = np.log(np.asarray(start.factors, np.float64))
     zeros = np.zeros(position.shape, np.float32)
     return Descent(np.zeros((0, len(position))), np.zeros(0), position, zeros, zeros)
@@ -66,19 +66,24 @@ def begin(start: Individual) -> Descent:
 def step(
     descent: Descent, objective: Objective, *, learning_rate: float, monotone: bool = False
 ) -> Descent:
-    """Measures loss and slope at the position, then one update of Adam.
+    """Measures loss and slope at the position and makes one update of Adam.
 
-    With `monotone` the position is then moved to the nearest one in LongRoPE's search space:
-    factors that never fall from pair to pair, between 1 and 1.25 s.
+    With `monotone` the position then moves to the nearest one in LongRoPE's search space, where
+    factors never fall from pair to pair and lie between 1 and 1.25 s.
 
-    theta_j / lambda_j changes by -theta_j / lambda_j for a unit of log lambda_j, which turns the
-    slope in the frequencies into one in log lambda. A loss or slope that is not finite raises
-    ValueError.
+    The frequency theta_j / lambda_j changes by -theta_j / lambda_j for a unit of log lambda_j,
+    which turns the slope in the frequencies into a slope in log lambda.
+
+    Raises:
+        ValueError: the loss or its slope is not finite.
     """
     factors = np.exp(descent.position)
     loss, slope = objective.slope(Individual(tuple(factors.tolist())))
     if not (np.isfinite(loss) and np.isfinite(slope).all()):
-        raise ValueError(f"loss {loss} or its slope is not finite: take a lower learning_rate")
+        raise ValueError(
+            f"loss {loss} or its slope is not finite at learning_rate={learning_rate}: take a "
+            "lower one"
+        )
     slope = jnp.asarray(-slope * objective.target.inv_freq / factors, jnp.float32)
     count = jnp.int32(len(descent.losses))
     adam = optax.scale_by_adam()
@@ -108,28 +113,34 @@ def learn(
     monotone: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> Descent:
-    """Runs the steps that `path` does not hold yet, saving after each; returns the path.
+    """Runs the steps that are not yet in the file at `path`, and saves after each step.
 
     Args:
-        start: where to begin; start_count 0.
-        objective: to lower; the same sequences at every step.
-        path: .npz of the descent.
-        steps: measured points, each a forward and a backward pass.
-        learning_rate: of Adam, in log lambda per step.
-        monotone: keep to LongRoPE's search space, start tokens apart.
-        on_step: called after each.
+        start: the first individual, with start_count 0.
+        objective: the loss to lower, on the same sequences at every step.
+        path: .npz file of the descent.
+        steps: number of measured points, each a forward and a backward pass.
+        learning_rate: Adam's learning rate, in log lambda per step.
+        monotone: whether factors stay in LongRoPE's search space, without start tokens.
+        on_step: called after each step.
+
+    Returns:
+        The whole descent.
 
     Raises:
-        ValueError: fewer than 1 step, a slope that is not finite, a file of another search.
+        ValueError: `steps` is below 1, a slope is not finite, or the file holds another search.
     """
     if steps < 1:
-        raise ValueError(f"a descent needs at least 1 step, got {steps}")
+        raise ValueError(f"steps must be at least 1, got {steps}")
     descent = begin(start)
     if path.exists():
         with np.load(path) as file:
             descent = Descent(**file)
     if len(descent.losses) > steps or len(descent.position) != len(start.factors):
-        raise ValueError(f"{path} holds {len(descent.losses)} steps of another search: remove it")
+        raise ValueError(
+            f"{path} holds {len(descent.losses)} steps of a search with other settings: remove "
+            "the file"
+        )
     while len(descent.losses) < steps:
         descent = step(descent, objective, learning_rate=learning_rate, monotone=monotone)
         save_arrays(path, {f.name: getattr(descent, f.name) for f in dataclasses.fields(Descent)})
@@ -147,15 +158,21 @@ def from_published(
     monotone: bool = False,
     on_forwards: Callable[[int], None] | None = None,
 ) -> Descent:
-    """`learn` from the best of PI, NTK-aware and YaRN, resumed from what `folder` holds.
+    """Learns factors from the best of PI, NTK-aware and YaRN, and resumes from a folder.
 
     Args:
-        objective: to lower; it also chooses the start.
-        folder: of the files `starts.npz` and `descent.npz`.
-        steps: as in `learn`.
-        learning_rate: as in `learn`.
-        monotone: as in `learn`.
-        on_forwards: called with forward passes just spent, see `cost`.
+        objective: the loss to lower; it also chooses the start.
+        folder: the folder of the files `starts.npz` and `descent.npz`.
+        steps: number of measured points, each a forward and a backward pass.
+        learning_rate: Adam's learning rate, in log lambda per step.
+        monotone: whether factors stay in LongRoPE's search space, without start tokens.
+        on_forwards: called with the number of forward passes just spent, see `cost`.
+
+    Returns:
+        The whole descent.
+
+    Raises:
+        ValueError: see `learn`.
     """
     count, file = on_forwards or (lambda _: None), folder / "starts.npz"
     if not file.exists():

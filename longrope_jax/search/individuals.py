@@ -1,4 +1,4 @@
-"""What is searched: factors per pair, start tokens, a critical pair; and the published methods."""
+"""An individual is one candidate of a search: factors per pair, start tokens, a critical pair."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ STEP = 0.01  # grid of mutated factors (LongRoPE, Table 4)
 
 @dataclasses.dataclass(frozen=True)
 class Individual:
-    """One candidate; hashable, so that none is scored twice.
+    """An Individual is one candidate of a search; it is hashable, so that none is scored twice.
 
     Attributes:
-        factors: lambda_j, one per pair, dimensionless.
-        start_count: n-hat, positions that keep the plain frequencies (LongRoPE).
-        critical: first pair that is searched by itself (LongRoPE2); 0 elsewhere.
+        factors: lambda_j, one dimensionless factor per pair.
+        start_count: n-hat, how many first positions keep the plain frequencies (LongRoPE).
+        critical: first pair whose factor is searched and not derived (LongRoPE2); 0 elsewhere.
     """
 
     factors: tuple[float, ...]
@@ -29,16 +29,17 @@ class Individual:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The extension that is searched for.
+    """A Target is the extension that a search is for.
 
     Attributes:
-        base: of the trained RoPE.
-        head_dim: H.
-        length: L, tokens the model was trained on.
-        factor: s, target over trained length.
+        base: base of the trained RoPE.
+        head_dim: H, features of a head.
+        length: L, tokens per sequence that the model was trained on.
+        factor: s, target length over trained length.
 
     Raises:
-        ValueError: as `LongRoPE` does, a factor of 1, or a head of fewer than two pairs.
+        ValueError: `factor` is not above 1, the head has fewer than two pairs, or `LongRoPE`
+            refuses the values.
     """
 
     base: float
@@ -48,14 +49,14 @@ class Target:
 
     def __post_init__(self):
         if self.head_dim < 4:
-            raise ValueError(f"a search needs head_dim of at least 4, got {self.head_dim}")
+            raise ValueError(f"head_dim must be at least 4 for a search, got {self.head_dim}")
         if not self.seq_len > self.length:
-            raise ValueError(f"the factor of a search must be above 1, got {self.factor}")
+            raise ValueError(f"factor must be above 1 for a search, got {self.factor}")
         self.spec(Individual((self.factor,) * self.pairs))
 
     @property
     def pairs(self) -> int:
-        """R = H/2."""
+        """R = H/2, the number of pairs."""
         return self.head_dim // 2
 
     @property
@@ -69,7 +70,7 @@ class Target:
         return rotary.rope_inv_freq(self.base, self.head_dim)
 
     def spec(self, individual: Individual) -> LongRoPE:
-        """The individual as a rotary method, with LongRoPE's attention factor."""
+        """Returns an individual as a rotary method, with LongRoPE's attention factor."""
         return LongRoPE(
             long_factor=individual.factors,
             original_length=self.length,
@@ -79,16 +80,16 @@ class Target:
         )
 
     def rotary(self, individual: Individual) -> rotary.Rotary:
-        """The individual as arrays: fixed-point words from float64, delta 0."""
+        """Returns an individual as arrays: fixed-point words from float64, delta 0."""
         f = self.spec(individual).frequencies(head_dim=self.head_dim, seq_len=self.seq_len)
         return rotary.from_frequencies(f, seq_len=self.seq_len)
 
 
 def published(target: Target) -> dict[str, Individual]:
-    """PI, NTK-aware and YaRN as factors, lambda_j = theta_j / theta'_j, exact in float64.
+    """Returns PI, NTK-aware and YaRN as factors lambda_j = theta_j / theta'_j, in float64.
 
-    YaRN blends frequencies, so lambda_j = 1 / ((1 - m_j)/s + m_j), not LongRoPE's code's
-    s (1 - m_j) + m_j. Their own attention factors are left out.
+    YaRN blends frequencies, so lambda_j = 1 / ((1 - m_j)/s + m_j); LongRoPE's code has
+    s (1 - m_j) + m_j instead. The attention factors of the methods are left out.
     """
     methods = {
         "PI": rotary.PositionInterpolation(target.factor, base=target.base),
@@ -104,11 +105,11 @@ def _factors(target: Target, method: rotary.Method) -> tuple[float, ...]:
 
 
 def is_monotone(factors: tuple[float, ...]) -> bool:
-    """Whether no factor is below the one of the faster pair before it."""
+    """Says whether no factor is below the factor of the faster pair before it."""
     return all(a <= b + 1e-12 for a, b in itertools.pairwise(factors))
 
 
 def draw(rng: np.random.Generator, low: float, high: float) -> float | None:
-    """A random point of the grid between `low` and `high`, both included; None if there is none."""
+    """Draws a point of the grid from `low` to `high`, both included; None if there is none."""
     first, last = int(np.ceil(low / STEP - 1e-9)), int(np.floor(high / STEP + 1e-9))
     return None if first > last else round(int(rng.integers(first, last + 1)) * STEP, 10)

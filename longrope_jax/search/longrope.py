@@ -1,4 +1,7 @@
-"""LongRoPE's proposals (2402.13753, Algorithm 1; evolution/algorithms/dim_mono.py of its repo)."""
+"""LongRoPE's search proposes monotone factors and start tokens (2402.13753, Algorithm 1).
+
+The authors' code is evolution/algorithms/dim_mono.py of LongRoPE's repo.
+"""
 
 import dataclasses
 from collections.abc import Collection
@@ -7,20 +10,24 @@ import numpy as np
 
 from longrope_jax.search.individuals import Individual, Target, draw, is_monotone, published
 
-_TRIES = 1000  # a mutation that changes nothing new is drawn again
-_SWEEPS = 20  # max_crossover_try of the repo
+_TRIES = 1000  # how often a mutation is drawn until it gives a new individual
+_SWEEPS = 20  # max_crossover_try of LongRoPE's repo
 
 
 @dataclasses.dataclass(frozen=True)
 class LongRoPESpace:
-    """Monotone factors from 1 to 1.25 s on a grid of 0.01, and start tokens (the paper's Table 4).
+    """LongRoPE searches monotone factors from 1 to 1.25 s on a grid of 0.01, and start tokens.
 
-    The repo allows up to 1 + s and does not search start tokens.
+    These bounds are those of the paper's Table 4; the repo allows factors up to 1 + s and does not
+    search start tokens.
 
     Attributes:
-        target: of the extension.
-        start_counts: tokens to choose n-hat from.
-        probability: p, of changing each pair and the start tokens.
+        target: the extension that is searched for.
+        start_counts: numbers of start tokens to choose n-hat from.
+        probability: p, the probability of changing each pair and the start tokens.
+
+    Raises:
+        ValueError: `probability` lies outside 0..1 or is 0, or `start_counts` lacks 0.
     """
 
     target: Target
@@ -31,10 +38,10 @@ class LongRoPESpace:
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability must lie in 0..1 and above 0, got {self.probability}")
         if 0 not in self.start_counts:
-            raise ValueError(f"start_counts must hold 0, got {self.start_counts}")
+            raise ValueError(f"start_counts must include 0, got {self.start_counts}")
 
     def initial(self, size: int, rng: np.random.Generator) -> list[Individual]:
-        """PI, NTK and YaRN first, then mutants of them, `size` in all."""
+        """Returns `size` individuals: PI, NTK and YaRN first, then mutants of them."""
         start = list(published(self.target).values())[:size]
         population = list(start)
         while len(population) < size:
@@ -44,10 +51,10 @@ class LongRoPESpace:
     def mutate(
         self, parent: Individual, rng: np.random.Generator, seen: Collection[Individual]
     ) -> Individual:
-        """A monotone individual that is not in `seen`, each factor drawn between its neighbours.
+        """Returns a monotone mutant that is not in `seen`, with factors between their neighbours.
 
         Raises:
-            ValueError: none found; the space is too small for the population.
+            ValueError: none is found, because the space is too small for the population.
         """
         for _ in range(_TRIES):
             factors = list(parent.factors)
@@ -62,7 +69,9 @@ class LongRoPESpace:
             child = Individual(tuple(factors), start)
             if child not in seen:
                 return child
-        raise ValueError(f"no new mutant in {_TRIES} tries: search fewer individuals")
+        raise ValueError(
+            f"no new mutant in {_TRIES} tries with {len(seen)} individuals seen: search fewer"
+        )
 
     def cross(
         self,
@@ -71,7 +80,13 @@ class LongRoPESpace:
         rng: np.random.Generator,
         seen: Collection[Individual],
     ) -> Individual:
-        """The better parent with some genes of the other; where that gives nothing, its mutant."""
+        """Returns the better parent with some genes of the other, not in `seen`.
+
+        If no such child is found, it is a mutant of the better parent.
+
+        Raises:
+            ValueError: no new mutant is found either.
+        """
         factors, start = list(better.factors), better.start_count
         for _ in range(_SWEEPS):
             for j in range(len(factors)):

@@ -1,4 +1,4 @@
-"""LongRoPE2's proposals (2502.20082, Algorithms 1 and 2): a critical pair and the factors above."""
+"""LongRoPE2's search proposes a critical pair and factors from it on (2502.20082, Alg. 1, 2)."""
 
 import dataclasses
 import math
@@ -8,14 +8,14 @@ import numpy as np
 
 from longrope_jax.search.individuals import Individual, Target, draw
 
-_TRIES = 1000
+_TRIES = 1000  # how often a mutation is drawn until it gives a new individual
 
 
 def critical_pair(target: Target, *, periods: float = 1.0) -> int:
-    """First pair that turns fewer than `periods` times in the trained length L.
+    """Returns the first pair that turns fewer than `periods` times in the trained length L.
 
-    ceil((H/2) log_base(L / (2 pi periods))); with 1 period half the paper's d_tcd. Clipped to the
-    pairs there are.
+    It is ceil((H/2) log_base(L / (2 pi periods))), clipped to the existing pairs; for 1 period that
+    is half the paper's d_tcd.
     """
     turns = target.length / (2 * math.pi * periods)
     pair = math.ceil(target.pairs * math.log(turns) / math.log(target.base))
@@ -24,16 +24,19 @@ def critical_pair(target: Target, *, periods: float = 1.0) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LongRoPE2Space:
-    """Factors of s to 2s from the critical pair on, NTK's curve below it.
+    """LongRoPE2 searches factors from s to 2s from a critical pair on, above NTK's curve.
 
-    Below the critical pair i the base is solved so that theta_i is divided by lambda_i, which
-    makes lambda_j = lambda_i^(j/i). The facts of the paper name no crossover: where the evolution
-    asks for one, the better parent mutates. At 2x an integer s of Algorithm 1 would have three
-    values, so it is drawn from LongRoPE's grid of 0.01.
+    Below the critical pair i the base is solved so that theta_i is divided by lambda_i, which makes
+    lambda_j = lambda_i^(j/i). The paper has no crossover, so the better parent mutates where the
+    evolution asks for one. An integer factor, as in Algorithm 1, would have only three values at
+    s = 2, so factors are drawn from LongRoPE's grid of 0.01.
 
     Attributes:
-        target: of the extension.
-        probability: p, of changing each pair.
+        target: the extension that is searched for.
+        probability: p, the probability of changing each pair.
+
+    Raises:
+        ValueError: `probability` lies outside 0..1 or is 0.
     """
 
     target: Target
@@ -44,12 +47,15 @@ class LongRoPE2Space:
             raise ValueError(f"probability must lie in 0..1 and above 0, got {self.probability}")
 
     def initial(self, size: int, rng: np.random.Generator) -> list[Individual]:
-        """Critical pairs from ten periods in L to one, in turn, each with one factor from it on."""
+        """Returns `size` individuals whose factor is constant from the critical pair on.
+
+        Critical pairs cycle from the pair of ten periods in L to the pair of one period.
+        """
         first, last = critical_pair(self.target, periods=10), critical_pair(self.target)
         population: list[Individual] = []
         while len(population) < size:
             critical = first + len(population) % (last - first + 1)
-            # The grid is finer than the factor, so a point of it lies between the two.
+            # The grid is finer than s, so there is a point between s and 2s.
             scale = draw(rng, self.target.factor, 2 * self.target.factor) or self.target.factor
             child = self._filled([scale] * self.target.pairs, critical)
             if child in population:
@@ -60,10 +66,12 @@ class LongRoPE2Space:
     def mutate(
         self, parent: Individual, rng: np.random.Generator, seen: Collection[Individual]
     ) -> Individual:
-        """New factors from the critical pair on, monotone; the curve below follows.
+        """Returns a mutant that is not in `seen`, with monotone factors from the critical pair on.
+
+        The factors below the critical pair follow from its factor.
 
         Raises:
-            ValueError: nothing new found; the space is too small for the population.
+            ValueError: none is found, because the space is too small for the population.
         """
         for _ in range(_TRIES):
             factors = list(parent.factors)
@@ -76,7 +84,9 @@ class LongRoPE2Space:
             child = self._filled(factors, parent.critical)
             if child not in seen:
                 return child
-        raise ValueError(f"no new mutant in {_TRIES} tries: search fewer individuals")
+        raise ValueError(
+            f"no new mutant in {_TRIES} tries with {len(seen)} individuals seen: search fewer"
+        )
 
     def cross(
         self,
@@ -85,7 +95,11 @@ class LongRoPE2Space:
         rng: np.random.Generator,
         seen: Collection[Individual],
     ) -> Individual:
-        """A mutant of the better parent."""
+        """Returns a mutant of the better parent.
+
+        Raises:
+            ValueError: see `mutate`.
+        """
         return self.mutate(better, rng, seen)
 
     def _filled(self, factors: list[float], critical: int) -> Individual:

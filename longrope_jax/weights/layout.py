@@ -1,13 +1,15 @@
-"""Which features of a head were trained as pairs? The weights tell, and a text tells for certain.
+"""The weights show which features of a head were trained as pairs; the loss of a text confirms it.
 
 The two features of a pair have one frequency and are mixed by every rotation, so training gives
-their rows of wq and wk like norms; rows of different frequencies differ. Features j and j + H/2 are
-of one frequency in the half layout, far apart in the interleaved one; 2j and 2j + 1 are a pair in
-the interleaved layout and neighbours in the half one. So with
-    ratio = mean |log n[j] - log n[j + H/2]| / mean |log n[2j] - log n[2j + 1]|, n = norms of rows,
-about 1 means half and well above 1 interleaved. SmolLM2-135M: 0.96 when stored half, 2.76 when
-stored interleaved (`longrope inspect smollm2-135m --layout` prints the second).
-Fresh random weights differ by noise alone, mean 0.8/sqrt(D), and say nothing.
+their rows of wq and wk similar norms, while rows of different frequencies differ. Features j and
+j + H/2 have one frequency in the half layout and distant ones in the interleaved layout; features
+2j and 2j + 1 are a pair in the interleaved layout and neighbouring pairs in the half layout. With
+n the norms of rows, the ratio
+    mean |log n[j] - log n[j + H/2]| / mean |log n[2j] - log n[2j + 1]|
+is therefore about 1 for the half layout and well above 1 for the interleaved one. For SmolLM2-135M
+it is 0.96 when stored half and 2.76 when stored interleaved, which
+`longrope inspect smollm2-135m --layout` prints. Norms of fresh random weights differ only by noise,
+0.8/sqrt(D) on average, and show no layout.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from longrope_jax import llama, rotary, sharding
 
-ABOVE, BELOW = 1.6, 1.3  # ratios between them say nothing
+ABOVE, BELOW = 1.6, 1.3  # a ratio between the two shows neither layout
 # Melville, Moby-Dick (1851), chapter 1.
 TEXT = (
     "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in "
@@ -31,17 +33,17 @@ TEXT = (
 
 
 def probe(config: llama.LlamaConfig, params: dict) -> tuple[str, bool]:
-    """What the weights look like, in words, and whether that contradicts config.rotary_layout."""
+    """Returns a note on the layout of the weights, and whether it contradicts the config."""
     attention = params["layers"]["attention"]
     norms = [_everywhere(_row_norms(attention[name])) for name in ("wq", "wk")]
     half, neighbours = _spread(norms, config.head_dim)
     noise = 0.8 / math.sqrt(config.d_model)
     if max(half, neighbours) < 2 * noise:
-        return "layout: the weights say nothing (rows as alike as random ones)", False
+        return "layout: the weights show none (their rows are as alike as random ones)", False
     ratio = half / max(neighbours, 1e-9)
     text = f"layout: norms of rows j and j+H/2 differ {ratio:.2f} times as much as of 2j and 2j+1"
     if BELOW < ratio < ABOVE:
-        return f"{text}, which says nothing", False
+        return f"{text}, which shows neither layout", False
     found = "interleaved" if ratio >= ABOVE else "half"
     if found == config.rotary_layout:
         return f"{text}: {found}, as expected", False
@@ -50,12 +52,12 @@ def probe(config: llama.LlamaConfig, params: dict) -> tuple[str, bool]:
 
 @jax.jit
 def _row_norms(weight):
-    """[L, N, H] from [L, D, N, H]."""
+    """Returns norms [L, N, H] of weights [L, D, N, H]."""
     return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=1))
 
 
 def _everywhere(values: jax.Array) -> np.ndarray:
-    """The whole array in float64 on the host, though its shards may lie on several."""
+    """Returns the whole array in float64 on this host, even if other hosts hold some shards."""
     if not values.is_fully_addressable:
         assert isinstance(values.sharding, NamedSharding)  # `place` puts all arrays on a mesh
         where = NamedSharding(values.sharding.mesh, PartitionSpec())
@@ -72,7 +74,7 @@ def _spread(norms: list[np.ndarray], head_dim: int) -> tuple[float, float]:
 
 
 def score(config: llama.LlamaConfig, params: dict, spec, tokenizer) -> dict[str, float]:
-    """Mean loss in nats of TEXT under both layouts: the right one is far below the other."""
+    """Returns the mean loss in nats of TEXT under each layout; the right one is far lower."""
     tokens, mesh = tokenizer.encode(TEXT), getattr(params["embed"].sharding, "mesh", None)
     if mesh is not None:
         tokens = _divisible(tokens, mesh)
@@ -87,9 +89,9 @@ def score(config: llama.LlamaConfig, params: dict, spec, tokenizer) -> dict[str,
 
 
 def _divisible(tokens: np.ndarray, mesh) -> np.ndarray:
-    """A row for each part of the batch, and the text begun again up to whole parts of it."""
+    """Repeats a text until its rows and its length divide over the mesh."""
     rows, parts = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"]
-    step = 2 * parts if parts > 1 else 1  # halves: the ring's chunks
+    step = 2 * parts if parts > 1 else 1  # ring attention halves the part of each device
     return np.tile(np.resize(tokens, step * -(-len(tokens) // step)), (rows, 1))
 
 

@@ -1,6 +1,6 @@
-"""Meta's original folder: params.json and pickles consolidated.NN.pth, read weights-only.
+"""Meta's original folders are read: params.json and pickles consolidated.NN.pth, weights only.
 
-Shards of model parallelism are cut along the output features of wq, wk, wv, w1, w3 and the head,
+Model parallelism cuts tensors along the output features of wq, wk, wv, w1, w3 and the head,
 along the input features of wo and w2, and the embedding along D (LLaMA, Llama 2) or V (Llama 3).
 Source: llama/model.py of facebookresearch/llama, models/llama3/model.py of meta-llama/llama-models.
 """
@@ -28,7 +28,11 @@ _IGNORED = ("rope.freqs",)
 
 
 class MetaSource:
-    """The tensors of the shards, merged where they are cut. Shards are mapped, not loaded."""
+    """A MetaSource merges the tensors of the shards, which are memory-mapped and not loaded.
+
+    Raises:
+        ValueError: a shard is damaged or holds more than tensors, or the shards do not fit.
+    """
 
     def __init__(self, where: str, files: list[Path]):
         self.where = where
@@ -43,13 +47,13 @@ class MetaSource:
         self.shapes = {name: self._shape(name) for name in first}
 
     def _cut(self, name: str) -> int | None:
-        """The axis along which the shards cut a tensor, None where each holds the whole."""
+        """Returns the axis along which a tensor is sharded, or None if each shard has all of it."""
         plain = re.sub(r"^layers\.\d+\.", "layers.{l}.", name)
         merge = next((leaf.merge for leaf in names.LEAVES if leaf.meta == plain), "")
         if len(self._shards) == 1 or not merge:
             return None
         if merge == "either":
-            # As wide as a norm: cut along V.
+            # Shards as wide as a norm have whole rows, so the embedding is cut along V.
             norm = self._shards[0].get("norm.weight")
             whole_rows = norm is not None and self._shards[0][name].shape[-1:] == norm.shape
             return 0 if whole_rows else 1
@@ -63,11 +67,18 @@ class MetaSource:
         for shape in shapes:
             rest = [n for i, n in enumerate(shape) if i != axis]
             if rest != [n for i, n in enumerate(merged) if i != axis]:
-                raise ValueError(f"{self.where}: the shards of {name[:100]!r} don't fit: {shapes}")
+                raise ValueError(
+                    f"{self.where}: the shards of {name[:100]!r} do not fit together, their shapes "
+                    f"are {shapes}"
+                )
         return tuple(merged)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a merged tensor."""
+        """Returns rows `start` to `stop` of a merged tensor.
+
+        Raises:
+            ValueError: the tensor has no plain float type.
+        """
         shards = [shard[name] for shard in self._shards]
         axis = self._axis[name]
         if axis is None:
@@ -84,7 +95,12 @@ class MetaSource:
 
 
 def _load(file: Path) -> dict:
-    """The tensors of a pickle, mapped. Raises ValueError: code in it, damaged, not tensors."""
+    """Maps the tensors of a pickle into memory.
+
+    Raises:
+        ValueError: the file is damaged, holds code or other things than tensors, or the package
+            torch is missing.
+    """
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -94,31 +110,37 @@ def _load(file: Path) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # pickle, zip and torch raise whatever they like
+    except Exception as error:  # pickle, zipfile and torch raise errors of many types
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{file} is damaged, or holds more than tensors: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError(f"{file}: expected a dict from names to tensors")
     for name, tensor in found.items():
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
-            raise ValueError(f"{file}: {name[:100]!r} is no plain tensor")
-        # A stride of 0 makes a tensor of any size out of a few bytes.
+            raise ValueError(f"{file}: {name[:100]!r} is not a plain tensor")
+        # A stride of 0 turns a few bytes into a tensor of any size.
         if not tensor.is_contiguous() or 0 in tensor.shape:
             raise ValueError(f"{file}: {name[:100]!r} is empty or not contiguous")
     return found
 
 
 def _check_zip(file: Path) -> None:
-    """Raises ValueError unless the file is a zip archive whose members are stored as they are."""
+    """Checks that the file is a zip archive whose members are not compressed.
+
+    Raises:
+        ValueError: it is anything else.
+    """
     size = file_size(file)
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{file} is truncated or no torch file: {error}") from error
+        raise ValueError(f"{file} is truncated or not a torch file: {error}") from error
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
-            raise ValueError(f"{file}: {member.filename[:100]!r} is compressed, as none should be")
+            raise ValueError(
+                f"{file}: {member.filename[:100]!r} is compressed, which torch never does"
+            )
 
 
 def _numpy(tensor) -> np.ndarray:
@@ -129,18 +151,25 @@ def _numpy(tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     if tensor.dtype not in (torch.float16, torch.float32, torch.float64) or tensor.is_neg():
-        raise ValueError(f"a tensor is {tensor.dtype}, expected a plain float type")
+        raise ValueError(f"a tensor has dtype {tensor.dtype}, expected a plain float type")
     return tensor.numpy()
 
 
 def read(path: Path) -> ForeignCheckpoint:
-    """What is in the folder. Raises ValueError: what is missing, damaged or not understood."""
+    """Reads params.json, the tokenizer and the shapes of all tensors of a folder.
+
+    Raises:
+        ValueError: a file is missing or damaged, or params.json has an unknown key.
+    """
     where = str(path / PARAMS)
     raw = read_json(path / PARAMS)
     for key in sorted(raw.keys() - _KNOWN):
         raise ValueError(f"{where}: " + unknown_name("key", key, _KNOWN))
     source = MetaSource(str(path), _files(path))
-    notes = [f"Meta's folder, {len(source._shards)} shards: interleaved layout"]
+    notes = [
+        f"Meta's folder of {len(source._shards)} shards: queries and keys are in the interleaved "
+        "layout"
+    ]
     tokenizer = _tokenizer(path, notes)
     ids = tokenizer.special_ids if tokenizer else {}
     return ForeignCheckpoint(
@@ -150,7 +179,7 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=None,
-        # Its own generation.py begins every prompt with the beginning token.
+        # Meta's generation.py begins every prompt with the beginning token.
         special_tokens=tokenizers.SpecialTokens(**ids, adds_bos=tokenizer is not None),
         ignored=_IGNORED,
         notes=notes,
@@ -162,14 +191,16 @@ def _files(path: Path) -> list[Path]:
     expected = [path / f"consolidated.{at:02}.pth" for at in range(len(files))]
     if not files or files != expected:
         found = ", ".join(file.name for file in files) or "none"
-        raise ValueError(f"{path}: expected consolidated.00.pth, 01, ... without a gap: {found}")
+        raise ValueError(
+            f"{path}: expected consolidated.00.pth, 01, ... without a gap, found {found}"
+        )
     return files
 
 
 def _config(raw: dict, source: MetaSource, where: str) -> LlamaConfig:
     width, heads = whole(raw, "dim", where), whole(raw, "n_heads", where)
     rows = source.shapes.get(names.EMBED.meta, (0,))[0]
-    # -1 in LLaMA and Llama 2: the tokenizer tells, and the embedding is as long.
+    # LLaMA and Llama 2 write -1 for the size of the tokenizer, which the embedding has, too.
     vocab = rows if raw.get("vocab_size", -1) == -1 else whole(raw, "vocab_size", where)
     multiple = whole(raw, "multiple_of", where, 256)
     multiplier = number(raw, "ffn_dim_multiplier", where, 1.0)
@@ -190,16 +221,17 @@ def _config(raw: dict, source: MetaSource, where: str) -> LlamaConfig:
 def _rotary(raw: dict, where: str, notes: list[str]):
     base = number(raw, "rope_theta", where, 10_000.0)
     if "rope_theta" not in raw:
-        notes.append("params.json says no rope_theta: 10,000 as in LLaMA and Llama 2")
+        notes.append("params.json has no rope_theta: 10,000 is assumed, as in LLaMA and Llama 2")
     scaled = raw.get("use_scaled_rope", False)
     if not isinstance(scaled, bool):
-        raise ValueError(f"{where}: use_scaled_rope must be true or false")
+        raise ValueError(f"{where}: use_scaled_rope must be true or false, got {scaled!r:.40}")
     if not scaled:
         return rotary.RoPE(base=base)
     factor = number(raw, "rope_scaling_factor", where, 8.0)
     if "rope_scaling_factor" not in raw:
         notes.append(
-            "use_scaled_rope without a factor: 8 (Llama 3.1; Llama 3.2's 1B and 3B use 32)"
+            "use_scaled_rope has no rope_scaling_factor: 8 is assumed, as in Llama 3.1 (the 1B and "
+            "3B of Llama 3.2 use 32)"
         )
     return rotary.Llama3(factor=factor, base=base)
 
@@ -207,12 +239,13 @@ def _rotary(raw: dict, where: str, notes: list[str]):
 def _tokenizer(path: Path, notes: list[str]):
     file = path / "tokenizer.model"
     if not file.is_file():
-        notes.append("no tokenizer.model in the folder")
+        notes.append("the folder has no tokenizer.model")
         return None
     if file.read_bytes()[:1] != b"\n":  # sentencepiece's protobuf begins with field 1
         notes.append(
-            "tokenizer.model is tiktoken's (Llama 3), which is not read: use tokenizer.json"
+            "tokenizer.model is in tiktoken's format (Llama 3), which is not supported: use "
+            "tokenizer.json"
         )
         return None
-    notes.append("tokenizer from tokenizer.model")
+    notes.append("the tokenizer is tokenizer.model")
     return tokenizers.SentencePieceTokenizer(str(file))

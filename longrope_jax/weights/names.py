@@ -1,7 +1,7 @@
-"""What each parameter is called in each format, and how its axes lie there.
+"""A table gives the name and the axes of each parameter in each format.
 
-Checkpoints hold matrices as [out, in], that is [rows, columns]; `axes` says what they are made of:
-"NH,D" is a matrix of N*H rows and D columns.
+Checkpoints hold matrices as [out, in], that is [rows, columns]; `axes` says which letters form
+each: "NH,D" is a matrix of N*H rows and D columns.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,32 @@ from longrope_jax.llama import LlamaConfig
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of the parameter tree and its tensor, or its tensors: one per layer {l}."""
+    """A Leaf is one array of the parameter tree and its tensor, or one tensor per layer {l}.
+
+    Attributes:
+        path: keys in the parameter tree.
+        letters: axes of the array in the tree, without L.
+        axes: axes of the tensor in a file.
+        hf, gguf, meta: name of the tensor in each format.
+        merge: axis of the file's matrix that Meta's model parallelism cuts: "rows", "columns",
+            "either", or "" for none.
+    """
 
     path: tuple[str, ...]
-    letters: str  # axes here, L left out
-    axes: str  # axes in a file
+    letters: str
+    axes: str
     hf: str
     gguf: str
     meta: str
-    merge: str = ""  # Meta's model parallelism: axis of the file's matrix that is cut, "" for none
+    merge: str = ""
 
     @property
     def stacked(self) -> bool:
-        """True where the tree holds one array [L, ...] for all layers."""
+        """Whether the tree holds one array [L, ...] for all layers."""
         return self.path[0] == "layers"
 
     def name(self, form: str, layer: int) -> str:
-        """The tensor's name in "hf", "gguf" or "meta"."""
+        """Returns the tensor's name in the format "hf", "gguf" or "meta"."""
         return getattr(self, form).replace("{l}", str(layer))
 
 
@@ -52,7 +61,7 @@ EMBED = Leaf(
     "model.embed_tokens.weight",
     "token_embd.weight",
     "tok_embeddings.weight",
-    "either",  # by D in Llama 1 and 2, by V in Llama 3
+    "either",  # cut along D in LLaMA and Llama 2, along V in Llama 3
 )
 UNEMBED = Leaf(
     ("unembed",), "DV", "V,D", "lm_head.weight", "output.weight", "output.weight", "rows"
@@ -80,28 +89,28 @@ LEAVES = (
     ),
     UNEMBED,
 )
-ROTATED = ("wq", "wk")  # their features lie in the order of a rotary layout
+ROTATED = ("wq", "wk")  # the order of their features depends on the rotary layout
 
 
 def leaves(config: LlamaConfig) -> tuple[Leaf, ...]:
-    """The arrays of a model: all, without a head of its own where it is tied."""
+    """Returns the arrays of a model; with tied embeddings there is no separate output head."""
     return LEAVES[:-1] if config.tie_embeddings else LEAVES
 
 
 def sizes(config: LlamaConfig) -> dict[str, int]:
-    """Size of each letter."""
+    """Returns the size of each letter."""
     c = config
     named = {"V": c.vocab_size, "D": c.d_model, "N": c.n_heads, "K": c.n_kv_heads}
     return named | {"H": c.head_dim, "F": c.d_ff}
 
 
 def split_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
-    """Shape of the file's tensor with every letter an axis of its own."""
+    """Returns the shape of the file's tensor with an axis of its own for every letter."""
     return tuple(sizes(config)[letter] for letter in leaf.axes.replace(",", ""))
 
 
 def file_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
-    """Shape of the tensor in a file."""
+    """Returns the shape of the tensor in a file."""
     known, shape = sizes(config), []
     for group in leaf.axes.split(","):
         shape.append(1)
@@ -111,7 +120,7 @@ def file_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
 
 
 def tensors(config: LlamaConfig, form: str) -> Iterator[tuple[str, Leaf, int]]:
-    """(name, leaf, layer) of every tensor of a checkpoint in the order of layers."""
+    """Yields (name, leaf, layer) for every tensor of a checkpoint in the order of layers."""
     wanted = leaves(config)
     yield wanted[0].name(form, 0), wanted[0], 0
     for layer in range(config.n_layers):

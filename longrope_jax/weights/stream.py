@@ -1,7 +1,7 @@
-"""Tensors onto devices in slices of rows, and back: the host never holds more than a slice.
+"""Tensors move between files and devices in slices of rows; the host holds one slice at a time.
 
-Each device's part of each parameter is a buffer of its own that donated updates fill, so there is
-no copy, no collective, and on several hosts each reads only what its devices hold.
+Each device fills its part of a parameter by donated updates of its own buffer. This needs no copy
+and no collective, and each of several hosts reads only what its devices hold.
 """
 
 import functools
@@ -18,13 +18,20 @@ from longrope_jax.rotary import half_from_interleaved
 from longrope_jax.weights import names
 from longrope_jax.weights.files import TensorSource, check_shape
 
-SLICE_VALUES = 1 << 20  # values of a slice: 4 MiB in float32
+SLICE_VALUES = 1 << 20  # 4 MiB in float32
 
 
 def check(config: llama.LlamaConfig, source: TensorSource, form: str, *, ignored=()) -> None:
-    """Raises ValueError unless the checkpoint has exactly the config's tensors, of its shapes.
+    """Checks that a checkpoint has exactly the tensors of a config.
 
-    `ignored`: endings of names that may be there, too.
+    Args:
+        config: the architecture.
+        source: the tensors of the checkpoint.
+        form: "hf", "gguf" or "meta", the format that names the tensors.
+        ignored: endings of the names of tensors that may be present and are not loaded.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place in the model.
     """
     wanted = set()
     for name, leaf, _ in names.tensors(config, form):
@@ -39,9 +46,10 @@ def check(config: llama.LlamaConfig, source: TensorSource, form: str, *, ignored
 
 
 def place(config: llama.LlamaConfig, source: TensorSource, form: str, mesh=None) -> dict:
-    """The parameters, in config.param_dtype, on the mesh (None: on the default device).
+    """Returns the parameters in `config.param_dtype`, on a mesh or, for None, the default device.
 
-    Raises ValueError: NaN or infinity in a tensor, or a value beyond config.param_dtype.
+    Raises:
+        ValueError: a tensor holds NaN, infinity, or a value beyond the range of the dtype.
     """
     boxed = jax.eval_shape(functools.partial(llama.init_boxed, config), jax.random.key(0))
     shapes = nn.meta.unbox(boxed)
@@ -60,7 +68,7 @@ def place(config: llama.LlamaConfig, source: TensorSource, form: str, mesh=None)
 
 
 def _leaf(config, source, form, leaf, shape, where) -> jax.Array:
-    """One parameter, filled slice by slice."""
+    """Returns one parameter, filled slice by slice."""
     regions = where.addressable_devices_indices_map(shape.shape)
     regions = {device: _bounds(index, shape.shape) for device, index in regions.items()}
     buffers = {
@@ -85,7 +93,7 @@ def _leaf(config, source, form, leaf, shape, where) -> jax.Array:
 
 
 def _slices(config, leaf):
-    """(axis here, start, stop) for each slice along the first axis of the file's tensor."""
+    """Returns (axis of the parameter, start, stop) of slices of the file's first axis."""
     shape = names.split_shape(config, leaf)
     count = -(-math.prod(shape) // SLICE_VALUES)
     step = -(-shape[0] // count)
@@ -94,16 +102,21 @@ def _slices(config, leaf):
 
 
 def _piece(config, source, leaf, name, start, stop, dtype) -> np.ndarray:
-    """A slice with the axes in our order, in our dtype."""
+    """Returns a slice with the axes in the order of the parameter, in the given dtype."""
     shape = names.split_shape(config, leaf)
-    rows = names.file_shape(config, leaf)[0] // shape[0]  # of the file, per index of the axis
+    # One index of the first axis is this many rows of the file.
+    rows = names.file_shape(config, leaf)[0] // shape[0]
     piece = source.rows(name, start * rows, stop * rows).reshape(stop - start, *shape[1:])
     order = [leaf.axes.replace(",", "").index(letter) for letter in leaf.letters]
     return np.ascontiguousarray(cast(piece, dtype, f"{source.where}: {name}").transpose(order))
 
 
 def cast(values: np.ndarray, dtype, where: str) -> np.ndarray:
-    """Values in another dtype. Raises ValueError where one is not finite, there or here."""
+    """Returns values in another dtype.
+
+    Raises:
+        ValueError: a value is not finite, before or after the cast.
+    """
     with np.errstate(over="ignore"):
         values = values.astype(dtype, copy=False)
     if not np.isfinite(values).all():
@@ -120,12 +133,12 @@ def _overlap(a, b) -> bool:
 
 
 def _update(buffer, piece, box, region, device):
-    """The device's buffer with the part of the piece that lies in its region."""
+    """Writes the part of the piece that lies in the device's region into its buffer."""
     both = list(zip(box, region, strict=True))
     inside = tuple(slice(max(a, c) - a, min(b, d) - a) for (a, b), (c, d) in both)
     start = np.array([max(a, c) - c for (a, _), (c, _) in both], np.int32)
     part = jax.device_put(np.ascontiguousarray(piece[inside]), device)
-    # Waited for, or slices would queue up on the host faster than the device takes them.
+    # Without waiting, slices would pile up on the host faster than the device takes them.
     return jax.block_until_ready(_write(buffer, part, jax.device_put(start, device)))
 
 
@@ -135,9 +148,19 @@ def _write(buffer, part, start):
 
 
 def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int, dtype, layout):
-    """One tensor as a file holds it, on the host; wq and wk with features in `layout`.
+    """Returns one tensor on the host, with the axes and the dtype that a file has.
 
-    Raises ValueError: parameters of another shape or on several hosts, values beyond `dtype`.
+    Args:
+        config: the architecture.
+        params: the parameters.
+        leaf: the parameter.
+        layer: the layer of a stacked parameter.
+        dtype: dtype of the result.
+        layout: "half" or "interleaved", the order of the features of wq and wk in the file.
+
+    Raises:
+        ValueError: the parameter is missing, has another shape or lies on several hosts, or a value
+            is not finite or beyond `dtype`.
     """
     array: Any = params
     for key in leaf.path:
@@ -147,9 +170,14 @@ def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int,
     known = names.sizes(config)
     shape = tuple(known[letter] for letter in leaf.letters)
     if array.shape != ((config.n_layers, *shape) if leaf.stacked else shape):
-        raise ValueError(f"{'/'.join(leaf.path)} is {array.shape}, the config wants {shape}")
+        raise ValueError(
+            f"{'/'.join(leaf.path)} has shape {array.shape}, but the config wants {shape}"
+            f"{' in each layer' if leaf.stacked else ''}"
+        )
     if not getattr(array, "is_fully_addressable", True):
-        raise ValueError("parameters lie on several hosts: save from a mesh of one host's devices")
+        raise ValueError(
+            f"{'/'.join(leaf.path)} lies on several hosts: save from a mesh of one host's devices"
+        )
     values = np.asarray(_layer_of(array, layer) if leaf.stacked else array)
     values = cast(values, dtype, "/".join(leaf.path))
     if leaf.path[-1] in names.ROTATED and layout != config.rotary_layout:
