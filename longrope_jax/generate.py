@@ -1,8 +1,8 @@
-"""Text from a model: a key-value cache, prompts of unequal length, sampling, streaming.
+"""`generate` continues prompts of unequal length, with a key-value cache, sampling and streaming.
 
-The cache always holds all tokens but the last; a step feeds that one and chooses the next. Rows lie
-at the left of one buffer, and a token never sees what stands to the right of it: what a shorter row
-computes beyond its end is overwritten before its own tokens can see it.
+The cache always holds all tokens except the last; a step feeds that one and chooses the next. Rows
+are left-aligned in one buffer. A short row computes garbage past its end; causal masking hides it
+until real tokens overwrite it.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from longrope_jax.sampling import Sampling, choose, row_keys
 
 ROTARY_LENGTHS = ("final", "current")
 GREEDY = Sampling()
-_STEPS = 16  # decoded between two looks of the host: stops and streaming wait so long
-# Seconds, of decoding with `llama.unstack_layers`: SmolLM2-135M on 2 cores.
+_STEPS = 16  # decoding steps between two checks for stop sequences and two streamed parts
+# Seconds that `llama.unstack_layers` saves and costs, measured for SmolLM2-135M on 2 cores.
 _SAVED_PER_BYTE, _COMPILED_PER_LAYER = 3e-11, 0.2
-_BUCKET = 256  # sizes of caches are multiples of it, so that few programs are compiled
+_BUCKET = 256  # cache sizes are multiples of this, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What `generate` gives back.
+    """A Generation holds the new tokens that `generate` returns, with counts and times.
 
     Attributes:
-        tokens: the new tokens of each row, int32, without the stop sequence that ended it.
-        prefilled, decoded: tokens computed in either phase, of all rows; a prefix that is computed
-            again counts again.
-        prefill_seconds, decode_seconds: wall time of them; compilation is in neither.
+        tokens: the new tokens of each row, int32, without the stop sequence that ended the row.
+        prefilled, decoded: the number of tokens computed in each phase, over all rows; a prefix
+            that is recomputed counts again.
+        prefill_seconds, decode_seconds: wall time of each phase, without compilation.
     """
 
     tokens: list[np.ndarray]
@@ -60,37 +60,39 @@ def generate(
     cache_dtype: str | None = None,
     prefill_chunk: int = 512,
 ) -> Generation:
-    """Continues each prompt by up to `max_new_tokens` tokens; each row as if it were alone.
+    """Continues each prompt by up to `max_new_tokens` tokens, each row as if it were alone.
 
     Beyond the first layer no cache can follow a change of frequencies, since cached keys and values
-    come from hidden states under the old ones. Hence two meanings of a method that depends on the
-    length. "final": the frequencies of prompt + new tokens, throughout; one prefill. "current":
-    each step is a full forward at its own length, as Hugging Face means it; where the frequencies
-    change (once for LongRoPE, at each token for dynamic NTK) the prefix is computed again.
+    come from hidden states computed under the old ones. A method that depends on the length can
+    therefore mean two things. With "final", the frequencies of prompt + new tokens apply
+    throughout, and there is one prefill. With "current", each step equals a full forward pass at
+    its own length, as Hugging Face intends; whenever the frequencies change (once for LongRoPE, at
+    each token for dynamic NTK), the prefix is recomputed.
 
     Args:
-        config: of the model.
-        params: of the model.
-        method: a rotary method or its text; or a Rotary from `rotary.make`, which then stays as it
-            is.
-        prompts: token ids of each row, at least one.
-        max_new_tokens: the most tokens that are added to a row.
-        rotary_length: "final" or "current".
-        refresh_every: with "current", tokens between two looks at the length; 1 is exact, more
-            leaves the frequencies up to this many tokens behind.
-        sampling: greedy by default.
+        config: the architecture.
+        params: the parameters.
+        method: a rotary method or its text; or a Rotary from `rotary.make`, which is used at every
+            length.
+        prompts: token ids of each row, at least one per row.
+        max_new_tokens: the largest number of tokens that are added to a row.
+        rotary_length: "final" or "current", as above.
+        refresh_every: with "current", tokens between two updates of the frequencies; 1 is exact,
+            and larger values let the frequencies lag by up to this many tokens.
+        sampling: how the next token is chosen; greedy by default.
         stop: sequences of tokens that end a row, e.g. ((eos,),).
-        stream: is given each row's new tokens a few at a time; together they are the result. It may
-            return a bool per row: True ends that row.
-        cache_dtype: default the model's; "bfloat16" halves a float32 cache.
-        prefill_chunk: tokens of a prompt per pass, a power of two.
+        stream: a function called with each row's new tokens, a few at a time; together they are the
+            result. It may return a bool per row, of which True ends that row.
+        cache_dtype: dtype of the cache; None is that of the activations, and "bfloat16" halves a
+            float32 cache.
+        prefill_chunk: tokens of a prompt per forward pass, a power of two.
 
     On a CPU long texts are decoded from a second copy of the layers' weights, see
     `llama.unstack_layers`.
 
     Raises:
-        ValueError: an empty prompt, a token outside the vocabulary, a stop sequence that
-            cannot come, an option out of range, lengths beyond what the method allows.
+        ValueError: A prompt is empty, a token is outside the vocabulary, a stop sequence can never
+            occur, an option is out of range, or a length exceeds what the method allows.
     """
     stops = _checked_stops(stop, config.vocab_size)
     rows = check(
@@ -104,7 +106,7 @@ def generate(
     )
     run = _Run(config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling)
     if isinstance(method, rotary.Rotary):
-        # The last token is never fed.
+        # The last token is never fed back, so it needs no position.
         rotary.check_length(method, int(run.lengths.max()) + max_new_tokens - 1)
     elif isinstance(method, str):
         method = rotary.parse(method)
@@ -136,12 +138,13 @@ def check(
     cache_dtype: str | None = None,
     prefill_chunk: int = 512,
 ) -> list[np.ndarray]:
-    """The prompts as arrays, once all that `generate` would refuse of its options is checked.
+    """Checks the options of `generate` and returns the prompts as arrays.
 
-    Args as in `generate`; no parameters are needed, so it can be asked before they are loaded.
+    The arguments are those of `generate`. No parameters are needed, so the options can be checked
+    before parameters are loaded.
 
     Raises:
-        ValueError: As `generate`.
+        ValueError: An option is one that `generate` refuses.
     """
     rows = _checked_prompts(prompts, config.vocab_size)
     if max_new_tokens < 1:
@@ -151,7 +154,9 @@ def check(
     if refresh_every < 1:
         raise ValueError(f"refresh_every must be at least 1, got {refresh_every}")
     if refresh_every > 1 and rotary_length == "final":
-        raise ValueError("refresh_every needs rotary_length='current'; 'final' never refreshes")
+        raise ValueError(
+            f"refresh_every needs rotary_length='current', got {refresh_every} with 'final'"
+        )
     if cache_dtype is not None and cache_dtype not in llama.DTYPES:
         raise ValueError(unknown_name("cache dtype", str(cache_dtype), llama.DTYPES))
     if prefill_chunk < 1 or prefill_chunk & (prefill_chunk - 1):
@@ -162,7 +167,7 @@ def check(
 def _checked_prompts(prompts, vocab_size: int) -> list[np.ndarray]:
     rows = [np.asarray(row) for row in prompts]
     if not rows:
-        raise ValueError("no prompts: generate needs at least one")
+        raise ValueError("no prompts: prompts must have at least one row")
     for i, row in enumerate(rows):
         if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
             found = f"{row.dtype}{list(row.shape)}"
@@ -184,7 +189,7 @@ def _checked_stops(stop, vocab_size: int) -> list[list[int]]:
 
 
 class _Schedule:
-    """Which frequencies are in force when, told from the frequencies themselves."""
+    """A _Schedule finds at which lengths the frequencies change by comparing the frequencies."""
 
     def __init__(self, method, head_dim, lengths, max_new_tokens, rotary_length, every):
         self._method, self._head_dim, self._lengths = method, head_dim, lengths
@@ -193,7 +198,7 @@ class _Schedule:
         self._known: dict[int, rotary.Frequencies] = {}
 
     def at(self, done: int, active: np.ndarray) -> tuple[rotary.Rotary, int]:
-        """The rotary when `done` tokens are new, and up to how many it stays for active rows."""
+        """Returns the rotary after `done` new tokens, and the number of new tokens it lasts for."""
         if isinstance(self._method, rotary.Rotary):
             return self._method, self._max_new_tokens
         if not self._current:
@@ -205,7 +210,7 @@ class _Schedule:
         return self._rotary(lengths), until
 
     def _stays(self, done: int, later: int, active) -> bool:
-        # Looks at the length are counted from the prompt, every `every` tokens.
+        # Frequencies are updated every `every` tokens, counted from the end of the prompt.
         if later % self._every:
             return True
         pairs = zip(self._lengths[active] + done, self._lengths[active] + later, strict=True)
@@ -219,7 +224,7 @@ class _Schedule:
         return self._known[length]
 
     def _rotary(self, lengths: np.ndarray) -> rotary.Rotary:
-        """One rotary, or one per row where rows differ; positions reach the longest row's end."""
+        """Makes one rotary, or one per row if rows differ, up to the longest row's end."""
         rows = [self._frequencies(length) for length in lengths]
         longest = int(self._lengths.max()) + self._max_new_tokens
         rotaries = [rotary.from_frequencies(f, seq_len=longest) for f in rows]
@@ -234,7 +239,7 @@ def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
 
 
 class _Run:
-    """Tokens and cache on the device, and the clock."""
+    """A _Run holds the tokens and the cache on the device, and measures times."""
 
     def __init__(self, config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling):
         self.lengths = np.asarray([len(row) for row in rows], np.int32)
@@ -254,7 +259,7 @@ class _Run:
         self._compiled: set[tuple] = set()
 
     def prefill(self, rot: rotary.Rotary, done: int) -> None:
-        """Fills the cache with all tokens but each row's last."""
+        """Fills the cache with all tokens except each row's last."""
         longest = int(self.lengths.max()) + done - 1
         if self._cache is None:
             rows, size = self._tokens.shape
@@ -271,7 +276,7 @@ class _Run:
         self.prefilled += int(lengths.sum())
 
     def decode(self, rot: rotary.Rotary, done: int, steps: int) -> np.ndarray:
-        """The next `steps` tokens of each row, int32 [B, steps]."""
+        """Decodes the next `steps` tokens of each row, int32 [B, steps]."""
 
         if self._decode_params is None:
             self._decode_params = self._params
@@ -296,7 +301,7 @@ class _Run:
         return np.take_along_axis(np.asarray(self._tokens), at, axis=1)
 
     def _timed(self, program: tuple, function, n: int) -> float:
-        """Seconds of function(n); a program's first call is function(0), which only compiles."""
+        """Returns the seconds of function(n), after function(0) has compiled a new program."""
         if program not in self._compiled:
             function(0)
             self._compiled.add(program)
@@ -309,10 +314,11 @@ class _Run:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
 def _prefill(config, chunk: int, params, rot, tokens, cache, longest):
-    """The cache with tokens 0 to longest-1 of [B, S], in chunks; `longest` 0 or at least chunk.
+    """Fills the cache with tokens 0 to longest-1 of [B, S], in chunks.
 
-    The last chunk is moved back to end at the longest row's end; what it computes again comes out
-    the same. So no position lies beyond what the rotary was made for.
+    `longest` is 0 or at least `chunk`. The last chunk is moved back to end at the longest row's
+    end, so that no position exceeds what the rotary was made for; the overlap is recomputed with
+    the same result.
     """
     model = llama.Llama(config)
 
@@ -326,7 +332,7 @@ def _prefill(config, chunk: int, params, rot, tokens, cache, longest):
 
 
 def _unstacking_pays(config, params, max_new_tokens: int) -> bool:
-    """Whether a CPU saves more by reading each layer in place than it takes to compile all L."""
+    """Returns whether unstacking saves a CPU more time than compiling L separate layers takes."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["layers"]))
     saved = max_new_tokens * size * _SAVED_PER_BYTE
     return sharding.platform() == "cpu" and saved > config.n_layers * _COMPILED_PER_LAYER
@@ -334,7 +340,7 @@ def _unstacking_pays(config, params, max_new_tokens: int) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(5, 6))
 def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
-    """(tokens, cache) after `steps` more; the cache's lengths point at each row's last token."""
+    """Returns (tokens, cache) after `steps` steps; cache.length is each last token's index."""
     model, rows = llama.Llama(config), jnp.arange(tokens.shape[0])
 
     def step(_, state):
@@ -349,7 +355,7 @@ def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
 
 
 class _Output:
-    """New tokens of each row: cut at stop sequences, streamed as soon as they are certain."""
+    """An _Output collects new tokens, cuts them at stop sequences, and streams what is certain."""
 
     def __init__(self, rows: int, stop: list[list[int]], stream):
         self._rows: list[list[int]] = [[] for _ in range(rows)]
@@ -357,7 +363,7 @@ class _Output:
         self.active = np.ones(rows, bool)
 
     def add(self, new: np.ndarray, *, last: bool) -> None:
-        """Takes new tokens [B, n] of all rows; those of rows that have ended are dropped."""
+        """Appends new tokens [B, n] to all rows that have not ended."""
         for i in np.flatnonzero(self.active):
             row, before = self._rows[i], len(self._rows[i])
             row += new[i].tolist()
@@ -368,15 +374,15 @@ class _Output:
         if self._stream is not None:
             ended = self._stream([self._fresh(i, last=last) for i in range(len(self._rows))])
             for i in np.flatnonzero(ended if ended is not None else ()):
-                del self._rows[i][self._sent[i] :]  # what was held back is not the result's
+                del self._rows[i][self._sent[i] :]  # tokens held back do not belong to the result
                 self.active[i] = False
 
     def tokens(self) -> list[np.ndarray]:
-        """What every row has."""
+        """Returns the new tokens of each row."""
         return [np.asarray(row, np.int32) for row in self._rows]
 
     def _fresh(self, i: int, *, last: bool) -> np.ndarray:
-        """Tokens of row i that were not sent yet and that no stop sequence can take back."""
+        """Returns the unsent tokens of row i that no stop sequence can remove any more."""
         row = self._rows[i]
         held = 0 if last or not self.active[i] else _begun(row, self._stop)
         start, self._sent[i] = self._sent[i], max(self._sent[i], len(row) - held)
@@ -384,7 +390,7 @@ class _Output:
 
 
 def _first_stop(row: list[int], stops: list[list[int]], before: int) -> int | None:
-    """Where the first stop sequence begins that ends after the first `before` tokens."""
+    """Returns where the first stop sequence begins that ends after the first `before` tokens."""
     for end in range(before + 1, len(row) + 1):
         starts = [end - len(s) for s in stops if end >= len(s) and row[end - len(s) : end] == s]
         if starts:
@@ -393,6 +399,6 @@ def _first_stop(row: list[int], stops: list[list[int]], before: int) -> int | No
 
 
 def _begun(row: list[int], stops: list[list[int]]) -> int:
-    """How many tokens at the end could be the beginning of a stop sequence."""
+    """Returns how many tokens at the end of a row may be the beginning of a stop sequence."""
     sizes = [n for s in stops for n in range(1, len(s)) if row[-n:] == s[:n]]
     return max(sizes, default=0)

@@ -1,6 +1,6 @@
-"""Llama in Flax linen. The rotary is an argument: the model knows nothing of which method it is.
+"""The Llama in Flax linen takes its Rotary as an argument and does not know which method it is.
 
-Pre-norm RMSNorm, SwiGLU, grouped-query attention (LLaMA 2302.13971 section 2.2, Llama 2
+It has pre-norm RMSNorm, SwiGLU, grouped-query attention (LLaMA 2302.13971 section 2.2, Llama 2
 2307.09288). Dimension letters: B batch, T query length, S key length, D model, N query heads, K
 key heads, H head, F feed-forward, V vocabulary, L layers.
 """
@@ -27,8 +27,8 @@ from longrope_jax.errors import unknown_name
 from longrope_jax.shapes import AnyArray
 from longrope_jax.sharding import axis_size, constrain
 
-# What the backward finds saved; the rest of each layer it computes again. "linear" is LLaMA's
-# policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
+# Activations saved for the backward pass; everything else in a layer is recomputed. "linear" is
+# LLaMA's policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
 _ATTENTION = ("attention_out", "attention_lse")
 _LINEAR = ("query", "key", "value", "attended", "gate", "up")
 REMAT = {"none": None, "full": (), "attention": _ATTENTION, "linear": _ATTENTION + _LINEAR}
@@ -38,11 +38,11 @@ _SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_di
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Architecture; hashable, static under jit.
+    """A LlamaConfig describes the architecture; it is hashable and static under jit.
 
     Raises:
-        ValueError: a size out of range, heads that do not divide, odd head_dim, unknown layout,
-            attention back end, context parallelism, remat policy or dtype.
+        ValueError: A size is out of range, n_heads is not a multiple of n_kv_heads, head_dim is
+            odd, or a layout, back end, context parallelism, remat policy or dtype is unknown.
     """
 
     vocab_size: int  # V, tokens
@@ -55,10 +55,10 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
-    attention: str = "auto"  # back end, see attention.attend
+    attention: str = "auto"  # the back end, see attention.attend
     sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
-    context_parallel: str = "all_gather"  # or "ring": over a sequence axis, see attention.attend
-    remat: str = "none"  # what each layer saves for the backward, see REMAT
+    context_parallel: str = "all_gather"  # or "ring"; see attention.attend
+    remat: str = "none"  # what each layer saves for the backward pass, see REMAT
     dtype: str = "float32"  # of activations and matrix products
     param_dtype: str = "float32"
 
@@ -67,11 +67,14 @@ class LlamaConfig:
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} must be positive, got {getattr(self, what)}")
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"{self.n_heads} heads are no multiple of {self.n_kv_heads} kv heads")
+            raise ValueError(
+                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
+                f"{self.n_kv_heads}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         if self.sparse_group < 0:
-            raise ValueError(f"sparse_group must be 0 or more tokens, got {self.sparse_group}")
+            raise ValueError(f"sparse_group must be at least 0 tokens, got {self.sparse_group}")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
         named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
         for what, known in named.items():
@@ -80,7 +83,7 @@ class LlamaConfig:
 
 
 def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.0) -> int:
-    """F by Llama's rule: int(8D/3), times the multiplier, rounded up to `multiple_of`."""
+    """Returns F by Llama's rule: int(8D/3), times `multiplier`, rounded up to `multiple_of`."""
     width = int(multiplier * int(8 * d_model / 3))
     return multiple_of * -(-width // multiple_of)
 
@@ -90,10 +93,14 @@ def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Rotated keys and values of the tokens so far: k, v [L, B, S, K, H]; length int32 [B].
+    """A Cache holds the rotated keys and the values of all tokens so far.
 
-    bfloat16 is held as its bits, uint16 (see attention.to_cache). A remapping that rotates keys C
-    times has k [L, B, S, K, C H].
+    bfloat16 is stored as its bits in uint16, see attention.to_cache.
+
+    Attributes:
+        k: rotated keys [L, B, S, K, H], or [L, B, S, K, C H] if a remapping rotates keys C times.
+        v: values [L, B, S, K, H].
+        length: the number of tokens in each row, int32 [B].
     """
 
     k: jax.Array
@@ -109,12 +116,12 @@ def init_cache(
     *,
     dtype: str | None = None,
 ) -> Cache:
-    """An empty cache of keys and values.
+    """Makes an empty cache of keys and values.
 
     Args:
         config: the architecture.
-        batch: B.
-        size: S, tokens per sequence.
+        batch: the number of rows B.
+        size: the number of tokens S that each row has room for.
         rotary: a rotary method, its text or a Rotary; needed by methods that cache more than one
             copy of a key.
         dtype: dtype of keys and values; None is that of the activations.
@@ -130,7 +137,7 @@ def init_cache(
     if rotary is not None and not isinstance(rotary, rotary_lib.Rotary):
         rotary = rotary_lib.make(rotary, head_dim=H, seq_len=size)
     copies = _key_copies(rotary and rotary.score_rule)
-    # Two arrays, since each may be donated.
+    # Two separate arrays, since each may be donated.
     k, v = _empty((*shape, copies * H), held), _empty((*shape, H), held)
     return Cache(k=k, v=v, length=jnp.zeros(batch, jnp.int32))
 
@@ -141,12 +148,15 @@ def _empty(shape, dtype):
 
 
 def _check_room(cache: Cache, new: int) -> None:
-    """Raises ValueError where `new` tokens go beyond the cache, as far as lengths are known."""
+    """Raises ValueError if `new` tokens exceed the cache; under jit the lengths are unknown."""
     if isinstance(cache.length, Tracer):
         return
     longest, size = int(cache.length.max()), cache.k.shape[2]
     if longest + new > size:
-        raise ValueError(f"no room for {new} tokens after {longest} in a cache of {size}")
+        raise ValueError(
+            f"no room for {new} tokens after {longest} in a cache of {size}: pass a larger size to "
+            "init_cache"
+        )
 
 
 def _key_copies(rule) -> int:
@@ -154,13 +164,13 @@ def _key_copies(rule) -> int:
 
 
 class Llama(nn.Module):
-    """Tokens to normalised hidden states; `unembed` turns those into logits."""
+    """The Llama maps tokens to normalised hidden states; `unembed` turns those into logits."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, tokens, *, rotary, positions=None, segment_start=None, cache=None):
-        """Hidden states [B, T, D] and the cache with these tokens appended (None without one).
+        """Returns hidden states [B, T, D] and the cache with these tokens appended, or None.
 
         Args:
             tokens: int32 [B, T].
@@ -170,12 +180,12 @@ class Llama(nn.Module):
                 at each packed document. Methods with a score rule (remapped positions, ALiBi)
                 take no others.
             segment_start: int32 [B, T], index of the first token of each token's document.
-            cache: from `init_cache`, with room for T more tokens: under jit, where lengths are
-                unknown, the caller has to see to that.
+            cache: a cache from `init_cache` with room for T more tokens. Under jit lengths are
+                unknown, so there the caller must ensure the room.
 
         Raises:
-            ValueError: no Rotary, one made for fewer tokens, positions or a cache that do not fit
-                its score rule, a full cache.
+            ValueError: `rotary` is not a Rotary or was made for fewer tokens, positions or the
+                cache do not fit its score rule, or the cache is full.
         """
         c = self.config
         if not isinstance(rotary, rotary_lib.Rotary):
@@ -203,7 +213,7 @@ class Llama(nn.Module):
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
 
     def _layers(self, carry, phases, segment_start, query_start, rule):
-        """Through all layers: x and the cache, which is carried so that it is written in place."""
+        """Runs x through all layers and carries the cache, so that it is updated in place."""
         c, block = self.config, _remat(Block, self.config)
         if self.has_variable("params", _layer_name(0)):
             for i in range(c.n_layers):
@@ -227,10 +237,10 @@ class Llama(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def unstack_layers(config: LlamaConfig, params: dict) -> dict:
-    """The same parameters with each layer's own arrays, a second copy of them.
+    """Copies the parameters into separate arrays for each layer.
 
-    `Llama` takes these too: its program then repeats the block L times. A CPU copies a layer out
-    of stacked arrays before it uses them, three times the memory traffic of a decoded token.
+    `Llama` also accepts these, and its program then repeats the block L times. From stacked arrays,
+    a CPU copies each layer before it uses it, which triples the memory traffic of a decoded token.
     """
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.n_layers)]
@@ -243,15 +253,20 @@ def _layer_name(i: int) -> str:
 
 def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
     if c.sparse_group and (rule is not None or cache is not None):
-        what = "a cache" if rule is None else rule
-        raise ValueError(f"S2-Attn trains plain rotary attention, not {what}: use sparse_group=0")
+        what = "a cache" if rule is None else "remapped positions or ALiBi"
+        raise ValueError(
+            f"S2-Attn (sparse_group={c.sparse_group}) is not for {what}: use sparse_group=0"
+        )
     if rule is not None and positions is not None:
-        raise ValueError(f"{rule} counts positions in each document itself: leave positions=None")
+        raise ValueError(
+            "methods with remapped positions or ALiBi count positions in each document themselves: "
+            "leave positions=None"
+        )
     width = _key_copies(rule) * c.head_dim
     if cache is not None and cache.k.shape[-1] != width:
         raise ValueError(
-            f"the cache's keys are {cache.k.shape[-1]} wide, this rotary needs {width}: pass the "
-            "rotary to init_cache"
+            f"the cache has keys of width {cache.k.shape[-1]}, but this rotary needs {width}: pass "
+            "the rotary to init_cache"
         )
 
 
@@ -263,7 +278,7 @@ def _remat(block, config):
 
 
 def default_positions(tokens, segment_start, query_start):
-    """Positions that count from the cache's length and restart in each packed document."""
+    """Returns positions that count from the cache's length and restart in each packed document."""
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     if not isinstance(query_start, int):
         positions = query_start[:, None] + positions
@@ -271,14 +286,14 @@ def default_positions(tokens, segment_start, query_start):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A Block computes x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: LlamaConfig
     score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, carry, phases, segment_start, query_start, layer):
-        """One layer, in the form that nn.scan wants: carry x and the whole cache, no output."""
+        """Applies one layer as nn.scan requires: it carries x and the cache, with no output."""
         (x, kv), names = carry, _residual(carry[1])
         normed = RMSNorm(self.config, name="attention_norm")(x)
         attended, kv = Attention(self.config, self.score_rule, name="attention")(
@@ -290,14 +305,14 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention on rotated queries and keys."""
+    """Grouped-query attention projects x, rotates queries and keys, and may append to a cache."""
 
     config: LlamaConfig
     score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
     def __call__(self, x, phases, segment_start, query_start, kv, layer):
-        """[B, T, D] to [B, T, D]; kv is the cache of all layers [L, B, S, K, H] or None."""
+        """Maps [B, T, D] to [B, T, D]; kv is the cache of all layers [L, B, S, K, H] or None."""
         c, names = self.config, _residual(kv)
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         out = ("heads", "head_dim", "embed")
@@ -328,7 +343,8 @@ class Attention(nn.Module):
             k,
             v,
             segment_start=segment_start,
-            # A plain 0 says that the keys are the queries' own: remat makes an array of it.
+            # Without a cache, pass a Python 0: under remat query_start is traced, and attend could
+            # no longer tell that queries and keys are the same tokens.
             query_start=0 if layer is None else query_start,
             score_rule=self.score_rule,
             layer=layer,
@@ -346,13 +362,13 @@ def _append(layer, start, cached, new):
 
 
 class MLP(nn.Module):
-    """SwiGLU: (silu(x W_gate) * x W_up) W_down."""
+    """The MLP is a SwiGLU: (silu(x W_gate) * x W_up) W_down."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x, names):
-        """[B, T, D] to [B, T, D], both with axes of these names."""
+        """Maps [B, T, D] to [B, T, D], both with these logical axis names."""
         c, wide, back = self.config, ("embed", "mlp"), ("mlp", "embed")
         gate = self.param("gate", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
         up = self.param("up", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
@@ -363,13 +379,13 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, in float32."""
+    """RMSNorm computes x / rms(x) * scale in float32."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x):
-        """[B, T, D] to [B, T, D] in the dtype of x."""
+        """Maps [B, T, D] to [B, T, D] in the dtype of x."""
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale = self.param("scale", ones, *_shape(self.config, "D"))
         xf = x.astype(jnp.float32)
@@ -378,7 +394,7 @@ class RMSNorm(nn.Module):
 
 
 def _residual(cache) -> linear.Names:
-    """How activations lie between the blocks: in decoding there may be one token alone."""
+    """Returns the axis names of activations between blocks; a single token cannot be divided."""
     return linear.RESIDUAL if cache is None else linear.TOKENS
 
 
@@ -395,16 +411,16 @@ def _shape(c: LlamaConfig, letters: str):
 
 
 def init_boxed(config: LlamaConfig, key: jax.Array) -> Any:
-    """Fresh parameters, each in a box that names its logical axes (see sharding.shardings)."""
-    config = dataclasses.replace(config, sparse_group=0)  # no group fits so few tokens
-    # As few tokens as the mesh can divide; no parameter depends on them.
+    """Makes fresh parameters, each in a box that names its logical axes, see sharding.shardings."""
+    config = dataclasses.replace(config, sparse_group=0)  # since no group divides so few tokens
+    # The fewest tokens that the mesh divides, since no parameter depends on their number.
     B, T = axis_size("data", "fsdp"), 2 * axis_size("sequence", "tensor")
     rot = rotary_lib.make(rotary_lib.RoPE(), head_dim=config.head_dim, seq_len=T)
     return Llama(config).init(key, jnp.zeros((B, T), jnp.int32), rotary=rot)["params"]
 
 
 def init_params(config: LlamaConfig, key: jax.Array) -> dict:
-    """Fresh parameters as plain nested dicts: normal with standard deviation fan_in^-1/2."""
+    """Makes fresh parameters as nested dicts, normal with standard deviation fan_in^-1/2."""
     return nn.meta.unbox(init_boxed(config, key))
 
 
@@ -417,7 +433,7 @@ def unembed(
 
 
 def output_table(config: LlamaConfig, params: dict) -> Float[jax.Array, "D V"]:
-    """The head's [D, V]: the embedding's transpose where the two are tied."""
+    """Returns the output table [D, V], which is the embedding transposed if the two are tied."""
     return params["embed"].T if config.tie_embeddings else params["unembed"]
 
 
@@ -492,10 +508,10 @@ PRESETS: dict[str, LlamaConfig] = {
 
 
 def preset(name: str, **changes) -> LlamaConfig:
-    """A published shape by name, with fields replaced.
+    """Returns a published architecture by name, with fields replaced by `changes`.
 
     Raises:
-        ValueError: unknown name (the nearest is named) or field.
+        ValueError: The name or a field is unknown; the message names the nearest one.
     """
     if name not in PRESETS:
         raise ValueError(unknown_name("model preset", name, PRESETS))

@@ -356,7 +356,7 @@ def test_preset_with_changes():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"n_kv_heads": 3}, "4 heads are no multiple of 3 kv heads"),
+        ({"n_kv_heads": 3}, "n_heads must be a multiple of n_kv_heads, got 4 and 3"),
         ({"head_dim": 7}, "head_dim must be even, got 7"),
         ({"rotary_layout": "halves"}, "did you mean 'half'"),
         ({"remat": "ful"}, "did you mean 'full'"),
