@@ -15,7 +15,8 @@ from longrope_jax.rotary import documentation, registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CODE = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CODE = re.findall(r"^```python\n(.*?)^```", README + CONTRIBUTING, re.M | re.S)
 # What the README calls a preset stands beside its script, in the table or in a command.
 PRESETS = {
     *re.findall(r"^\|[^|]*\| `(\w+)`, `(\w+)`", README, re.M),
@@ -54,22 +55,22 @@ def test_links_lead_somewhere():
 
 def test_methods_given_as_text_are_read():
     texts = re.findall(r"(\w+:[\w=,.]+\(\w+\)|\byarn:[\w=,.]*original_length[\w=,.]*)", README)
-    assert len(texts) == 3
+    assert len(texts) == 2
     for text in texts:
         rotary.parse(text)
 
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
-    (block,) = [code for code in CODE if "longrope_jax.load(" in code]
+    (block,) = [code for code in CODE if "lr.load(" in code]
     path, _ = write(tmp_path, "hf")
     (path / "tokenizer.json").write_text(tokenizer_json())
     monkeypatch.chdir(tmp_path)
     exec(block.replace('"smollm2-135m"', repr(str(path))), space := {})
-    assert "yarn (YaRN)" in capsys.readouterr().out
-    model = space["model"]
+    model, printed = space["model"], capsys.readouterr().out
+    assert printed.startswith("Model(") and len(printed.splitlines()[0]) <= 160
     assert space["logits"].shape == (len(model.encode("Once upon a time")), CONFIG.vocab_size)
     saved = longrope_jax.load(tmp_path / "out")
-    assert saved.method == space["spec"]
+    assert saved.method == model.with_rotary("yarn:factor=4").method
     assert saved.special_tokens == model.special_tokens
 
 
