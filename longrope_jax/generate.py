@@ -103,7 +103,11 @@ def generate(
         prefill_chunk=prefill_chunk,
     )
     run = _Run(config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling)
-    method = rotary.parse(method) if isinstance(method, str) else method
+    if isinstance(method, rotary.Rotary):
+        # The last token is never fed.
+        rotary.check_length(method, int(run.lengths.max()) + max_new_tokens - 1)
+    elif isinstance(method, str):
+        method = rotary.parse(method)
     schedule = _Schedule(
         method, config.head_dim, run.lengths, max_new_tokens, rotary_length, refresh_every
     )

@@ -13,9 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Float, Float32, Int
+from numpy.typing import ArrayLike
 
 from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
@@ -100,25 +102,33 @@ class Cache:
 
 
 def init_cache(
-    config: LlamaConfig, batch: int, size: int, rotary=None, *, dtype: str | None = None
+    config: LlamaConfig,
+    batch: int,
+    size: int,
+    rotary: rotary_lib.Method | rotary_lib.Rotary | str | None = None,
+    *,
+    dtype: str | None = None,
 ) -> Cache:
-    """Empty cache.
+    """An empty cache of keys and values.
 
     Args:
-        config: of the model.
+        config: the architecture.
         batch: B.
         size: S, tokens per sequence.
-        rotary: from `rotary.make`; needed by methods that cache more than one copy of a key.
-        dtype: default the model's.
+        rotary: a rotary method, its text or a Rotary; needed by methods that cache more than one
+            copy of a key.
+        dtype: dtype of keys and values; None is that of the activations.
 
     Raises:
-        ValueError: unknown dtype.
+        ValueError: The dtype is unknown, or the method cannot be read.
     """
     dtype = dtype or config.dtype
     if dtype not in DTYPES:
         raise ValueError(unknown_name("cache dtype", str(dtype), DTYPES))
     held = "uint16" if dtype == "bfloat16" else dtype
     shape, H = (config.n_layers, batch, size, config.n_kv_heads), config.head_dim
+    if rotary is not None and not isinstance(rotary, rotary_lib.Rotary):
+        rotary = rotary_lib.make(rotary, head_dim=H, seq_len=size)
     copies = _key_copies(rotary and rotary.score_rule)
     # Two arrays, since each may be donated.
     k, v = _empty((*shape, copies * H), held), _empty((*shape, H), held)
@@ -154,7 +164,8 @@ class Llama(nn.Module):
 
         Args:
             tokens: int32 [B, T].
-            rotary: from `rotary.make`; or stacked, one per row, where positions are [B, T].
+            rotary: a Rotary from `rotary.make`; or stacked, one per row, where positions are
+                [B, T].
             positions: int32 [B, T] or [T]; None counts from the cache's length, and from 0 again
                 at each packed document. Methods with a score rule (remapped positions, ALiBi)
                 take no others.
@@ -163,9 +174,15 @@ class Llama(nn.Module):
                 unknown, the caller has to see to that.
 
         Raises:
-            ValueError: positions or a cache that do not fit the rotary's score rule, a full cache.
+            ValueError: no Rotary, one made for fewer tokens, positions or a cache that do not fit
+                its score rule, a full cache.
         """
         c = self.config
+        if not isinstance(rotary, rotary_lib.Rotary):
+            made = f"rotary.make({rotary!r:.60}, head_dim={c.head_dim}, seq_len=LENGTH)"
+            raise ValueError(f"Llama takes the Rotary of a method, since lengths decide it: {made}")
+        if positions is None and segment_start is None and cache is None:
+            rotary_lib.check_length(rotary, tokens.shape[1])
         _check_rule(c, rotary.score_rule, positions, cache)
         if cache is not None:
             check_cache()
@@ -419,10 +436,21 @@ def logits(
         rotary: a rotary method or its text, made for T tokens; or a Rotary from `rotary.make`.
 
     Raises:
-        ValueError: As `rotary.as_rotary`.
+        ValueError: As `rotary.as_rotary`, or a token id lies outside the vocabulary.
     """
+    check_vocabulary(config, "the input", tokens)
     rot = rotary_lib.as_rotary(rotary, head_dim=config.head_dim, seq_len=tokens.shape[1])
     return _logits(config, params, tokens, rot)
+
+
+def check_vocabulary(config: LlamaConfig, what: str, ids: ArrayLike) -> None:
+    """Raises ValueError if an id lies outside the vocabulary: the model would answer NaN."""
+    if isinstance(ids, Tracer) or not getattr(ids, "is_fully_addressable", True):
+        return  # not known here
+    ids = np.asarray(ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"{what} has token {wrong}, the vocabulary is 0..{config.vocab_size - 1}")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -19,7 +19,7 @@ from longrope_jax.llama import Block, LlamaConfig, RMSNorm
 def query_key_moments(
     config: LlamaConfig,
     params: dict,
-    rotary: rotary_lib.Rotary,
+    rotary: rotary_lib.Method | rotary_lib.Rotary | str,
     tokens: Int[np.ndarray, "windows T"],
     *,
     batch_size: int = 1,
@@ -32,7 +32,8 @@ def query_key_moments(
     Args:
         config: of the model.
         params: of the model.
-        rotary: what the model runs with, normally what it was trained with, made for T tokens.
+        rotary: the rotary method that the model runs with, normally what it was trained with, or
+            its text; or a Rotary made for T tokens.
         tokens: int [windows, T], T at least 2.
         batch_size: windows at a time; on a mesh a multiple of its data and fsdp axes.
 
@@ -45,12 +46,13 @@ def query_key_moments(
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be [windows, T] with T at least 2, got {tokens.shape}")
+    rot = rotary_lib.as_rotary(rotary, head_dim=config.head_dim, seq_len=tokens.shape[1])
     total = np.zeros(())
     for start in range(0, len(tokens), batch_size):
         rows = np.arange(start, start + batch_size)
         weight = (rows < len(tokens)) / len(tokens)  # rows of the last batch may be random
         batch = jnp.asarray(tokens[rows % len(tokens)])
-        found = _batch_moments(config, params, rotary, batch, jnp.asarray(weight, jnp.float32))
+        found = _batch_moments(config, params, rot, batch, jnp.asarray(weight, jnp.float32))
         total = total + np.asarray(found, np.float64)
     return total
 

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
-from longrope_jax.evaluation.perplexity import check_vocabulary, score_tokens
+from longrope_jax.evaluation.perplexity import score_tokens
 
 
 class ContextBins(NamedTuple):
@@ -76,7 +76,7 @@ def nll_by_position(
         raise ValueError(f"samples must be token ids [n, T+1] with n, T at least 1, got {kind}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    check_vocabulary(config, "a sample", tokens)
+    llama.check_vocabulary(config, "a sample", tokens)
     rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=tokens.shape[1] - 1)
     nll = np.empty((len(tokens), tokens.shape[1] - 1), np.float32)
     for start in range(0, len(tokens), batch_size):

@@ -21,19 +21,37 @@ from longrope_jax.sharding import constrain
 from longrope_jax.training.loss import TokenScores, token_scores
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def score_tokens(
     config: llama.LlamaConfig,
     params: dict,
-    rotary: rotary.Rotary,
+    method: rotary.Method | rotary.Rotary | str,
     tokens: Int[AnyArray, "B T1"],
 ) -> TokenScores:
-    """Scores tokens[:, 1:], each given the tokens before it, of int32 `tokens` [B, T+1].
+    """Scores tokens[:, 1:], each given the tokens before it.
 
-    Returns nll in nats, float32 [B, T], and whether the greedy choice was right, bool [B, T].
-    Other parameters or another rotary do not recompile; no [T, V] array is ever held.
+    Other parameters or another rotary do not recompile, and no [T, V] array is ever held.
+
+    Args:
+        config: the architecture.
+        params: the parameters.
+        method: a rotary method or its text, made for T tokens; or a Rotary.
+        tokens: int32 [B, T+1].
+
+    Returns:
+        The loss of each token in nats, float32 [B, T], and whether the greedy choice was right,
+        bool [B, T].
+
+    Raises:
+        ValueError: As `rotary.as_rotary`.
     """
-    hidden, _ = llama.Llama(config).apply({"params": params}, tokens[:, :-1], rotary=rotary)
+    length = np.shape(tokens)[1] - 1
+    rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=length)
+    return _score_tokens(config, params, rot, tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_tokens(config, params, rot, tokens):
+    hidden, _ = llama.Llama(config).apply({"params": params}, tokens[:, :-1], rotary=rot)
     scores = token_scores(config, params, hidden, tokens[:, 1:])
     # Replicated on a mesh, so that every host of several can read its copy.
     return jax.tree.map(lambda x: constrain(x, None, None), scores)
@@ -93,8 +111,8 @@ def perplexity(
     rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=windowing.length)
     documents = [np.asarray(document) for document in documents]
     for i, document in enumerate(documents):
-        check_vocabulary(config, f"document {i}", document)
-    check_vocabulary(config, "bos", [] if bos is None else [bos])
+        llama.check_vocabulary(config, f"document {i}", document)
+    llama.check_vocabulary(config, "bos", [] if bos is None else [bos])
 
     def score(tokens):
         return score_tokens(config, params, rot, tokens).nll
@@ -153,14 +171,6 @@ def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int,
         for row, (i, (start, end, first)) in zip(nll, batch, strict=False):
             origin = start + 1 - len(prefix)  # the token that the first output predicts
             yield i, row[first - origin : end - origin]
-
-
-def check_vocabulary(config: llama.LlamaConfig, what: str, ids: ArrayLike) -> None:
-    """Raises ValueError if an id lies outside the vocabulary: the model would answer NaN."""
-    ids = np.asarray(ids)
-    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(f"{what} has token {wrong}, the vocabulary is 0..{config.vocab_size - 1}")
 
 
 def _check_documents(documents: list[np.ndarray], bos: int | None, batch_size: int) -> None:

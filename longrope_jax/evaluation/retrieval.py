@@ -8,11 +8,16 @@ from longrope_jax import generate, llama
 from longrope_jax.data.tasks import Samples
 from longrope_jax.evaluation.perplexity import score_tokens
 from longrope_jax.evaluation.scoring import rouge_l_scores
-from longrope_jax.rotary import Rotary
+from longrope_jax.rotary import Method, Rotary
 
 
 def teacher_forced(
-    config: llama.LlamaConfig, params, rotary: Rotary, samples: Samples, *, batch: int = 16
+    config: llama.LlamaConfig,
+    params,
+    rotary: Method | Rotary | str,
+    samples: Samples,
+    *,
+    batch: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One pass over the samples with the right answers given.
 
@@ -34,7 +39,7 @@ def teacher_forced(
 def answers(
     config: llama.LlamaConfig,
     params,
-    rotary: Rotary,
+    rotary: Method | Rotary | str,
     samples: Samples,
     *,
     end: np.ndarray,

@@ -36,7 +36,7 @@ _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
     jax.tree_util.register_dataclass,
     data_fields=[
         "hi", "lo", "delta", "amplitude", "log_decay", "centre",
-        "start_hi", "start_lo", "start_count", "logn_length", "mixing",
+        "start_hi", "start_lo", "start_count", "logn_length", "max_length", "mixing",
     ],
     meta_fields=["score_rule"],
 )  # fmt: skip
@@ -58,6 +58,9 @@ class Rotary:
         start_hi, start_lo: uint32 [R], words of the first `start_count` positions.
         start_count: int32 [].
         logn_length: float32 [], tokens; infinity is off.
+        max_length: int32 [], tokens that the frequencies are for: what the Rotary was made for
+            where its method depends on the length, else MAX_POSITION. Longer sequences are an error
+            wherever positions are known, see `check_length`.
         mixing: float32 [2, K, R + 1, P], see `Frequencies`, or None.
         score_rule: static; what attention must be told, or None.
     """
@@ -72,6 +75,7 @@ class Rotary:
     start_lo: jax.Array
     start_count: jax.Array
     logn_length: jax.Array
+    max_length: jax.Array
     mixing: jax.Array | None = None
     score_rule: ScoreRule | None = None
 
@@ -100,11 +104,13 @@ class Phases(NamedTuple):
     key: Phase | HeadPhase | tuple
 
 
-def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary:
+def make(spec: Method | str, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary:
     """The arrays of `spec` for sequences of up to `seq_len` tokens.
 
+    A method whose frequencies do not depend on the length is usable beyond `seq_len`, too.
+
     Args:
-        spec: a rotary method.
+        spec: a rotary method, or its text as `parse` reads it.
         head_dim: H, even.
         seq_len: tokens; a sequence of lengths gives leaves stacked on a new first axis.
 
@@ -112,6 +118,7 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
         ValueError: no method, a length that is not whole, out of range for positions, or too long
             for xPos in float32.
     """
+    spec = parse(spec) if isinstance(spec, str) else spec
     if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
         raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
     if isinstance(seq_len, Sequence | np.ndarray):
@@ -119,29 +126,72 @@ def make(spec: Method, *, head_dim: int, seq_len: int | Sequence[int]) -> Rotary
             raise ValueError(f"seq_len must be a whole number of tokens, got {seq_len!r}")
         return stack_rotaries([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)
-    return from_frequencies(spec.frequencies(head_dim=head_dim, seq_len=seq_len), seq_len=seq_len)
+    f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
+    rot = from_frequencies(f, seq_len=seq_len)
+    if _depends_on_length(spec, f, head_dim):
+        return rot
+    return dataclasses.replace(rot, max_length=jnp.int32(MAX_POSITION))
+
+
+def _depends_on_length(spec: Method, f: Frequencies, head_dim: int) -> bool:
+    """Whether longer sequences than those of `f` have other frequencies or, in xPos, gains."""
+    if f.log_decay.any():
+        return True
+    try:
+        return not f.equals(spec.frequencies(head_dim=head_dim, seq_len=MAX_POSITION))
+    except ValueError:  # the method is not defined so far
+        return True
 
 
 def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> Rotary:
     """The Rotary that a function of `seq_len` tokens needs, whatever it was given.
 
     Args:
-        method: a rotary method or its text, which is made for `seq_len` tokens; or a Rotary from
-            `make`, which stays as it is.
+        method: a rotary method or its text, which is made for `seq_len` tokens; or a Rotary, which
+            stays as it is.
         head_dim: H, even.
         seq_len: tokens.
 
     Raises:
-        ValueError: As `make`, or text that cannot be read.
+        ValueError: As `make`, or a Rotary that was made for fewer tokens, see `check_length`.
     """
-    if isinstance(method, Rotary):
-        return method
-    spec = parse(method) if isinstance(method, str) else method
-    return make(spec, head_dim=head_dim, seq_len=seq_len)
+    if not isinstance(method, Rotary):
+        return make(method, head_dim=head_dim, seq_len=seq_len)
+    check_length(method, seq_len)
+    return method
+
+
+def check_length(rotary: Rotary, length: int) -> None:
+    """Checks that sequences of `length` tokens are not longer than a Rotary's frequencies are for.
+
+    Under `jit` a Rotary that is an argument has no known numbers and is not checked: check it
+    where the program is called.
+
+    Raises:
+        ValueError: The method depends on the length, and the Rotary was made for fewer tokens.
+    """
+    if _is_known(rotary.max_length):
+        _compare_lengths(int(np.asarray(rotary.max_length).min()), length)
+
+
+def _is_known(x) -> bool:
+    """Whether the numbers of an array are at hand: not under jit, nor on another host."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def _compare_lengths(made_for: int, length: int) -> None:
+    if length > made_for:
+        raise ValueError(
+            f"this Rotary was made for {made_for} tokens and its method depends on the length, so "
+            f"{length} tokens need another: rotary.make(method, head_dim=..., seq_len={length})"
+        )
 
 
 def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
-    """As `make`, from frequencies that are already computed (e.g. after `rescale`)."""
+    """As `make`, from frequencies that are already computed (e.g. after `rescale`).
+
+    Sequences longer than `seq_len` are refused, since nothing says what their frequencies are.
+    """
     if not 0 < seq_len <= MAX_POSITION:
         raise ValueError(f"seq_len must be between 1 and {MAX_POSITION}, got {seq_len}")
     centre = seq_len // 2
@@ -162,6 +212,7 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
         start_lo=jnp.asarray(start_lo),
         start_count=jnp.int32(f.start_count),
         logn_length=jnp.float32(f.logn_length),
+        max_length=jnp.int32(seq_len),
         mixing=None if f.mixing is None else jnp.asarray(f.mixing, jnp.float32),
         score_rule=f.score_rule,
     )
@@ -223,10 +274,13 @@ def phases(rotary: Rotary, positions: Num[AnyArray, "..."], *, precision: str = 
         Query and key (cos, sin), float32 [..., T, R]; tuples of them under a score rule.
 
     Raises:
-        ValueError: concrete positions out of range, positions in 16 bits or not whole under a
-            score rule, unknown precision, another number of stacked rotaries than of rows.
+        ValueError: concrete positions out of range or beyond what the Rotary was made for,
+            positions in 16 bits or not whole under a score rule, unknown precision, another number
+            of stacked rotaries than of rows.
     """
-    _check_positions(positions)
+    if not isinstance(rotary, Rotary):
+        raise ValueError(f"phases takes a Rotary, got {rotary!r:.80}: rotary.make makes it")
+    _check_positions(rotary, positions)
     if jnp.ndim(rotary.amplitude):
         rows = len(rotary.amplitude)
         if jnp.ndim(positions) < 2 or len(positions) != rows:
@@ -293,15 +347,20 @@ def _scaled(phase: Phase | HeadPhase, gain: jax.Array) -> Phase | HeadPhase:
     return type(phase)(phase.cos * gain, phase.sin * gain)
 
 
-def _check_positions(positions) -> None:
+def _check_positions(rotary: Rotary, positions) -> None:
     dtype = jnp.result_type(positions)
     if dtype in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"positions in {dtype} are rounded beyond 256 or 2048: take int32")
-    if isinstance(positions, Tracer) or np.size(positions) == 0:
+    if not _is_known(positions) or np.size(positions) == 0:
         return
     low, high = np.min(positions).item(), np.max(positions).item()  # int8 < 2^24 would wrap
     if not (low >= 0 and high < MAX_POSITION):  # so written, NaN is refused too
         raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
+    if np.ndim(rotary.max_length) and _is_known(rotary.max_length):
+        for made_for, row in zip(np.asarray(rotary.max_length), positions, strict=False):
+            _compare_lengths(int(made_for), math.floor(np.max(row)) + 1)
+    else:
+        check_length(rotary, math.floor(high) + 1)
 
 
 def _exact_angle(rotary: Rotary, position: jax.Array) -> jax.Array:

@@ -99,11 +99,16 @@ class Objective:
     def _batch(self):
         return sharding.shard_batch(self.mesh, (self.tokens, self.weights))
 
+    def _rotary(self, individual: Individual) -> rotary.Rotary:
+        rot = self.target.rotary(individual)
+        rotary.check_length(rot, self.tokens.shape[1] - 1)
+        return rot
+
     def fitness(self, individuals: Sequence[Individual]) -> np.ndarray:
         """Loss of each, float64 [P] on the host."""
         found = []
         for start in range(0, len(individuals), self.group):
-            part = [self.target.rotary(i) for i in individuals[start : start + self.group]]
+            part = [self._rotary(i) for i in individuals[start : start + self.group]]
             stacked = rotary.stack_rotaries(part + part[-1:] * (self.group - len(part)))
             with jax.set_mesh(self.mesh):
                 nll = population_nll(
@@ -122,7 +127,7 @@ class Objective:
             raise ValueError("a gradient needs start_count 0: start tokens keep their frequencies")
         with jax.set_mesh(self.mesh):
             loss, slope = nll_and_slope(
-                self.config, self.params, self.target.rotary(individual), *self._batch
+                self.config, self.params, self._rotary(individual), *self._batch
             )
         return float(loss), np.asarray(slope, np.float64)
 

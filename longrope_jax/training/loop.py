@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from longrope_jax import sharding
-from longrope_jax.rotary import Rotary
+from longrope_jax.rotary import Rotary, check_length
 from longrope_jax.rotary import positions as position_transforms
 from longrope_jax.training.checkpoints import RunCheckpoints
 from longrope_jax.training.metrics import MetricsLog
@@ -73,13 +73,16 @@ def fit(
             Its buffers are donated.
         train_step: from `step.make_train_step`.
         data: iterator over batches {name: [accumulation * B, ...]}.
-        rotary: the method, as arrays.
+        rotary: the method, as arrays made for the longest position.
         loop: how far and how often.
         mesh: where the batches go.
         directory: of the run: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
         on_step: called as (step, tokens of the step) for progress.
         hooks: by step, called with the state after that step and before its checkpoint is
             written, so a hook that was cut off runs again.
+
+    Raises:
+        ValueError: A batch has positions beyond what the Rotary was made for.
     """
     directory, hooks = Path(directory), hooks or {}
     with RunCheckpoints(directory / "checkpoints") as checkpoints:
@@ -96,6 +99,7 @@ def fit(
             batch = next(data)
             if draw:
                 batch = batch | {"positions": draw(step, batch["segment_start"])}
+            check_length(rotary, _longest(batch))
             batch = _microbatches(batch, loop.accumulation, mesh)
             state, metrics = train_step(state, rotary, batch)
             step += 1
@@ -121,6 +125,14 @@ def fit(
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _longest(batch: dict) -> int:
+    """One more than the highest position of a batch."""
+    positions, starts = batch.get("positions"), batch["segment_start"]
+    if positions is None:
+        positions = np.arange(starts.shape[-1]) - starts
+    return int(np.max(positions)) + 1
 
 
 def _position_draw(loop: LoopConfig) -> Callable[[int, np.ndarray], np.ndarray]:
