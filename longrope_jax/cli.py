@@ -20,6 +20,11 @@ COMMANDS = {
     "diff": ("longrope_jax.commands.diff", "where two rotary methods or configs differ"),
     "inspect": ("longrope_jax.commands.inspect", "what a checkpoint holds, without loading it"),
     "generate": ("longrope_jax.commands.generate", "continue a text with a checkpoint"),
+    "evaluate": (
+        "longrope_jax.commands.evaluate",
+        "perplexity and loss by position on your own text, under one or several methods",
+    ),
+    "convert": ("longrope_jax.commands.convert", "write it as another format, or another method"),
     "fits": ("longrope_jax.aot.command", "does a model fit a TPU slice that need not be there"),
 }
 _HELP = """usage: longrope COMMAND ...

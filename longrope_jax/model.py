@@ -296,14 +296,12 @@ class Model:
             format: "hf" for a Hugging Face folder or "gguf" for a file; None is "gguf" where the
                 path ends in .gguf, else "hf".
             dtype: dtype of the tensors in the file; None is that of the parameters.
-            context_length: tokens to declare; None is the longer of `trained_length` and what the
-                method reaches, its original_length times its factor.
+            context_length: tokens to declare; None is `declared_length`.
 
         Raises:
             ValueError: The format lacks the method, the tokenizer or the dtype, or something is at
                 the path already.
         """
-        format = format or ("gguf" if Path(path).suffix == ".gguf" else "hf")
         weights.save(
             path,
             self.config,
@@ -311,12 +309,16 @@ class Model:
             self.method,
             self.tokenizer,
             special_tokens=self.special_tokens,
-            format=format,
+            format=format or format_of(path),
             dtype=dtype,
-            context_length=context_length or self._declared_length(),
+            context_length=context_length or self.declared_length(),
         )
 
-    def _declared_length(self) -> int | None:
+    def declared_length(self) -> int | None:
+        """Tokens that `save` declares: the longer of `trained_length` and what the method reaches.
+
+        A method reaches its original_length times its factor. None where neither is known.
+        """
         reached = (getattr(self.method, "original_length", None) or 0) * getattr(
             self.method, "factor", 1
         )
@@ -409,6 +411,11 @@ def open_model(source: str | Path) -> Model:
     """
     folder = runs.checkpoints_folder(source)
     return _of_run(folder) if folder else _of_foreign(weights.open_checkpoint(source))
+
+
+def format_of(path: str | Path) -> str:
+    """The format that `Model.save` writes to a path: "gguf" where it ends in .gguf, else "hf"."""
+    return "gguf" if Path(path).suffix == ".gguf" else "hf"
 
 
 def _of_foreign(found) -> Model:

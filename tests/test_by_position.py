@@ -77,7 +77,7 @@ def test_blocks_bins_and_prefixes_are_plain_means(T, data):
 @pytest.mark.parametrize("bos", [None, 9])
 def test_whole_windows_are_the_documents_in_order_without_what_is_left(bos):
     found = whole_windows([np.arange(7), np.arange(2), np.arange(10, 16)], 2, bos=bos)
-    each = {None: [[0, 1, 2], [3, 4, 5], [10, 11, 12], [13, 14, 15]]}
+    each = {None: [[0, 1, 2], [2, 3, 4], [4, 5, 6], [10, 11, 12], [12, 13, 14]]}
     each[9] = [[9, a, a + 1] for a in (0, 2, 4, 0, 10, 12, 14)]
     np.testing.assert_array_equal(found, each[bos])
 

@@ -87,8 +87,16 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepared(header: Model, rotary: str | None, tokenizer: str | None) -> Model:
+def prepared(
+    header: Model, rotary: str | None, tokenizer: str | None, *, required: bool = True
+) -> Model:
     """A model without parameters under the method and with the tokenizer that are asked for.
+
+    Args:
+        header: from `open_model`.
+        rotary: text of a method, or None for the checkpoint's own.
+        tokenizer: file of a tokenizer, or None for the checkpoint's own.
+        required: whether there must be a tokenizer.
 
     Raises:
         ValueError: The method or the tokenizer cannot be read, or the tokenizer is another model's.
@@ -100,7 +108,7 @@ def prepared(header: Model, rotary: str | None, tokenizer: str | None) -> Model:
         tell(header.notes[-1])
     if tokenizer is not None:
         header = dataclasses.replace(header, tokenizer=tokenizers.load(tokenizer))
-    if header.tokenizer is None:
+    if required and header.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer: give --tokenizer FILE")
     size = header.config.vocab_size
     if tokenizer is not None and header.tokenizer.vocab_size > size:
