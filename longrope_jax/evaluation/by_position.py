@@ -28,7 +28,8 @@ def whole_windows(
 ) -> np.ndarray:
     """Documents cut into windows that predict `length` tokens each, int [n, length + 1].
 
-    Windows of a document do not overlap, and what does not fill one is left out.
+    They are the windows of `windowing.OnePass` that are whole: each token but a document's last
+    few is predicted once.
 
     Args:
         documents: token ids [T] of each, without BOS if `bos` is given.
@@ -41,19 +42,20 @@ def whole_windows(
     if length < 1:
         raise ValueError(f"length must be at least 1 token, got {length}")
     size = length + (bos is None)
-    rows = []
-    for document in map(np.asarray, documents):
-        count = len(document) // size
-        windows = document[: count * size].reshape(count, size)
-        rows.append(windows if bos is None else np.insert(windows, 0, bos, axis=1))
-    found = np.concatenate(rows) if rows else np.zeros((0, size), np.int32)
+    found = np.array(
+        [
+            document[start : start + size]
+            for document in map(np.asarray, documents)
+            for start in range(0, len(document) - size + 1, length)
+        ]
+    )
     if not len(found):
         longest = max((np.size(document) for document in documents), default=0)
         raise ValueError(
             f"no document fills a window of {size} tokens, the longest has {longest}: take a "
             "smaller length"
         )
-    return found
+    return found if bos is None else np.insert(found, 0, bos, axis=1)
 
 
 def nll_by_position(
