@@ -270,7 +270,7 @@ def test_memory_of_scoring_does_not_hold_logits_of_the_whole_window():
     [
         (lambda: Sliding(8, 9), r"stride must lie in 1\.\.8 .*got 9"),
         (lambda: Sliding(8, 0), r"stride must lie in 1\.\.8 .*got 0"),
-        (lambda: OnePass(0), "at least 1 token, got length 0"),
+        (lambda: OnePass(0), "length must be at least 1 token, got 0"),
         (lambda: score_windows(0, OnePass(8), bos=True), "the document is empty"),
         (lambda: score_windows(1, OnePass(8), bos=False), "1 token and nothing .* BOS"),
         (lambda: evaluate([[]], bos=1), "document 0 is empty"),

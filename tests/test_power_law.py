@@ -126,7 +126,7 @@ def test_documents_without_noise_leave_no_width():
         ([1, 2, 4, 8], [3, 2, 1, np.nan], "losses must be positive"),
         ([0, 2, 4, 8], [3, 2, 1, 0.5], "lengths must be positive"),
         ([1, 2, 4, np.inf], [3, 2, 1, 0.5], "lengths must be positive.*inf"),
-        ([1, 2, 4, 8], [1, 2, 3, 4], "don't fall"),
+        ([1, 2, 4, 8], [1, 2, 3, 4], "do not fall"),
     ],
 )
 def test_bad_input_is_named(lengths, losses, message):

@@ -388,7 +388,7 @@ def test_phases_stay_exact_along_a_descent(objective):
 
 
 def test_what_cannot_be_searched_is_refused(objective):
-    with pytest.raises(ValueError, match="above 1, got 1"):
+    with pytest.raises(ValueError, match="above 1 for a search, got 1"):
         Target(1e4, 64, 256, 1)
     with pytest.raises(ValueError, match="head_dim must be at least 4 for a search, got 2"):
         Target(1e4, 2, 256, 2)

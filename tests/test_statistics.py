@@ -293,5 +293,5 @@ def test_unpaired_arrays_and_impossible_power_are_refused():
         paired_difference(np.zeros((2, 4)), np.zeros((1, 4)), [0, 0, 1, 1])
     with pytest.raises(ValueError, match="gap > 0"):
         power_needed(np.zeros((2, 4)), np.zeros((2, 4)), [0, 0, 1, 1], gap=0)
-    with pytest.raises(ValueError, match="power_needed takes"):
+    with pytest.raises(ValueError, match="a and b must be"):
         power_needed(np.zeros((2, 4, 3)), np.zeros((2, 4, 3)), [0, 0, 1, 1])

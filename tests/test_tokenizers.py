@@ -147,7 +147,7 @@ def test_a_folder_with_a_tokenizer_json_may_be_named(json_file):
 
 
 def test_an_unknown_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected 'bytes' or a"):
+    with pytest.raises(ValueError, match="expected 'bytes' or the path"):
         tokenizers.load("byts")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"not a readable tokenizer\.json"):

@@ -1,1 +1,1 @@
-"""Perplexity, loss by position, retrieval tasks, scoring and the statistics of their claims."""
+"""Models are measured by perplexity, loss by position and retrieval, with their statistics."""

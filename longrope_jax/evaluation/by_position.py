@@ -1,4 +1,4 @@
-"""Loss by position in the context: whole windows, curves, blocks, and bins for the power law.
+"""Loss is measured by position in the context, as curves, blocks, and bins for the power law.
 
 Column t of `nll` [n, T] is the loss of a token that sees t + 1 tokens before it (BOS included).
 Means are host float64, one row per sample, ready for `statistics` and `power_law.bootstrap_fit`.
@@ -17,7 +17,12 @@ from longrope_jax.evaluation.windowing import Sliding, score_windows
 
 
 class ContextBins(NamedTuple):
-    """Geometric mean context of each bin in tokens, float64 [bins]; mean nll, float64 [n, bins]."""
+    """ContextBins hold mean losses over bins of context length.
+
+    Attributes:
+        lengths: geometric mean context of each bin in tokens, float64 [bins].
+        nll: mean loss of each sample and bin in nats, float64 [n, bins].
+    """
 
     lengths: np.ndarray
     nll: np.ndarray
@@ -26,15 +31,15 @@ class ContextBins(NamedTuple):
 def whole_windows(
     documents: Sequence[ArrayLike], length: int, *, bos: int | None = None
 ) -> np.ndarray:
-    """Documents cut into windows that predict `length` tokens each, int [n, length + 1].
+    """Cuts documents into windows int [n, length + 1] that predict `length` tokens each.
 
-    They are the windows of `windowing.OnePass` that are whole: each token but a document's last
-    few is predicted once.
+    They are the full windows of `windowing.OnePass`: each token except the last few of a document
+    is predicted once.
 
     Args:
-        documents: token ids [T] of each, without BOS if `bos` is given.
+        documents: token ids [T] of each document, without BOS if `bos` is given.
         length: tokens that a window predicts.
-        bos: token put before every window.
+        bos: id of a token put before every window, or None.
 
     Raises:
         ValueError: `length` is below 1, or no document fills a window.
@@ -66,17 +71,24 @@ def nll_by_position(
     *,
     batch_size: int = 8,
 ) -> Float32[np.ndarray, "n T"]:
-    """Loss in nats, float32 [n, T] on the host, of samples `tokens` [n, T+1].
+    """Returns the loss of each token in nats, float32 [n, T] on the host.
 
-    `method` is a rotary method or its text, made for T tokens, or a Rotary. Samples
-    (memory-mapped or not) go through in batches of one shape. ValueError: not [n, T+1] integers
-    with n, T >= 1, or ids that aren't in the vocabulary.
+    Args:
+        config: the architecture.
+        params: the parameters.
+        method: a rotary method or its text, made for T tokens; or a Rotary.
+        tokens: samples of token ids [n, T+1], memory-mapped or not.
+        batch_size: samples per batch; all batches have one shape.
+
+    Raises:
+        ValueError: `tokens` is not [n, T+1] integers with n and T at least 1, an id lies outside
+            the vocabulary, or `batch_size` is below 1.
     """
     tokens = np.asarray(tokens)
     integers = np.issubdtype(tokens.dtype, np.integer)
     if tokens.ndim != 2 or not integers or len(tokens) < 1 or tokens.shape[1] < 2:
         kind = f"{tokens.dtype} {tokens.shape}"
-        raise ValueError(f"samples must be token ids [n, T+1] with n, T at least 1, got {kind}")
+        raise ValueError(f"tokens must be token ids [n, T+1] with n, T at least 1, got {kind}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     llama.check_vocabulary(config, "a sample", tokens)
@@ -100,24 +112,28 @@ def cropped_nll(
     stride: int | None = None,
     batch_size: int = 8,
 ) -> np.ndarray:
-    """Loss in nats, float32 [n, T], of a model that reads no more than the last `length` tokens.
+    """Returns the loss of a model that reads at most the last `length` tokens.
 
-    This is what a context can be had for without extending it, and so what an extension is compared
-    with. A window of `length` tokens begins every `stride` tokens, behind the sample's own first
-    token, and scores what no window before it has scored: a prediction sees at least
-    `length - stride` tokens, as far as there are so many.
+    An extension of the context is compared with this loss, which needs no extension. A window of
+    `length` tokens begins every `stride` tokens and scores the tokens that no earlier window has
+    scored, so a prediction sees at least `length - stride` tokens unless fewer precede it.
 
     Args:
-        config: of the model.
-        params: of the model.
+        config: the architecture.
+        params: the parameters.
         method: the rotary method or its text, made for `length` tokens.
-        tokens: samples [n, T+1]; the first token of each begins every window.
+        tokens: samples of token ids [n, T+1]; the first token of a sample begins each of its
+            windows.
         length: tokens that the model reads.
-        stride: tokens between two windows; None is an eighth of `length`.
+        stride: tokens between the starts of two windows; None is an eighth of `length`.
         batch_size: windows per step.
 
+    Returns:
+        The loss of each token in nats, float32 [n, T].
+
     Raises:
-        ValueError: a length or stride below 1, or what `nll_by_position` refuses.
+        ValueError: `length` or `stride` is below 1, `stride` is above `length`, or
+            `nll_by_position` refuses the samples.
     """
     tokens = np.asarray(tokens)
     layout = score_windows(
@@ -125,7 +141,7 @@ def cropped_nll(
     )
     nll = np.empty((len(tokens), tokens.shape[1] - 1), np.float32)
     for start, end, first in layout:
-        # The last window may be short: what pads it is to the right, where no prediction looks.
+        # The last window may be short; no prediction sees the padding on its right.
         rows = np.zeros((len(tokens), length + 1), tokens.dtype)
         rows[:, 0], rows[:, 1 : end - start + 1] = tokens[:, 0], tokens[:, start + 1 : end + 1]
         found = nll_by_position(config, params, method, rows, batch_size=batch_size)
@@ -134,10 +150,13 @@ def cropped_nll(
 
 
 def position_blocks(nll: ArrayLike, block: int) -> Float64[np.ndarray, "n blocks"]:
-    """Means over blocks of `block` positions, [n, ceil(T/block)]; the last may be shorter.
+    """Returns means over blocks of `block` positions, [n, ceil(T/block)].
 
-    Figure 9a of Llama 2 Long: 32,768 positions in blocks of 500 are 66 points. ValueError: block
-    outside 1..T.
+    The last block may be shorter. Figure 9a of Llama 2 Long has 66 points, 32,768 positions in
+    blocks of 500.
+
+    Raises:
+        ValueError: `block` lies outside 1..T.
     """
     nll = _curves(nll)
     T = nll.shape[1]
@@ -147,11 +166,14 @@ def position_blocks(nll: ArrayLike, block: int) -> Float64[np.ndarray, "n blocks
 
 
 def context_bins(nll: ArrayLike, edges: Sequence[int]) -> ContextBins:
-    """Means over bins of context length: bin i holds edges[i] <= c < edges[i+1], for c in 1..T.
+    """Returns means over bins of context length, the points of the power law.
 
-    Points for the power law (Llama 2 Long, Figure 1, which doesn't say what c is: here, how many
-    tokens a prediction sees). Log-spaced edges: np.unique(np.geomspace(1, T + 1, k).astype(int)).
-    ValueError: fewer than 2 edges, or edges that don't rise within 1..T+1.
+    Bin i holds the positions with edges[i] <= c < edges[i+1]. Figure 1 of Llama 2 Long does not say
+    what c is; here it is the number of tokens that a prediction sees, from 1 to T. Log-spaced edges
+    are np.unique(np.geomspace(1, T + 1, k).astype(int)).
+
+    Raises:
+        ValueError: there are fewer than 2 edges, or they do not rise within 1..T+1.
     """
     nll, ends = _curves(nll), np.asarray(edges)
     T = nll.shape[1]
@@ -173,5 +195,5 @@ def _segment_means(nll: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _curves(nll: ArrayLike) -> np.ndarray:
     nll = np.asarray(nll)
     if nll.ndim != 2 or not nll.size:
-        raise ValueError(f"losses by position must be [n, T], got shape {nll.shape}")
+        raise ValueError(f"nll by position must be [n, T], got shape {nll.shape}")
     return nll

@@ -1,7 +1,8 @@
-"""Perplexity of whole documents: one pass or sliding windows, token-weighted, memory bounded.
+"""Perplexity of whole documents is token-weighted over one-pass or sliding windows.
 
-The sums take any scoring function; the model enters only in `score_tokens`, compiled once per
-(config, shape). Dimensions: B batch, T predictions per window, V vocabulary.
+Memory is bounded by the batch of windows. The sums take any scoring function; only `score_tokens`
+runs the model, compiled once per (config, shape). Dimensions: B batch, T predictions per window,
+V vocabulary.
 """
 
 import functools
@@ -42,7 +43,8 @@ def score_tokens(
         bool [B, T].
 
     Raises:
-        ValueError: As `rotary.as_rotary`.
+        ValueError: the text of a method cannot be read, or the method or Rotary does not fit the
+            head or T tokens.
     """
     length = np.shape(tokens)[1] - 1
     rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=length)
@@ -59,19 +61,21 @@ def _score_tokens(config, params, rot, tokens):
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """Perplexity and what it was computed from.
+    """A PerplexityResult holds a perplexity and the sums that it was computed from.
+
+    For an interval, give `statistics.cluster_bootstrap` the values
+    `document_nll / document_tokens` with the weights `document_tokens`.
 
     Attributes:
-        windowing: name of the windowing; perplexities of different windowings don't compare.
-        nll: mean over all scored tokens, nats.
+        windowing: name of the windowing; perplexities of different windowings are not comparable.
+        nll: mean loss of all scored tokens in nats.
         perplexity: exp(nll).
-        window_mean_perplexity: exp of the unweighted mean of the windows' means, the number of
-            YaRN's and LongRoPE's scripts: a full first window weighs as much as a short last one.
-        tokens: scored.
-        windows: scored.
-        document_nll: float64 [n_docs], sums in nats.
-        document_tokens: int64 [n_docs], scored; with document_nll / document_tokens the weights
-            and values for `statistics.cluster_bootstrap`.
+        window_mean_perplexity: exp of the unweighted mean of the windows' means, which YaRN's and
+            LongRoPE's scripts print: a full first window weighs as much as a short last one.
+        tokens: number of scored tokens.
+        windows: number of scored windows.
+        document_nll: float64 [n_docs], summed loss of each document in nats.
+        document_tokens: int64 [n_docs], number of scored tokens of each document.
     """
 
     windowing: str
@@ -94,19 +98,21 @@ def perplexity(
     bos: int | None = None,
     batch_size: int = 8,
 ) -> PerplexityResult:
-    """Perplexity of `documents` (1-D arrays of token ids, without BOS if `bos` is given).
+    """Returns the perplexity of documents.
 
     Args:
-        config: of the model.
-        params: of the model.
+        config: the architecture.
+        params: the parameters.
         method: a rotary method or its text, made for windowing.length tokens; or a Rotary.
-        documents: of any length, memory-mapped or not.
+        documents: 1-D arrays of token ids of any length, memory-mapped or not; without BOS if `bos`
+            is given.
         windowing: `windowing.OnePass` or `windowing.Sliding`; its length fixes the compiled shape.
-        bos: token put before every window.
+        bos: id of a token put before every window, or None.
         batch_size: windows per step, which with the length fixes the memory.
 
     Raises:
-        ValueError: no documents, one without a token to score, ids that aren't in the vocabulary.
+        ValueError: there is no document, one has no token to score, an id lies outside the
+            vocabulary, or the method does not fit.
     """
     rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=windowing.length)
     documents = [np.asarray(document) for document in documents]
@@ -128,9 +134,19 @@ def perplexity_from(
     bos: int | None = None,
     batch_size: int = 8,
 ) -> PerplexityResult:
-    """As `perplexity`, from any `score`: int32 tokens [batch_size, length+1] to nll [.., length].
+    """Returns the perplexity of documents under any scoring function.
 
-    Batches all have that shape; short windows are padded on the right with zeros.
+    Args:
+        score: returns the loss in nats [batch_size, length] of tokens[:, 1:] for int32 tokens
+            [batch_size, length + 1]; short windows are padded on the right with zeros.
+        documents: 1-D arrays of token ids; without BOS if `bos` is given.
+        windowing: `windowing.OnePass` or `windowing.Sliding`.
+        bos: id of a token put before every window, or None.
+        batch_size: windows per call of `score`.
+
+    Raises:
+        ValueError: there is no document, one has no token to score or is not a 1-D array of ids, or
+            `batch_size` is below 1.
     """
     documents = [np.asarray(document) for document in documents]
     _check_documents(documents, bos, batch_size)
@@ -155,7 +171,7 @@ def perplexity_from(
 
 
 def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int, np.ndarray]]:
-    """Each window's document and the float64 nll of the tokens that it scores."""
+    """Yields the document's index and the float64 nll of the scored tokens, for each window."""
     prefix = [] if bos is None else [bos]
     layout = (
         (i, window)
@@ -163,13 +179,13 @@ def _scored(score, documents, windowing, bos, batch_size) -> Iterator[tuple[int,
         for window in score_windows(len(document), windowing, bos=bos is not None)
     )
     while batch := list(itertools.islice(layout, batch_size)):
-        # Causal models never see the padding on the right, and its scores are not read.
+        # Causal models never see padding on the right, and the scores of padding are not read.
         tokens = np.zeros((batch_size, windowing.length + 1), np.int32)
         for row, (i, (start, end, _)) in zip(tokens, batch, strict=False):
             row[: len(prefix) + end - start] = np.concatenate([prefix, documents[i][start:end]])
         nll = np.asarray(score(tokens), np.float64)
         for row, (i, (start, end, first)) in zip(nll, batch, strict=False):
-            origin = start + 1 - len(prefix)  # the token that the first output predicts
+            origin = start + 1 - len(prefix)  # index of the token that the first output predicts
             yield i, row[first - origin : end - origin]
 
 
@@ -177,7 +193,7 @@ def _check_documents(documents: list[np.ndarray], bos: int | None, batch_size: i
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not documents:
-        raise ValueError("perplexity needs at least 1 document, got none")
+        raise ValueError("documents must hold at least 1 document, got none")
     for i, document in enumerate(documents):
         check_scorable(f"document {i}", document.size, bos is not None)
         if document.ndim != 1 or not np.issubdtype(document.dtype, np.integer):
@@ -186,5 +202,5 @@ def _check_documents(documents: list[np.ndarray], bos: int | None, batch_size: i
 
 
 def _exp(nll: float) -> float:
-    with np.errstate(over="ignore"):  # infinity is the answer for an untrained or broken model
+    with np.errstate(over="ignore"):  # an untrained or broken model has infinite perplexity
         return float(np.exp(nll))

@@ -1,4 +1,7 @@
-"""The context-length power law L(c) = (alpha/c)^beta + gamma (Llama 2 Long, eq. 1 and Figure 1)."""
+"""The power law L(c) = (alpha/c)^beta + gamma is fitted to loss over context length.
+
+It is equation 1 of Llama 2 Long, with Figure 1.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,26 +17,36 @@ from longrope_jax.evaluation.statistics import (
     stretched_interval,
 )
 
-# Shares of the lowest loss tried as gamma: the sum of squares can have more than one minimum.
+# The fit starts from these shares of the lowest loss as gamma, because the sum of squares can have
+# more than one minimum.
 STARTS = (0.05, 0.5, 0.9, 0.99, 0.9999)
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """L(c) = (alpha/c)^beta + gamma: alpha in tokens, gamma (the irreducible loss) in nats."""
+    """A PowerLaw is L(c) = (alpha/c)^beta + gamma, the loss at a context of c tokens.
+
+    Attributes:
+        alpha: scale of the context in tokens.
+        beta: exponent, dimensionless.
+        gamma: irreducible loss in nats.
+    """
 
     alpha: float
     beta: float
     gamma: float
 
     def __call__(self, lengths: ArrayLike) -> np.ndarray:
-        """Loss in nats at context `lengths` in tokens, of the same shape."""
+        """Returns the loss in nats at context `lengths` in tokens, of the same shape."""
         return (self.alpha / np.asarray(lengths, np.float64)) ** self.beta + self.gamma
 
 
 @dataclass(frozen=True)
 class PowerLawIntervals:
-    """Intervals of the three parameters; they are strongly correlated, so don't combine ends."""
+    """PowerLawIntervals hold intervals of the three parameters, each on its own.
+
+    The parameters are strongly correlated, so ends of different intervals do not go together.
+    """
 
     alpha: Interval
     beta: Interval
@@ -41,11 +54,14 @@ class PowerLawIntervals:
 
 
 def fit(lengths: ArrayLike, losses: ArrayLike) -> PowerLaw:
-    """Fit the law to `losses` [C] nats at `lengths` [C] tokens by least squares in log L.
+    """Fits the law to `losses` [C] in nats at `lengths` [C] in tokens by least squares in log L.
 
-    The paper names no fitting method; this one, on the points of its Figure 1, gives its triples
-    back to a few percent. ValueError: fewer than 4 different lengths, shapes that differ, a length
-    or loss that isn't positive and finite, losses that don't fall with length.
+    The paper does not say how it fits; on the points of its Figure 1 this method gives the paper's
+    parameters to a few percent.
+
+    Raises:
+        ValueError: there are fewer than 4 different lengths, the shapes differ, a length or loss is
+            not positive and finite, or losses do not fall with length.
     """
     lengths, losses = np.asarray(lengths, np.float64), np.asarray(losses, np.float64)
     _check(lengths, losses)
@@ -65,11 +81,23 @@ def bootstrap_fit(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> PowerLawIntervals:
-    """Intervals of alpha, beta, gamma from `losses_by_document` [n, C] in nats, clusters [n].
+    """Returns intervals of alpha, beta and gamma by resampling whole documents.
 
-    Whole documents are resampled and the law refitted to each mean curve, from the full fit.
-    Percentiles of the logarithms, stretched as in `cluster_bootstrap`, so limits stay positive.
-    Errors as in `fit` and `cluster_bootstrap`.
+    The law is fitted again to each resampled mean curve, starting from the fit to all documents.
+    Limits are percentiles of the logarithms, stretched as in `cluster_bootstrap`, so they stay
+    positive.
+
+    Args:
+        lengths: context [C] in tokens.
+        losses_by_document: losses [n, C] in nats.
+        clusters: the document [n] of each row of losses.
+        weights: token counts [n]; None is 1 each.
+        n_resamples: number of resamples.
+        confidence: probability that an interval covers its parameter.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: `fit` or `cluster_bootstrap` refuses the data.
     """
     mean = cluster_bootstrap(losses_by_document, clusters, weights=weights, n_resamples=1).estimate
     law = fit(lengths, mean)
@@ -82,13 +110,13 @@ def bootstrap_fit(
     logs = stretched_interval(
         _log_triple(start, x), draws, len(np.unique(np.asarray(clusters))) - 1, confidence
     )
-    with np.errstate(over="ignore"):  # an end at infinity says that the data do not bound it
+    with np.errstate(over="ignore"):  # an infinite limit means that the data give no bound
         ends = np.exp(np.stack([logs.estimate, logs.low, logs.high]))
     return PowerLawIntervals(*(Interval(*map(float, column)) for column in ends.T))
 
 
 def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
-    """Minimise over (log excess at the middle length, log beta, log gamma): all free of sign."""
+    """Minimises over (log excess at the middle length, log beta, log gamma), all of any sign."""
     centred = x - x.mean()
 
     def model(free):
@@ -105,7 +133,7 @@ def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
     return least_squares(
         lambda free: model(free)[1] - y,
         start,
-        # Its type stub knows the names of finite differences alone.
+        # The type stub allows only the names of finite-difference schemes.
         jac=jacobian,  # pyright: ignore[reportArgumentType]
         bounds=bounds,
         ftol=1e-15,
@@ -115,7 +143,7 @@ def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
 
 
 def _starts(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """For each guessed gamma, the straight line through log(L - gamma)."""
+    """Returns a start for each guess of gamma, from the straight line through log(L - gamma)."""
     gammas = [share * np.exp(y.min()) for share in STARTS]
     lines = [np.polyfit(x - x.mean(), np.log(np.exp(y) - gamma), 1) for gamma in gammas]
     return [
@@ -125,7 +153,7 @@ def _starts(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 
 def _log_triple(free: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Logarithms of (alpha, beta, gamma), kept where exp stays finite."""
+    """Returns the logarithms of (alpha, beta, gamma), clipped to where exp is finite."""
     log_alpha = np.clip(free[0] / np.exp(free[1]) + x.mean(), -700, 700)
     return np.array([log_alpha, free[1], free[2]])
 
@@ -137,14 +165,17 @@ def _free(log_triple: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _check(lengths: np.ndarray, losses: np.ndarray) -> None:
     if lengths.ndim != 1 or lengths.shape != losses.shape:
-        raise ValueError(f"need as many losses as lengths, got {losses.shape} and {lengths.shape}")
+        raise ValueError(
+            f"lengths and losses must have one shape [C], got {lengths.shape} and {losses.shape}"
+        )
     for name, array in (("lengths", lengths), ("losses", losses)):
         usable = np.isfinite(array) & (array > 0)
         if not usable.all():
             raise ValueError(f"{name} must be positive and finite, got {array[~usable]}")
     if len(np.unique(lengths)) < 4:
         raise ValueError(
-            f"3 parameters need at least 4 different lengths, got {np.unique(lengths)}"
+            f"lengths must hold at least 4 different ones for 3 parameters, got "
+            f"{np.unique(lengths)}"
         )
     if np.polyfit(np.log(lengths), np.log(losses), 1)[0] >= 0:
-        raise ValueError("losses don't fall with length: this power law can't describe them")
+        raise ValueError("losses do not fall with length, so this power law cannot describe them")

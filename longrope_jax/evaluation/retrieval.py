@@ -1,4 +1,4 @@
-"""Scoring FIRST-SENTENCE-RETRIEVAL and passkey samples."""
+"""FIRST-SENTENCE-RETRIEVAL and passkey samples are scored by forced and by free answers."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,13 +19,14 @@ def teacher_forced(
     *,
     batch: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One pass over the samples with the right answers given.
+    """Scores the right answers in one pass over the samples, without generating.
 
-    Greedy decoding gives the whole answer exactly when every token of it is the most likely one
-    after the right tokens before it, so nothing need be generated to count exact matches.
+    Greedy decoding gives the whole answer exactly when each of its tokens is the most likely one
+    after the right tokens before it, so this pass counts exact matches.
 
     Returns:
-        bool [n], every token of the answer right; float32 [n], share of its tokens right.
+        Whether every token of the answer is the most likely one, bool [n], and the share of its
+        tokens that are, float32 [n].
     """
     mask = samples.answer[:, 1:]
     results = []
@@ -45,7 +46,10 @@ def answers(
     end: np.ndarray,
     batch: int = 16,
 ) -> list[np.ndarray]:
-    """Greedy answers, int32, cut before the tokens `end` (empty: as long as the longest answer)."""
+    """Generates greedy answers, one int32 array per sample, cut before the tokens `end`.
+
+    An empty `end` gives answers as long as the longest reference.
+    """
     prompts = samples.tokens[:, : samples.prompt_length]
     longest = samples.tokens.shape[1] - samples.prompt_length
     stop = [end.tolist()] if len(end) else []
@@ -60,12 +64,12 @@ def answers(
 def rouge_l_of_answers(
     found: list[np.ndarray], samples: Samples, decode: Callable[[np.ndarray], str]
 ) -> np.ndarray:
-    """ROUGE-L (0 to 100) of each generated answer against its reference, float64 [n]."""
+    """Returns ROUGE-L from 0 to 100 of each generated answer and its reference, float64 [n]."""
     references = [decode(reference) for reference in samples.references()]
     return rouge_l_scores([decode(answer) for answer in found], references)
 
 
 def _batches(n: int, batch: int) -> Iterator[np.ndarray]:
-    """Row numbers in groups of one size, the last filled up with the last row."""
+    """Yields row numbers in groups of one size, the last group padded with the last row."""
     for start in range(0, n, batch):
         yield np.minimum(np.arange(start, start + batch), n - 1)

@@ -1,8 +1,8 @@
-"""Intervals, verdicts and sample sizes for measurements that share documents and seeds.
+"""Intervals, verdicts and sample sizes are for measurements that share documents and seeds.
 
-Tokens of one document are not independent, nor are samples of one trained seed: both are resampled
-whole. Host code, numpy float64. Dimensions: `s` seeds, `n` samples, `g` clusters (documents),
-`c` columns (e.g. positions), `r` resamples.
+Tokens of one document are not independent, nor are samples of one trained seed, so both are
+resampled whole. All of it is host code in numpy float64. Dimensions: `s` seeds, `n` samples,
+`g` clusters (documents), `c` columns (e.g. positions), `r` resamples.
 """
 
 import math
@@ -20,7 +20,10 @@ CLAIMS = ("difference > margin", "difference < -margin", "|difference| <= margin
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence limits; floats, or arrays [c], one interval per column."""
+    """An Interval is an estimate with its confidence limits.
+
+    The fields are floats, or arrays [c] with one interval per column.
+    """
 
     estimate: float | np.ndarray
     low: float | np.ndarray
@@ -29,12 +32,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class PowerNeeded:
-    """Variance components of a paired difference and the sample sizes that would resolve a gap.
+    """PowerNeeded holds the variance of a paired difference and the sizes that resolve a gap.
 
-    Components are in squared units of the values (nats^2 for losses). `documents` is the number
-    needed at the present seeds, `seeds` at the present documents, `balanced` = (documents, seeds)
-    with at most half of the variance left to seeds. None: out of reach, or, with a single seed,
-    unknown.
+    Variances are in squared units of the values (nats^2 for losses). A size is None if no number
+    is enough, or if it is unknown because there is a single seed.
+
+    Attributes:
+        between_documents: variance between documents.
+        between_seeds: variance between seeds; None with a single seed.
+        residual: variance of the interaction; None with a single seed.
+        documents: number of documents needed with the present seeds.
+        seeds: number of seeds needed with the present documents.
+        balanced: (documents, seeds) needed if seeds may cause at most half of the variance.
     """
 
     between_documents: float
@@ -52,12 +61,12 @@ class _Table:
 
     @property
     def means(self) -> np.ndarray:
-        """Weighted means of the seeds [s, c]."""
+        """The weighted mean of each seed, [s, c]."""
         return self.sums.sum(1) / self.weights.sum()
 
     @property
     def influence(self) -> np.ndarray:
-        """Linearised contributions [s, g, c] to the grand mean, a ratio of weighted sums."""
+        """The linearised contributions [s, g, c] to the grand mean, a ratio of weighted sums."""
         shares = self.weights / self.weights.mean()
         return self.sums / self.weights.mean() - shares[:, None] * self.means.mean(0)
 
@@ -71,14 +80,25 @@ def cluster_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the weighted mean of `values` [n] or [n, c], resampling whole clusters [n].
+    """Returns an interval of the weighted mean by resampling whole clusters.
 
-    `weights` [n] are token counts (default 1). Percentile interval of g-1 draws per resample
-    (unbiased variance: Rao & Wu 1988, JASA 83:231), stretched about the estimate by the ratio of
-    the t quantile (g-1 degrees of freedom) to the normal one (Hesterberg 2015, Am. Stat. 69:371,
-    section 3.2), since plain percentiles are too narrow with few documents. Columns share their
-    resamples; each interval is pointwise. ValueError: shapes that differ, fewer than 2 clusters,
-    values that aren't finite, weights that aren't positive.
+    It is the percentile interval of g-1 draws per resample, which gives an unbiased variance (Rao &
+    Wu 1988, JASA 83:231). Plain percentiles are too narrow with few documents, so the interval is
+    stretched about the estimate by the ratio of the t quantile with g-1 degrees of freedom to the
+    normal one (Hesterberg 2015, Am. Stat. 69:371, section 3.2). Columns share their resamples, and
+    each interval is pointwise.
+
+    Args:
+        values: values [n] or [n, c].
+        clusters: the cluster [n] of each sample, such as its document.
+        weights: token counts [n]; None is 1 each.
+        n_resamples: number of resamples.
+        confidence: probability that the interval covers the mean.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: shapes differ, there are fewer than 2 clusters, a value is not finite, a weight
+            is not positive, or an option is out of range.
     """
     return two_way_bootstrap(
         np.asarray(values, np.float64)[None],
@@ -99,13 +119,24 @@ def two_way_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the mean of `values` [s, n] or [s, n, c], resampling seeds and clusters [n].
+    """Returns an interval of the weighted mean by resampling seeds and whole clusters.
 
     Seeds and documents are resampled independently (pigeonhole bootstrap, Owen 2007, Ann. Appl.
-    Stat. 1:386), n-1 draws of each, and the percentiles are stretched as in `cluster_bootstrap`
-    with Satterthwaite's degrees of freedom. With one seed only documents are resampled: the
-    interval then says nothing of other seeds. Two or three seeds give wide intervals, as they
-    should. Weights and errors as in `cluster_bootstrap`.
+    Stat. 1:386), with s-1 and g-1 draws, and the percentiles are stretched as in
+    `cluster_bootstrap` with Satterthwaite's degrees of freedom. With one seed only documents are
+    resampled, and the interval does not hold for other seeds. Two or three seeds give wide
+    intervals, as they should.
+
+    Args:
+        values: values [s, n] or [s, n, c].
+        clusters: the cluster [n] of each sample, such as its document.
+        weights: token counts [n]; None is 1 each.
+        n_resamples: number of resamples.
+        confidence: probability that the interval covers the mean.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: the data or options are refused as by `cluster_bootstrap`.
     """
     values = np.asarray(values, np.float64)
     table = _tabulate(values, clusters, weights)
@@ -127,10 +158,20 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of mean(a - b) for `a`, `b` [s, n] (or [s, n, c]) on the same seeds and samples.
+    """Returns an interval of mean(a - b) on the same seeds and samples.
 
-    What documents and seeds do to both models cancels before resampling. Errors as in
-    `two_way_bootstrap`, and ValueError where the shapes of `a` and `b` differ.
+    Effects of documents and seeds that both models share cancel before resampling.
+
+    Args:
+        a, b: values [s, n] or [s, n, c] of two models.
+        clusters: the cluster [n] of each sample, such as its document.
+        weights: token counts [n]; None is 1 each.
+        n_resamples: number of resamples.
+        confidence: probability that the interval covers the difference.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: the shapes of `a` and `b` differ, or `two_way_bootstrap` refuses the data.
     """
     return two_way_bootstrap(
         _difference(a, b),
@@ -152,20 +193,35 @@ def power_needed(
     power: float = 0.8,
     alpha: float = 0.05,
 ) -> PowerNeeded:
-    """How many documents and seeds make a true mean(a - b) = `gap` significant with chance `power`.
+    """Returns how many documents and seeds make a true mean(a - b) = `gap` significant.
 
-    `a`, `b` [s, n], `gap` in their units (0.003 nats: the distance of ABF and PI on Books in
-    Llama 2 Long, Table 5). Two-way random effects by moments, none below 0; then the smallest
-    sizes with (z_{1-alpha/2} + z_power)^2 (s_d^2/n_d + s_s^2/n_s + s_r^2/(n_d n_s)) <= gap^2.
-    s_r^2 is how documents and seeds interact; with one seed it is part of s_d^2, and no size is
-    given. Normal quantiles: with fewer than about 5 seeds the answer is optimistic. ValueError as
-    in `paired_difference`, and for a gap, power or alpha out of range.
+    Variances of two-way random effects are estimated by moments, none below 0. The sizes are then
+    the smallest with
+        (z_{1-alpha/2} + z_power)^2 (s_d^2/n_d + s_s^2/n_s + s_r^2/(n_d n_s)) <= gap^2,
+    where s_d^2 is the variance between documents, s_s^2 between seeds, and s_r^2 that of their
+    interaction. With one seed s_r^2 is part of s_d^2, and no size is given. Quantiles are normal,
+    which is optimistic with fewer than about 5 seeds.
+
+    Args:
+        a, b: values [s, n] of two models on the same seeds and samples.
+        clusters: the cluster [n] of each sample, such as its document.
+        weights: token counts [n]; None is 1 each.
+        gap: difference to resolve in units of the values; 0.003 nats is the distance of ABF and PI
+            on Books in Llama 2 Long, Table 5.
+        power: probability that the true gap turns out significant.
+        alpha: level of the two-sided test.
+
+    Raises:
+        ValueError: `gap`, `power` or `alpha` is out of range, or `paired_difference` refuses the
+            data.
     """
     if not (0 < gap < math.inf and 0 < power < 1 and 0 < alpha < 1):
-        raise ValueError(f"need gap > 0, 0 < power, alpha < 1; got {gap=}, {power=}, {alpha=}")
+        raise ValueError(
+            f"gap must be above 0, power and alpha between 0 and 1, got {gap=}, {power=}, {alpha=}"
+        )
     difference = _difference(a, b)
     if difference.ndim != 2:
-        raise ValueError(f"power_needed takes [seeds, samples], got shape {difference.shape}")
+        raise ValueError(f"a and b must be [seeds, samples], got shape {difference.shape}")
     table = _tabulate(difference, clusters, weights).influence[..., 0]
     if len(table) == 1:
         return PowerNeeded(float(table.var(ddof=1)), None, None, None, None, None)
@@ -176,19 +232,28 @@ def power_needed(
 
 
 def verdict(interval: Interval, claim: str, margin: float = 0.0) -> str:
-    """Say whether an interval of a difference bears a claim out: one of three words.
+    """Says whether the interval of a difference supports a claim.
 
-    `claim` is one of `CLAIMS`. "holds": the whole interval satisfies it; "reversed": the whole
-    interval lies strictly on the other side of the margin (for the equivalence claim: outside
-    +-margin on one side); else "indistinguishable". `margin` >= 0 in units of the difference.
-    ValueError: unknown claim (names the nearest), bad margin, an interval with columns or NaN.
+    Args:
+        interval: an interval of a difference, without columns.
+        claim: one of `CLAIMS`.
+        margin: at least 0, in units of the difference.
+
+    Returns:
+        "holds" if the whole interval satisfies the claim, "reversed" if it lies strictly on the
+        other side of the margin (for the claim of equivalence, outside +-margin on one side), else
+        "indistinguishable".
+
+    Raises:
+        ValueError: the claim is unknown, the margin is negative or not finite, or the interval has
+            columns or NaN.
     """
     if claim not in CLAIMS:
         raise ValueError(unknown_name("claim", claim, CLAIMS))
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin must be finite and at least 0, got {margin}")
     if np.ndim(interval.low) or not interval.low <= interval.high:
-        raise ValueError(f"a verdict needs one interval with low <= high, got {interval}")
+        raise ValueError(f"interval must be one interval with low <= high, got {interval}")
     low, high = interval.low, interval.high
     holds, fails = {
         CLAIMS[0]: (low > margin, high < margin),
@@ -206,9 +271,12 @@ def resampled_means(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Weighted column means [r, c] of `values` [n, c] under resampling of whole clusters [n].
+    """Returns weighted column means [r, c] of `values` [n, c], resampling whole clusters [n].
 
-    For statistics of the means, such as a fitted curve. Errors as in `cluster_bootstrap`.
+    They serve statistics of the means, such as a fitted curve.
+
+    Raises:
+        ValueError: the data or options are refused as by `cluster_bootstrap`.
     """
     table = _tabulate(np.asarray(values, np.float64)[None], clusters, weights)
     return _resampled_means(table, n_resamples, seed)
@@ -217,7 +285,14 @@ def resampled_means(
 def stretched_interval(
     estimate: np.ndarray, draws: np.ndarray, degrees: ArrayLike, confidence: float
 ) -> Interval:
-    """Percentiles of `draws` [r, c] about `estimate` [c], widened from normal to t `degrees`."""
+    """Returns percentiles of `draws` [r, c] about `estimate` [c], stretched to Student's t.
+
+    The stretch is the ratio of the quantile of t with `degrees` degrees of freedom to the normal
+    one.
+
+    Raises:
+        ValueError: `confidence` does not lie strictly between 0 and 1.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     tail = (1 - confidence) / 2
@@ -242,7 +317,7 @@ def _tabulate(values: np.ndarray, clusters: ArrayLike, weights: ArrayLike | None
         raise ValueError("weights must be positive; drop samples without tokens")
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:
-        raise ValueError("an interval over documents needs at least 2 clusters, got 1")
+        raise ValueError("clusters must name at least 2 clusters for an interval, got 1")
     sums = np.zeros((len(names), len(values), values[0, 0].size))
     weighted = values.reshape(*values.shape[:2], -1) * weights[:, None]
     np.add.at(sums, index, weighted.swapaxes(0, 1))
@@ -254,7 +329,7 @@ def _resampled_means(table: _Table, n_resamples: int, seed: int) -> np.ndarray:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     rng = np.random.default_rng(seed)
     seeds, clusters = (_counts(rng, size, n_resamples) for size in table.sums.shape[:2])
-    # One matrix product per seed: [r, s, c] at once would not fit for long contexts.
+    # One matrix product per seed, since [r, s, c] at once would not fit for long contexts.
     total = sum(
         count[:, None] * (clusters @ sums) for count, sums in zip(seeds.T, table.sums, strict=True)
     )
@@ -267,7 +342,7 @@ def _counts(rng: np.random.Generator, size: int, n_resamples: int) -> np.ndarray
 
 
 def _degrees(table: _Table) -> np.ndarray:
-    """Satterthwaite's degrees of freedom [c] of the grand mean."""
+    """Returns Satterthwaite's degrees of freedom [c] of the grand mean."""
     influence = table.influence
     n_seeds, n_clusters = influence.shape[:2]
     documents = influence.mean(0).var(0, ddof=1) / n_clusters
@@ -280,12 +355,12 @@ def _degrees(table: _Table) -> np.ndarray:
 def _difference(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"pairs need equal shapes, got {a.shape} and {b.shape}")
+        raise ValueError(f"a and b must have equal shapes, got {a.shape} and {b.shape}")
     return a - b
 
 
 def _components(table: np.ndarray) -> tuple[float, float, float]:
-    """Variances between documents, between seeds and of the residual, from a table [s, g]."""
+    """Returns the variances between documents, between seeds and of the rest of a table [s, g]."""
     n_seeds, n_documents = table.shape
     rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
     rest = table - rows - columns + table.mean()
@@ -311,6 +386,6 @@ def _sizes(
 
 
 def _solve(wanted: float, other: float, residual: float, n_other: int, budget: float) -> int | None:
-    """Smallest n with wanted/n + other/n_other + residual/(n n_other) <= budget, if any."""
+    """Returns the least n with wanted/n + other/n_other + residual/(n n_other) <= budget."""
     room = budget - other / n_other
     return max(1, math.ceil((wanted + residual / n_other) / room)) if room > 0 else None

@@ -1,4 +1,7 @@
-"""Which tokens of a long document a window scores: one pass or sliding. Pure host code."""
+"""A windowing, one pass or sliding, decides which tokens of a document each window scores.
+
+This is pure host code.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -6,11 +9,16 @@ from typing import ClassVar, NamedTuple
 
 @dataclass(frozen=True)
 class OnePass:
-    """Documents cut into consecutive windows that predict `length` tokens each.
+    """OnePass cuts a document into consecutive windows that predict `length` tokens each.
 
-    No prediction sees the window before its own (the last window may be short), so tokens early
-    in a window have little context: perplexities are higher than with `Sliding`. ValueError:
-    length < 1.
+    The last window may be short. No prediction sees the window before its own, so tokens early in
+    a window have little context, and perplexities are higher than with `Sliding`.
+
+    Attributes:
+        length: tokens that a window predicts.
+
+    Raises:
+        ValueError: `length` is below 1.
     """
 
     length: int
@@ -26,20 +34,27 @@ class OnePass:
 
     @property
     def name(self) -> str:
-        """As it stands in results."""
+        """The name of the windowing in results."""
         return f"one-pass-{self.length}"
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """Windows of `length` predictions every `stride` tokens; each scores what is not yet scored.
+    """Sliding begins a window of `length` predictions every `stride` tokens.
 
-    Press et al. (2012.15832), in the form of PI's and YaRN's papers (stride 256, every window with
-    its own BOS): the scripts' max_length is our length + 1, since they never use the last output.
-    `full_last` moves the last window back until it is full, as lm-evaluation-harness does:
-    (max_seq_len, context_len) is Sliding(max_seq_len, max_seq_len - context_len + 1,
-    full_last=True) on documents that begin with their one BOS. ValueError: stride outside
-    1..length, for it would skip tokens.
+    Each window scores the tokens that no earlier window has scored. The method is by Press et al.
+    (2012.15832), in the form of PI's and YaRN's papers, with stride 256 and a BOS before every
+    window. Their scripts' max_length is `length` + 1, since they never use the last output.
+    lm-evaluation-harness with (max_seq_len, context_len) is Sliding(max_seq_len,
+    max_seq_len - context_len + 1, full_last=True) on documents that begin with their only BOS.
+
+    Attributes:
+        length: tokens that a window predicts.
+        stride: tokens between the starts of windows.
+        full_last: whether the last window moves back until it is full.
+
+    Raises:
+        ValueError: `length` is below 1, or `stride` lies outside 1..length and would skip tokens.
     """
 
     length: int
@@ -51,7 +66,7 @@ class Sliding:
 
     @property
     def name(self) -> str:
-        """As it stands in results."""
+        """The name of the windowing in results."""
         return f"sliding-{self.length}-stride-{self.stride}" + "-full-last" * self.full_last
 
 
@@ -59,7 +74,7 @@ Windowing = OnePass | Sliding
 
 
 class Window(NamedTuple):
-    """Tokens start..end (exclusive) of a document, of which first..end are scored."""
+    """A Window is the tokens start..end (exclusive) of a document, with first..end scored."""
 
     start: int
     end: int
@@ -67,11 +82,14 @@ class Window(NamedTuple):
 
 
 def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Window]:
-    """Windows over a document of `n_tokens`: each token is scored exactly once.
+    """Returns windows over a document of `n_tokens` that score each token exactly once.
 
-    With `bos` every window is preceded by one and has up to `length` tokens. Without, it has one
-    more, since its first token is context alone; then the document's first token has no score.
-    ValueError: no token to score.
+    With `bos` a beginning token precedes every window, which has up to `length` tokens. Without it
+    a window has one token more, because its first token is only context; the first token of the
+    document then has no score.
+
+    Raises:
+        ValueError: the document has no token to score.
     """
     check_scorable("the document", n_tokens, bos)
     span = windowing.length + (not bos)
@@ -79,7 +97,7 @@ def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Win
     for start in range(0, n_tokens, windowing.stride):
         end = min(start + span, n_tokens)
         if windowing.full_last:
-            start = max(0, end - span)  # moves the last window alone: the others are full
+            start = max(0, end - span)  # this moves only the last window, as all others are full
         found.append(Window(start, end, first))
         first = end
         if end == n_tokens:
@@ -88,15 +106,23 @@ def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Win
 
 
 def check_scorable(what: str, n_tokens: int, bos: bool) -> None:
-    """Raises ValueError where no token of `what` can be scored."""
+    """Checks that some token can be scored.
+
+    Raises:
+        ValueError: no token of `what` can be scored.
+    """
     if n_tokens < 1:
         raise ValueError(f"{what} is empty")
     if n_tokens < 2 and not bos:
-        raise ValueError(f"{what} has 1 token and nothing to predict it from: give a BOS token")
+        raise ValueError(
+            f"{what} has 1 token and nothing to predict it from: give a BOS token (bos)"
+        )
 
 
 def _check_windowing(length: int, stride: int) -> None:
     if length < 1:
-        raise ValueError(f"a window predicts at least 1 token, got length {length}")
+        raise ValueError(f"length must be at least 1 token, got {length}")
     if not 1 <= stride <= length:
-        raise ValueError(f"stride must lie in 1..{length} (the length) to skip none, got {stride}")
+        raise ValueError(
+            f"stride must lie in 1..{length} (the length) to skip no token, got {stride}"
+        )
