@@ -183,8 +183,10 @@ def _difference(one: Scored, first: Scored) -> str:
     documents = len(a.document_tokens)
     if documents < 2:
         return f"{a.nll - b.nll:+.4f}"
-    means = [np.asarray(r.document_nll / r.document_tokens)[None] for r in (a, b)]
-    found = statistics.paired_difference(*means, range(documents), weights=a.document_tokens)
+    means = [(r.document_nll / r.document_tokens)[None] for r in (a, b)]
+    found = statistics.paired_difference(
+        means[0], means[1], range(documents), weights=a.document_tokens
+    )
     return f"{found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 

@@ -107,13 +107,13 @@ def prepared(
         header = header.with_rotary(rotary)
         tell(header.notes[-1])
     if tokenizer is not None:
-        header = dataclasses.replace(header, tokenizer=tokenizers.load(tokenizer))
+        given, size = tokenizers.load(tokenizer), header.config.vocab_size
+        if given.vocab_size > size:
+            found = f"--tokenizer has {given.vocab_size} ids, the model {size}"
+            raise ValueError(f"{found}: it is another model's")
+        header = dataclasses.replace(header, tokenizer=given)
     if required and header.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer: give --tokenizer FILE")
-    size = header.config.vocab_size
-    if tokenizer is not None and header.tokenizer.vocab_size > size:
-        found = header.tokenizer.vocab_size
-        raise ValueError(f"--tokenizer has {found} ids, the model {size}: it is another model's")
     return header
 
 

@@ -172,6 +172,8 @@ def read(path: Path) -> ForeignCheckpoint:
     ]
     tokenizer = _tokenizer(path, notes)
     ids = tokenizer.special_ids if tokenizer else {}
+    # Meta's generation.py begins every prompt with the beginning token.
+    special = tokenizers.SpecialTokens(ids.get("bos"), ids.get("eos"), tokenizer is not None)
     return ForeignCheckpoint(
         form="meta",
         config=_config(raw, source, where),
@@ -179,8 +181,7 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=None,
-        # Meta's generation.py begins every prompt with the beginning token.
-        special_tokens=tokenizers.SpecialTokens(**ids, adds_bos=tokenizer is not None),
+        special_tokens=special,
         ignored=_IGNORED,
         notes=notes,
     )
