@@ -121,7 +121,7 @@ def test_documents_without_noise_leave_no_width():
     [
         ([1, 2, 4], [3, 2, 1.5], "at least 4"),
         ([1, 1, 2, 4], [3, 3, 2, 1.5], "at least 4"),
-        ([1, 2, 4, 8], [3, 2, 1], "as many"),
+        ([1, 2, 4, 8], [3, 2, 1], "one shape"),
         ([1, 2, 4, 8], [3, 2, 1, 0], "losses must be positive"),
         ([1, 2, 4, 8], [3, 2, 1, np.nan], "losses must be positive"),
         ([0, 2, 4, 8], [3, 2, 1, 0.5], "lengths must be positive"),

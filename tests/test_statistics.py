@@ -291,7 +291,7 @@ def test_bad_input_is_named(values, clusters, options, message):
 def test_unpaired_arrays_and_impossible_power_are_refused():
     with pytest.raises(ValueError, match="equal shapes"):
         paired_difference(np.zeros((2, 4)), np.zeros((1, 4)), [0, 0, 1, 1])
-    with pytest.raises(ValueError, match="gap > 0"):
+    with pytest.raises(ValueError, match="gap must be above 0"):
         power_needed(np.zeros((2, 4)), np.zeros((2, 4)), [0, 0, 1, 1], gap=0)
     with pytest.raises(ValueError, match="a and b must be"):
         power_needed(np.zeros((2, 4, 3)), np.zeros((2, 4, 3)), [0, 0, 1, 1])

@@ -111,8 +111,7 @@ def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np
     if len(packed) < count:
         raise ValueError(
             f"{document.name} has {n:,} tokens and {len(starts)} sentences that a window may begin "
-            f"at: it holds {len(packed)} windows of {length:,} tokens, not {count}; take fewer or "
-            "shorter windows"
+            f"at: it holds {len(packed)} windows of {length:,} tokens, not {count}"
         )
     return np.asarray(packed[:count])
 
