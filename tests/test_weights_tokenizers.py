@@ -125,7 +125,7 @@ def test_gguf_keeps_the_first_blank_that_transformers_5_writes_as_metaspace(
         ),
         ({"normalizer": {"type": "NFKC"}}, "splits text in a way"),
         ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "splits text in a way"),
-        ({"model": {"merges": [["▁", "t"], ["h", "e"]]}}, "never merges '▁t' and 'he', as llama"),
+        ({"model": {"merges": [["▁", "t"], ["h", "e"]]}}, "never merges '▁t' and 'he', but llama"),
     ],
 )
 def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(tmp_path, change, message):
