@@ -78,8 +78,8 @@ def test_the_dtype_is_the_sources_unless_asked_otherwise(tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("there", (), "delete the folder first, or save into another"),
-        ("there/a.gguf", (), "delete the file first, or save to another"),
+        ("there", (), "or save into another"),
+        ("there/a.gguf", (), "exists already"),
         ("out", ("--rotary", "xpos"), "no rope_type for xpos"),
         ("out.gguf", ("--rotary", "dynamic_ntk"), "GGUF"),
         ("out", ("--rotary", "yarm"), "did you mean 'yarn'"),

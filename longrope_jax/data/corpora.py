@@ -31,7 +31,6 @@ import sys
 import tarfile
 import tempfile
 import unicodedata
-import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -41,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longrope_jax.errors import unknown_name
+from longrope_jax.errors import unknown_name, warn
 
 FETCH_SECONDS = 600
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -480,7 +479,7 @@ def _checked(found: Iterable[Document], path: Path) -> tuple[Document, ...]:
         raise ValueError(f"every document of {path} is empty: give files with text")
     if empty:
         names = ", ".join(empty[:_MOST_NAMED]) + (", ..." if len(empty) > _MOST_NAMED else "")
-        warnings.warn(f"{path}: {len(empty)} empty documents are left out: {names}", stacklevel=3)
+        warn(f"{path}: {len(empty)} empty documents are left out: {names}")
     return kept
 
 

@@ -1,9 +1,8 @@
 """The rotary part of a Hugging Face config is read and written here, in v4 and v5 spelling."""
 
-import warnings
 from typing import Any
 
-from longrope_jax.errors import unknown_name
+from longrope_jax.errors import unknown_name, warn
 from longrope_jax.rotary.frequencies import is_finite
 from longrope_jax.rotary.methods import (
     DynamicNTK,
@@ -69,9 +68,7 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     rope_type, parameters = read_parameters(config, layer_type)
     for key in unread(config):
         known = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
-        _warn(
-            unknown_name("rotary key of the config", key, known) + ": it was not read", stacklevel=3
-        )
+        warn(unknown_name("rotary key of the config", key, known) + ": it was not read")
     method = _BY_TYPE[rope_type]
     required, optional = method.HF_KEYS
     _lengths(rope_type, parameters, config, required | optional)
@@ -175,14 +172,14 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
             raise ValueError("rope_type 'dynamic' needs 'max_position_embeddings' of the config")
         if longest is not None and original not in (None, longest):
             values = f"max_position_embeddings={longest} won over {_ORIGINAL}={original}"
-            _warn(f"rope_type dynamic: {values}")
+            warn(f"rope_type dynamic: {values}")
         parameters[_ORIGINAL] = longest if longest is not None else original
     elif rope_type in ("yarn", "longrope") and is_finite(longest) and is_finite(original):
         ratio = longest / original if original > 0 else 1.0
         factor = parameters.setdefault("factor", ratio)
         if factor != ratio and ratio != 1:
             values = f"factor={factor} won over max_position_embeddings / {_ORIGINAL} = {ratio:g}"
-            _warn(f"rope_type {rope_type}: {values}")
+            warn(f"rope_type {rope_type}: {values}")
 
 
 def unread(config: dict[str, Any]) -> list[str]:
@@ -193,10 +190,6 @@ def unread(config: dict[str, Any]) -> list[str]:
     if config.get("alibi"):  # Falcon and MPT have true here in place of rotation
         about.add("alibi")
     return sorted(about - read)
-
-
-def _warn(text: str, stacklevel: int = 4) -> None:
-    warnings.warn(text, stacklevel=stacklevel)
 
 
 def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 import dataclasses
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 
 from longrope_jax import llama
 from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
-from longrope_jax.errors import unknown_name
+from longrope_jax.errors import unknown_name, warn
 from longrope_jax.rotary import LAYOUTS, Method
 from longrope_jax.weights import (
     gguf_export,
@@ -127,7 +126,7 @@ def read_params(
     verdict, doubt = _layout_verdict(found, config, params)
     if doubt and rotary_layout == "auto":
         text = f"{found.source.where}: {verdict}: set rotary_layout of longrope_jax.load"
-        warnings.warn(text, stacklevel=3)
+        warn(text)
     return config, params, (*notes, verdict)
 
 

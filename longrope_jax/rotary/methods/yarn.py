@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-import warnings
 
+from longrope_jax.errors import warn
 from longrope_jax.rotary.frequencies import (
     Frequencies,
     check_base,
@@ -235,4 +235,4 @@ class YaRN:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"rope_type yarn: {text}", stacklevel=4)
+    warn(f"rope_type yarn: {text}")
