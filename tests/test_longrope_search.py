@@ -1,21 +1,23 @@
-"""The search experiment: budgets, bad configs, and a whole tiny study in one process."""
+"""The study of searched factors: budgets, numbers from logits, tables, a study cut off twice."""
 
-import csv
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from configs import longrope_search as configs
-from experiments import longrope_search
-from experiments.search import compare, execute, measure, plan
-from longrope_jax import rotary
-from longrope_jax.search import fitness
+from experiments import lab
+from experiments import longrope_search as study
+from experiments.lab import cli
+from longrope_jax import llama, rotary
+from longrope_jax.search import evolution, fitness, gradient
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The tiny preset on a folder of random documents, each with sentences of its own."""
+def text(tmp_path_factory):
+    """A folder of random documents, each with sentences of its own."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
     words = ["amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath"]
@@ -24,17 +26,22 @@ def tiny(tmp_path_factory):
             " ".join(rng.choice(words, size=2)).capitalize() + f" {name} {i}." for i in range(200)
         )
         (folder / f"doc{name}.txt").write_text("\n\n".join(sentences))
-    config = configs.get_config("tiny")
-    config.study.corpus = str(folder)
+    return folder
+
+
+def tiny(text, **changes):
+    config = cli.load_config("configs/longrope_search.py:tiny")
+    config.corpus = str(text)
+    for field, value in changes.items():
+        cli.override(config, field, value)
     return config
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """The folder of a whole tiny study that was cut off twice, and what was called."""
-    workdir = tmp_path_factory.mktemp("study")
+def finished(text, tmp_path_factory):
+    """The folder of a whole tiny study that was cut off twice, its cells, report, and calls."""
+    folder = tmp_path_factory.mktemp("study")
     original, calls = fitness.Objective.fitness, []
-    fitness.population_nll.clear_cache()
 
     def dying(self, individuals):
         calls.append(len(individuals))
@@ -46,146 +53,189 @@ def finished(tiny, tmp_path_factory):
         patch.setattr(fitness.Objective, "fitness", dying)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                longrope_search.main(tiny, workdir, "the command")
-        longrope_search.main(tiny, workdir, "the command")
-    return workdir, calls
+                study.main(tiny(text), folder, "the command")
+        report = study.main(tiny(text), folder, "the command")
+    return folder, study.plan(tiny(text), folder), report
 
 
-def test_every_search_of_the_cpu_preset_has_the_same_budget():
-    config = configs.get_config("cpu")
-    steps = plan.gradient_steps(config)
-    cost = plan.STARTS + plan.FORWARDS_PER_GRADIENT * steps
-    assert plan.forwards(config) - plan.FORWARDS_PER_GRADIENT < cost <= plan.forwards(config)
-    methods = [s.method for s in plan.searches(config) if s.factor == 2]
-    assert methods.count("LongRoPE") == methods.count("LongRoPE2") == config.evolution.seeds
-    assert methods.count("gradient") == methods.count("gradient, needle") == 1
+def worker(text, folder):
+    config, facts = study.filled(tiny(text), folder)
+    return study.Work(config, facts, folder, lab.Machine(**config.machine))
 
 
-def test_more_seeds_search_nothing_again_and_other_settings_search_all():
-    config = configs.get_config("cpu")
-    slugs = {s.slug for s in plan.searches(config)}
-    config.evolution.seeds += 1
-    assert slugs < {s.slug for s in plan.searches(config)}
-    config.learning_rate = 0.01
-    assert not slugs & {s.slug for s in plan.searches(config)}
+def cell_of(cells, row, kind, length, seed=0):
+    return next(
+        cell
+        for cell in cells
+        if (cell.row, cell.what[1].kind, cell.what[1].length, cell.seed)
+        == (row, kind, length, seed)
+    )
 
 
-def test_start_tokens_stay_below_the_trained_length():
-    config = configs.get_config("tiny")
-    target = plan.target(config, 2, 64)
-    assert max(plan.space(config, "LongRoPE", target).start_counts) == 32 < target.length == 64
+def searches_of(cells):
+    return list(dict.fromkeys(c.after[0] for c in cells if c.after[0].kind == "search"))
 
 
-def test_searches_and_test_have_no_document_in_common(tiny, tmp_path):
-    bench = execute.Workbench(tiny, tmp_path)
-    training = {d.name for d in bench.study.training}
-    for kind in ("text", "needle"):
-        searched, tested = (
-            set(bench.sequences(kind, 128, test=test).documents.tolist()) for test in (False, True)
-        )
+def test_every_search_of_the_cpu_preset_has_the_same_budget(tmp_path):
+    cells = searches_of(study.plan(configs.get_config("cpu"), tmp_path))
+    for cell in cells:
+        settings = cell.what[3]
+        if "steps" in settings:
+            forwards = gradient.cost(settings["steps"])
+            assert 168 - 3 < forwards <= settings_of(cells) == 168
+        assert cell.what[2].count * cell.what[2].length == 10 * cell.what[1].seq_len
+    rows = [cell.row for cell in cells if cell.what[1].factor == 2]
+    assert rows.count("LongRoPE") == rows.count("LongRoPE2") == 3
+    assert rows.count("gradient") == rows.count("gradient, needle") == 1
+
+
+def settings_of(cells):
+    (sizes,) = {cell.what[3]["sizes"] for cell in cells if "sizes" in cell.what[3]}
+    return sizes.evaluations
+
+
+def test_start_tokens_stay_below_the_trained_length(tmp_path):
+    cells = searches_of(study.plan(configs.get_config("tiny"), tmp_path))
+    counts = {max(cell.what[3]["start_counts"]) for cell in cells if cell.row == "LongRoPE"}
+    assert counts == {32}
+
+
+def test_training_searches_and_test_have_no_document_in_common(text, tmp_path):
+    work = worker(text, tmp_path)
+    training = {document.name for document in work.text.training}
+    for kind in study.KINDS:
+        asked = study.Asked(kind, 128, 8, 2, test=False, prompt="<retrieve>", end="<answer_end>")
+        found = [work.sequences(dataclasses.replace(asked, test=test)) for test in (False, True)]
+        searched, tested = (set(names.tolist()) for *_, names in found)
         assert len(searched) == len(tested) == 2
         assert not searched & tested and not training & (searched | tested)
-        shapes = [bench.sequences(k, 128, test=False).tokens.shape for k in ("text", "needle")]
-        assert shapes[0] == shapes[1] == (8, 129)
+        assert {tokens.shape for tokens, *_ in found} == {(8, 129)}
 
 
-def test_needles_weigh_the_answer_alone(tiny, tmp_path):
-    bench = execute.Workbench(tiny, tmp_path)
-    sequences = bench.sequences("needle", 128, test=True)
-    decode = bench.study.tokenizer.decode
-    for tokens, weights in zip(sequences.tokens, sequences.weights, strict=True):
+def test_needles_weigh_the_answer_alone(text, tmp_path):
+    work = worker(text, tmp_path)
+    asked = study.Asked("needle", 128, 4, 2, test=True, prompt="<retrieve>", end="<answer_end>")
+    for tokens, weights in zip(*work.sequences(asked)[:2], strict=True):
+        decode = work.text.tokenizer.decode
         answer = decode(tokens[1:][weights > 0])
         assert answer and decode(tokens[1:]).startswith(answer)
 
 
-def test_a_study_cut_off_twice_equals_an_unbroken_one(tiny, finished, tmp_path):
-    workdir, _ = finished
-    # The pretrained model is the same file; searches and test run again in one go.
-    (tmp_path / "runs").symlink_to(workdir / "runs")
-    longrope_search.main(tiny, tmp_path, "the command")
-    results = [json.loads((d / "results.json").read_text()) for d in (workdir, tmp_path)]
-    for key in ("tables", "claims", "searches", "specs"):
-        assert results[0][key] == results[1][key]
+def test_a_study_cut_off_twice_equals_an_unbroken_one(finished, text, tmp_path):
+    folder, cells, report = finished
+    # The pretrained model is the same; searches and test run again in one go.
+    (trained,) = study.pretraining(*study.filled(tiny(text), folder))
+    for name in ("cells", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "runs" / trained.name).symlink_to(lab.run_folder(folder, trained))
+    (tmp_path / "cells" / f"{trained.name}.npz").symlink_to(lab.path(folder, trained))
+    again = study.main(tiny(text), tmp_path)
+    assert again.claims == report.claims
+    for cell in (*cells, *searches_of(cells)):
+        once, twice = lab.read(folder, cell), lab.read(tmp_path, cell)
+        for name, array in once.items():
+            np.testing.assert_array_equal(array, twice[name], err_msg=f"{cell.name}: {name}")
 
 
-def test_one_program_for_each_target_length(finished):
-    # Text and needles, evolutions and gradients' starts, all seeds and generations.
-    assert fitness.population_nll._cache_size() == 2
-    assert len(finished[1]) > 20
+@pytest.mark.parametrize("row", ["PI", "LongRoPE", study.CROPPED])
+def test_a_text_cell_is_the_loss_under_the_rows_method(finished, text, row):
+    folder, cells, _ = finished
+    work, cell = worker(text, folder), cell_of(cells, row, "text", 128)
+    tokens, found = work.sequences(cell.what[1])[0], lab.read(folder, cell)
+    method = rotary.PositionInterpolation(2.0, base=156.25)
+    if row == "LongRoPE":
+        (search,) = cell.after
+        method = search.what[1].spec(evolution.from_arrays(lab.read(folder, search)).best)
+    for i, sequence in enumerate(tokens):
+        nll = cropped(work, sequence) if row == study.CROPPED else losses(work, method, sequence)
+        expected = nll.mean(), nll[:64].mean(), nll[64:].mean()
+        measured = [found[name][i] for name in ("loss", "within", "beyond")]
+        np.testing.assert_allclose(measured, expected, rtol=2e-5)
 
 
-def test_the_report_is_drawn_again_without_a_model(tiny, finished, monkeypatch):
-    workdir, _ = finished
-    for name in ("report.html", "results.json", "factors.png", "progress.png", "losses.csv"):
-        (workdir / name).unlink()
-    monkeypatch.setattr(execute.Workbench, "study", None)
-    sections = longrope_search.main(tiny, workdir, "the command")
-    assert [s.title for s in sections][:2] == ["Result", "Loss on test documents"]
-    page = (workdir / "report.html").read_text()
-    assert page.count("data:image/png;base64") == 2 and "rotary.LongRoPE(" in page
+def cropped(work, tokens):
+    """Plain RoPE on windows of 64 tokens every 8, each behind BOS."""
+    nll = []
+    for start in range(0, len(tokens) - 64, 8):
+        window = np.append(tokens[:1], tokens[start + 1 : start + 65])
+        nll.append(losses(work, rotary.RoPE(156.25), window)[56 if start else 0 :])
+    return np.concatenate(nll)
 
 
-def test_tables_hold_every_row_with_differences_of_the_same_samples(tiny, finished):
-    workdir, _ = finished
-    results = json.loads((workdir / "results.json").read_text())
-    assert len(results["tables"]) == 4
-    for rows in results["tables"].values():
-        labels = [row["row"] for row in rows]
-        assert {"RoPE", "PI", "NTK", "YaRN", "ABF x50", *plan.METHODS} < set(labels)
-        by = {row["row"]: row for row in rows}
-        difference = float(by["RoPE"]["minus PI"].split()[0])
-        expected = float(by["RoPE"]["loss"]) - float(by["PI"]["loss"])
-        assert difference == pytest.approx(expected, abs=2e-3)
-        assert by["PI"]["minus PI"] is None and by["LongRoPE"]["seeds"] == 2
-    claims = results["claims"]
-    assert len(claims) == 2 * (5 * 3 + 3)
-    for claim in claims:
-        assert claim["low"] <= claim["difference"] <= claim["high"]
-        assert (claim["verdict"] == "holds") == (claim["high"] < 0)
-    with (workdir / "losses.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + sum(len(t) for t in results["tables"].values())
+def losses(work, method, tokens):
+    rot = rotary.make(method, head_dim=64, seq_len=len(tokens) - 1)
+    params = jax.device_get(work.model.params)
+    logits = llama.logits(work.model.config, params, tokens[None, :-1], rot)
+    logits = np.asarray(logits[0], np.float64)
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -scores[np.arange(len(tokens) - 1), tokens[1:]]
 
 
-def test_winners_are_usable_specs(tiny, finished):
-    workdir, _ = finished
-    specs = json.loads((workdir / "results.json").read_text())["specs"]
-    assert len(specs) == 2 * len(plan.METHODS)
+def test_tables_hold_every_row_and_claims_say_what_their_intervals_say(finished):
+    folder, _, report = finished
+    loss = report.results["loss"]
+    assert list(loss) == [f"{kind} at {x}x" for x in (1, 2, 4) for kind in study.KINDS]
+    rows = {"RoPE", "PI", "NTK", "YaRN", "ABF x50", *study.SEARCHES, study.PLAIN}
+    assert all(rows < set(loss[f"{kind} at {x}x"]) for kind in study.KINDS for x in (2, 4))
+    assert study.CROPPED in loss["text at 4x"] and study.CROPPED not in loss["needle at 4x"]
+    table = (folder / "text_at_2x.csv").read_text().splitlines()
+    assert table[0].endswith('minus cropped,"within L, minus RoPE",tokens right')
+    assert len(table) == 1 + len(loss["text at 2x"])
+    (rope,) = (line for line in table if line.startswith("RoPE,"))
+    assert float(rope.split(",")[2]) == pytest.approx(float(loss["text at 2x"]["RoPE"]), abs=1e-3)
+    # A random model finds no needle: nothing can be said of searches on needles.
+    assert "LongRoPE2 at 2x: " in " ".join(report.claims)
+    assert report.claims[-1].endswith("not testable here.")
+
+
+def test_winners_are_usable_specs(finished):
+    specs = finished[2].results["specs"]
+    assert len(specs) == 2 * len(study.SEARCHES)
     for entry in specs:
         spec = eval(entry["spec"], {"rotary": rotary})
-        read = rotary.from_hf({"rope_parameters": entry["hf"], "head_dim": 64})
+        read = rotary.from_hf({"rope_parameters": json.loads(entry["hf"]), "head_dim": 64})
         assert read.long_factor == spec.long_factor and read.amplitude == spec.amplitude
         assert entry["hf leaves out start tokens"] == spec.start_count
         rotary.make(spec, head_dim=64, seq_len=spec.original_length * 2)
 
 
-def test_context_cut_to_the_trained_length_is_plain_rope_on_pieces(tiny, finished):
-    workdir, _ = finished
-    with np.load(next((workdir / "scores").glob("test-*.npz"))) as file:
-        arrays = dict(file)
-    assert compare.mean(arrays, 2, "text", measure.CUT) != compare.mean(arrays, 2, "text", "RoPE")
-    own = arrays["x1/text/RoPE"]
-    assert own.shape == (1, 2) and np.isfinite(own).all()
+def test_the_report_needs_no_text_and_no_model(finished, text, monkeypatch):
+    folder, _, report = finished
+    monkeypatch.setattr(study, "Work", lambda *_: _Refuses())
+    again = study.main(tiny(text), folder, "the command")
+    assert again.claims == report.claims
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 2 and "rotary.LongRoPE(" in page
+
+
+class _Refuses:
+    train = search = loss = None
+
+
+def test_a_checkpoint_is_searched_in_place_of_a_model_that_is_trained(finished, text, tmp_path):
+    (trained,) = study.pretraining(*study.filled(tiny(text), tmp_path))
+    run = str(lab.run_folder(finished[0], trained))
+    changes = {"model": run, "bos": "<bos>", "factors": "(2,)", "seeds": "1"}
+    cells = study.plan(tiny(text, **changes), tmp_path)
+    assert all(not before.after for cell in cells for before in cell.after)
+    assert {cell.kind for cell in lab.missing(tmp_path, cells)} == {"loss", "search"}
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("changes", "words"),
     [
-        ({"search_documents": 3}, "search_documents must leave 2 of 4"),
-        ({"windows": 0}, "windows must be a multiple of"),
-        ({"factors": (1,)}, "factor must be above 1 for a search"),
-        ({"evolution": {"population": 1}}, "population must be at least 2"),
-        ({"evolution": {"population": 2, "generations": 0}}, "6 evaluations"),
-        ({"start_counts": (1,)}, "start_counts must include 0"),
+        ({"search_documents": "3"}, ("--config.search_documents=3", "it needs 2")),
+        ({"windows": "0"}, ("--config.windows=0", "devices")),
+        ({"factors": "(1,)"}, ("factor of a search must be above 1",)),
+        ({"evolution.population": "1"}, ("population must be at least 2",)),
+        ({"seeds": "0"}, ("--config.seeds=0",)),
+        ({"start_counts": "(1,)"}, ("start_counts must hold 0",)),
+        ({"rows.PI.method": "pj:factor=2"}, ("--config.rows.PI.method", "'pi'")),
+        ({"pretraining.batch": "3"}, ("--config.pretraining", "batch of 3")),
     ],
 )
-def test_a_bad_config_is_refused_before_training(tiny, tmp_path, change, message):
-    config = tiny.copy_and_resolve_references()
-    config.update(change)
-    with pytest.raises(ValueError, match=message):
-        longrope_search.main(config, tmp_path)
+def test_a_bad_config_is_refused_before_training(text, tmp_path, changes, words):
+    with pytest.raises(ValueError) as error:
+        study.main(tiny(text, **changes), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "runs").exists()
-
-
-def test_an_unknown_preset_names_the_nearest():
-    with pytest.raises(ValueError, match="tiny"):
-        configs.get_config("tinny")

@@ -1,21 +1,21 @@
-"""Zero-shot extension: a tiny study whole, cut off and resumed; its claims and refusals."""
+"""Zero-shot extension: its numbers from logits, its claims, and what it asks of a text."""
 
-import json
-import shutil
+import dataclasses
 
-import jax
 import numpy as np
 import pytest
-from experiments.progress import StudyProgress
+from checkpoints import CONFIG, tokenizer_json, write
 
 from configs import zero_shot_extension as configs
-from experiments import zero_shot_extension
-from experiments.zero_shot import compare
-from experiments.zero_shot.measure import Study
-from experiments.zero_shot.plan import LOSS, PASSKEY, REMOVED, SENTENCE, Plan
+from experiments import lab
+from experiments import zero_shot_extension as study
+from experiments.lab import cli
 from longrope_jax import llama, rotary
+from longrope_jax.data import tokenizers
+from longrope_jax.data.tokenizers import SpecialTokens
 
-SMOLLM2 = llama.preset("smollm2_135m")
+MODEL = lab.model("random", lab.Machine())
+LENGTH, TRAINED = 256, 128
 
 
 @pytest.fixture(scope="module")
@@ -30,304 +30,300 @@ def text(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny(text):
-    return config_of(text)
-
-
-def config_of(text):
-    config = configs.get_config("tiny")
+def tiny(text, **changes):
+    config = cli.load_config("configs/zero_shot_extension.py:tiny")
     config.documents = (f"{text}:a.txt", f"{text}:b.txt")
+    for field, value in changes.items():
+        cli.override(config, field, value)
     return config
 
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    """The folder of a whole tiny study, and what it returned."""
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, zero_shot_extension.main(config_of(text), workdir, "the command")
+    """The folder of a whole tiny study, its cells, and its report."""
+    folder = tmp_path_factory.mktemp("run")
+    report = study.main(tiny(text), folder, "the command")
+    return folder, study.plan(tiny(text), folder), report
 
 
-def numbers(workdir):
-    """Every array of every cell but the time it took."""
-    found = {}
-    for path in sorted((workdir / "cells").glob("*.npz")):
-        with np.load(path) as saved:
-            found |= {(path.stem, name): saved[name] for name in saved.files if name != "seconds"}
-    return found
+def cell_of(cells, row, document, task="loss", length=LENGTH):
+    return next(
+        cell
+        for cell in cells
+        if (cell.row, cell.what[2].length) == (row, length)
+        and cell.what[2].document.endswith(document)
+        and cell.what[3].get("task", "loss") == task
+    )
 
 
-def log_probabilities(study, spec, tokens):
+def log_probabilities(method, tokens):
     """[T, V] in float64 from the logits of the model."""
-    base = study.base
-    rot = rotary.make(spec, head_dim=base.model.head_dim, seq_len=len(tokens))
-    logits = np.asarray(llama.logits(base.model, base.params, tokens[None], rot)[0], np.float64)
+    rot = rotary.make(method, head_dim=MODEL.config.head_dim, seq_len=len(tokens))
+    logits = llama.logits(MODEL.config, MODEL.params, np.asarray(tokens)[None], rot)
+    logits = np.asarray(logits[0], np.float64)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def cell_of(study, **wanted):
-    return next(
-        cell
-        for cell in study.plan.cells
-        if all(getattr(cell, name) == value for name, value in wanted.items())
-    )
+def document_tokens(text, name):
+    characters = np.frombuffer((text / name).read_bytes(), np.uint8)
+    return np.concatenate([[MODEL.tokenizer.special("<bos>")], characters[:LENGTH]])
 
 
 # Numbers
 
 
-def test_a_loss_cell_is_the_mean_loss_of_its_blocks_of_the_document(finished, tiny, text):
-    study = Study(tiny, finished[0])
-    cell = cell_of(study, task=LOSS, method="pi", length=256, document=1)
-    characters = np.frombuffer((text / "b.txt").read_bytes(), np.uint8)
-    tokenizer = study.base.tokenizer
-    tokens = np.concatenate([[tokenizer.special("<bos>")], characters[:256]]).astype(np.int32)
-    spec = rotary.PositionInterpolation(factor=2.0, base=study.base.method.base)
-    scores = log_probabilities(study, spec, tokens[:-1])
-    expected = -scores[np.arange(256), tokens[1:]].reshape(-1, tiny.block).mean(1)
-    np.testing.assert_allclose(study.read(cell)["blocks"], expected, rtol=2e-5)
+def test_a_loss_cell_is_the_mean_loss_of_its_blocks_of_the_document(finished, text):
+    folder, cells, _ = finished
+    tokens = document_tokens(text, "b.txt")
+    scores = log_probabilities(rotary.PositionInterpolation(2.0, base=1e4), tokens[:-1])
+    expected = -scores[np.arange(LENGTH), tokens[1:]].reshape(-1, 32).mean(1)
+    found = lab.read(folder, cell_of(cells, "pi", "b.txt"))
+    np.testing.assert_allclose(found["blocks"], expected[None], rtol=2e-5)
+    assert found["documents"] == [f"{text}:b.txt"]
 
 
-@pytest.mark.parametrize("task", [PASSKEY, SENTENCE, REMOVED])
-def test_a_retrieval_cell_scores_the_answer_and_nothing_else(finished, tiny, task):
-    study = Study(tiny, finished[0])
-    cell = cell_of(study, task=task, method="rope", document=1)
-    samples, found = study.samples(cell), study.read(cell)
-    assert len(found["nll"]) == len(samples.tokens) == (2 if task == PASSKEY else 1)
-    assert set(samples.documents) == {"b.txt"}
-    for row, answer in enumerate(samples.references()):
-        tokens = samples.tokens[row]
-        scores = log_probabilities(study, rotary.RoPE(study.base.method.base), tokens)
-        at = samples.prompt_length - 1 + np.arange(len(answer))
-        right = scores[at].argmax(-1) == answer
-        assert found["nll"][row] == pytest.approx(-scores[at, answer].mean(), rel=2e-5)
-        assert found["share"][row] == pytest.approx(right.mean())
-        assert found["exact"][row] == right.all()
+def test_cropped_text_is_read_by_plain_rope_in_windows_of_the_trained_length(finished, text):
+    """Every prediction sees at most the last 128 tokens, and at least 112 where they are there."""
+    folder, cells, _ = finished
+    tokens, stride = document_tokens(text, "a.txt"), TRAINED // 8
+    nll = np.empty(LENGTH)
+    for start in range(0, LENGTH - TRAINED + 1, stride):
+        window = np.concatenate([tokens[:1], tokens[start + 1 : start + TRAINED + 1]])
+        scores = log_probabilities(rotary.RoPE(), window[:-1])
+        own = np.arange(0 if start == 0 else TRAINED - stride, TRAINED)
+        nll[start + own] = -scores[own, window[own + 1]]
+    found = lab.read(folder, cell_of(cells, study.CROPPED, "a.txt"))
+    np.testing.assert_allclose(found["blocks"], nll.reshape(1, -1, 32).mean(2), rtol=2e-5)
 
 
-def test_pass_keys_lie_at_other_depths_in_every_document(tiny, tmp_path):
-    study = Study(tiny, tmp_path)
-    depths = []
-    for document in range(2):
-        samples = study.samples(cell_of(study, task=PASSKEY, length=256, document=document))
-        texts = [study.base.tokenizer.decode(row[row < 256]) for row in samples.tokens]
+@pytest.mark.parametrize(
+    ("task", "row", "length"),
+    [
+        (study.PASSKEY, "rope", 256),
+        (study.PASSKEY, study.CROPPED, 256),
+        (study.SENTENCE, "rope", 256),
+        (study.REMOVED, "rope", 128),
+    ],
+)
+def test_a_retrieval_cell_scores_the_answer_and_nothing_else(finished, text, task, row, length):
+    folder, cells, _ = finished
+    cell = cell_of(cells, row, "b.txt", task, length)
+    work = study.Work(study.filled(tiny(text), folder)[0], lab.Machine())
+    samples, found = work.samples(*cell.what[2:]), lab.read(folder, cell)
+    assert len(found["nll"]) == len(samples[0]) == (2 if task == study.PASSKEY else 1)
+    for i, (tokens, answer) in enumerate(zip(*samples, strict=True)):
+        if row == study.CROPPED:  # BOS and the 127 tokens that come last
+            tokens, answer = (np.concatenate([x[:1], x[-TRAINED + 1 :]]) for x in (tokens, answer))
+        scores, at = log_probabilities(rotary.RoPE(), tokens), np.flatnonzero(answer) - 1
+        right = scores[at].argmax(-1) == tokens[answer]
+        assert found["nll"][i] == pytest.approx(-scores[at, tokens[answer]].mean(), rel=2e-5)
+        assert found["share"][i] == pytest.approx(right.mean())
+        assert found["exact"][i] == right.all()
+
+
+def test_pass_keys_lie_at_other_depths_in_every_document(finished, text):
+    folder, cells, _ = finished
+    work, depths = study.Work(study.filled(tiny(text), folder)[0], lab.Machine()), []
+    for name in ("a.txt", "b.txt"):
+        cell = cell_of(cells, "rope", name, study.PASSKEY)
+        texts = [MODEL.tokenizer.decode(x[x < 256]) for x in work.samples(*cell.what[2:])[0]]
         depths += [t.index("Key ") for t in texts]
     assert len(set(depths)) == 4 and max(depths) - min(depths) > 100
 
 
-def test_a_control_has_no_answer_in_its_context(tiny, tmp_path):
-    study = Study(tiny, tmp_path)
-    for task, stated in ((SENTENCE, True), (REMOVED, False)):
-        samples = study.samples(cell_of(study, task=task, document=0))
-        asked, prompt = samples.references()[0][:-1], samples.tokens[0, : samples.prompt_length]
+def test_a_control_has_no_answer_in_its_context(finished, text):
+    folder, cells, _ = finished
+    work = study.Work(study.filled(tiny(text), folder)[0], lab.Machine())
+    for task, stated in ((study.SENTENCE, True), (study.REMOVED, False)):
+        cell = cell_of(cells, "rope", "a.txt", task, 128)
+        (tokens,), (answer,) = work.samples(*cell.what[2:])
+        asked, prompt = tokens[answer][:-1], tokens[: int(np.argmax(answer))]
         assert (bytes(asked.tolist()) in bytes(prompt[1:].clip(0, 255).tolist())) == stated
 
 
-# A whole study
+def test_methods_with_the_same_frequencies_are_measured_once(finished, text):
+    folder, cells, report = finished
+    config, facts = study.filled(tiny(text), folder)
+    same = {label: row for label, (_, row) in study.rows_at(config, facts, LENGTH).items()}
+    assert (same["dynamic_ntk"], same["pi"]) == ("ntk", "pi")
+    assert study.rows_at(config, facts, TRAINED)["pi"][1] == "rope"
+    assert not any(cell.row == "dynamic_ntk" for cell in cells)
+    assert "ntk = dynamic_ntk" in {line["method"] for line in report.results["loss"][LENGTH]}
 
 
-def test_methods_with_the_same_frequencies_are_measured_once(finished, tiny):
-    study = Study(tiny, finished[0])
-    assert cell_of(study, method="dynamic_ntk", length=256).same_as == "ntk"
-    assert cell_of(study, method="pi", length=128).same_as == "rope"
-    assert cell_of(study, method="pi", length=256).same_as == "pi"
-    files = list((finished[0] / "cells").glob("*.npz"))
-    assert {path.stem for path in files} == {cell.slug for cell in study.plan.cells}
-    assert len(files) < len(study.plan.cells)
+# Claims and tables
 
 
-def test_cut_off_at_any_cell_it_ends_the_same(finished, tiny, monkeypatch, tmp_path):
-    advance, left = StudyProgress.advance, [7]
-
-    def cut_off(self, flops, tokens):
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        advance(self, flops, tokens)
-
-    monkeypatch.setattr(StudyProgress, "advance", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        zero_shot_extension.main(tiny, tmp_path, "the command")
-    assert 0 < len(numbers(tmp_path)) < len(numbers(finished[0]))
-    result = zero_shot_extension.main(tiny, tmp_path, "the command")
-    found, expected = numbers(tmp_path), numbers(finished[0])
-    assert found.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
-    assert result["claims"] == finished[1]["claims"]
+def put_losses(folder, cells, losses):
+    """Loss cells of the longest windows: (within, beyond) the trained length by row, document."""
+    for cell in cells:
+        row, document = cell.row, cell.what[2].document
+        if cell.kind == "loss" and cell.what[2].length == LENGTH and row in losses:
+            within, beyond = losses[row][document.endswith("b.txt")]
+            blocks = np.repeat([within, beyond], 4)[None].astype(np.float32)
+            arrays = {"blocks": blocks, "documents": np.asarray([document])}
+            lab.complete(folder, [cell], {"loss": lambda _, a=arrays: a}, lab.Machine())
 
 
-def test_done_again_it_only_redraws(finished, tiny, monkeypatch):
-    monkeypatch.setattr(Study, "measure", None)
-    before = json.loads((finished[0] / "results.json").read_text())
-    zero_shot_extension.main(tiny, finished[0], "the command")
-    assert json.loads((finished[0] / "results.json").read_text()) == before
+def drawn(text, folder, losses, **changes):
+    config = tiny(text, **changes)
+    put_losses(folder, study.plan(config, folder), losses)
+    config.machine.measure = False
+    return study.main(config, folder)
 
 
-def test_a_part_is_shown_without_measuring(finished, tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(Study, "measure", None)
-    tiny.measure = False
-    with pytest.raises(ValueError, match="has no cell to show"):
-        zero_shot_extension.main(tiny, tmp_path, "the command")
-    files = sorted((finished[0] / "cells").glob("loss-*-256-*"))
-    (tmp_path / "cells").mkdir()
-    for file in files:
-        shutil.copy(file, tmp_path / "cells")
-    cells = zero_shot_extension.main(tiny, tmp_path, "the command")["cells"]
-    assert cells["done"] == len(files) < cells["planned"]
+def test_claims_say_what_the_paired_differences_say(text, tmp_path):
+    losses = {
+        "rope": ((3, 9), (3, 7)),
+        "cropped": ((3, 4), (3, 2.5)),
+        "abf": ((3, 4), (3, 2.1)),
+        "pi": ((5, 9.1), (5, 6.9)),
+        "ntk": ((3, 9.5), (3, 7.6)),
+    }
+    report = drawn(text, tmp_path, losses)
+    (claim,) = report.claims
+    for words in (
+        "At 128 to 256 tokens abf has the lowest loss, 3.050 nats",
+        "rope has 8.000 there and 3.000 within 128",
+        "1 of 3 are below rope (abf), 1 above, 1 cannot be told from it",
+        "cropped has 3.250 there",
+        "0 of 3 are below cropped, 2 above, 1 cannot be told from it",
+        # pi is worse by 2 everywhere: what is left of its difference is length.
+        "beyond less within 2 of 3 are below rope (abf, pi), 1 above",
+    ):
+        assert words in claim
+    lines = {line["method"]: line for line in report.results["loss"][LENGTH]}
+    assert lines["pi"]["within, minus rope"].estimate == pytest.approx(2.0)
+    assert lines["pi"]["beyond, minus rope"].estimate == pytest.approx(0.0, abs=1e-6)
+    assert lines["pi"]["beyond less within"].estimate == pytest.approx(-2.0)
+    assert lines["abf"]["beyond, minus cropped"].estimate == pytest.approx(-0.2)
+    assert "cells of this study are not measured yet" in (tmp_path / "report.html").read_text()
 
 
-def test_the_report_holds_claims_and_command_and_its_files_are_small(finished):
-    workdir, result = finished
-    html = (workdir / "report.html").read_text()
-    assert "the command" in html and "http" not in html
-    assert len(result["claims"]) == 3
-    for claim in result["claims"]:
-        assert claim in html.replace("&#x27;", "'")
-    names = ("loss_by_position.png", "beyond.png", "retrieval.png", "loss.csv", "retrieval.csv")
-    for name in (*names, "results.json"):
-        assert 0 < (workdir / name).stat().st_size < 300_000
-    assert result["cells"]["done"] == result["cells"]["planned"]
+def test_one_document_gives_no_interval_and_the_claim_says_so(text, tmp_path):
+    losses = {"rope": ((3, 9), (0, 0)), "abf": ((3, 4), (0, 0))}
+    report = drawn(text, tmp_path, losses, documents=f"('{text}:a.txt',)")
+    assert "1 of 1 are below rope on one document: no interval" in report.claims[0]
+    assert "cropped is not measured yet" in report.claims[0]
+    lines = {line["method"]: line for line in report.results["loss"][LENGTH]}
+    assert lines["abf"]["beyond, minus rope"] == pytest.approx(-5.0)
 
 
-@pytest.mark.parametrize(("option", "value"), [("seed", 1), ("block", 64), ("model", "other")])
-def test_other_settings_never_meet_in_one_cell(tiny, option, value):
-    def slugs():
-        return {c.slug for c in Plan(tiny, SMOLLM2, 1e5).work()}
-
-    before = slugs()
-    tiny[option] = value
-    kept = slugs() & before
-    assert not any(slug.startswith("loss") for slug in kept)
-    assert bool(kept) == (option == "block")  # which retrieval does not depend on
+def test_a_difference_is_taken_on_the_documents_that_both_have(text, tmp_path):
+    config = tiny(text)
+    cells = study.plan(config, tmp_path)
+    put_losses(tmp_path, cells, {"rope": ((3, 9), (3, 7)), "abf": ((3, 4), (3, 2))})
+    lab.path(tmp_path, cell_of(cells, "abf", "b.txt")).unlink()
+    config.machine.measure = False
+    lines = study.main(config, tmp_path).results["loss"][LENGTH]
+    assert {x["method"]: x for x in lines}["abf"]["beyond, minus rope"] == pytest.approx(-5.0)
 
 
-# Claims
+def test_whole_answers_have_the_binomial_interval(finished):
+    _, _, report = finished
+    lines = [x for x in report.results["retrieval"] if x["exact"] == 0 and x["samples"] == 4]
+    assert lines and all(x["high"] == pytest.approx(1 - 0.025 ** (1 / 4)) for x in lines)
 
 
-def write_losses(study, losses):
-    """Loss cells with the given loss beyond the trained length, by method and document."""
-    for cell in study.plan.work():
-        if cell.task == LOSS and cell.length == 256 and cell.method in losses:
-            blocks = np.full(8, 3.0, np.float32)
-            blocks[4:] = losses[cell.method][cell.document]
-            study.path(cell).parent.mkdir(exist_ok=True)
-            np.savez(study.path(cell), blocks=blocks, seconds=1.0)
+def test_a_row_of_ones_own_stands_in_every_table_and_figure(finished, text):
+    folder, _, _ = finished
+    own, row = "('giraffe_power:factor={factor}',)", "giraffe_power"
+    changes = {"windows.mine.methods": own, "retrieval.methods": own, "windows.mine.factor": "2"}
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        figure = lab.Figure
+        patch.setattr(lab, "Figure", lambda *made: figures.append(made[1]) or figure(*made))
+        report = study.main(tiny(text, **changes), folder)
+    loss, answers = report.results["loss"][LENGTH], report.results["retrieval"]
+    assert row in {line["method"] for line in loss} & {line["method"] for line in answers}
+    beyond, by_position, retrieval = (figure.axes for figure in figures)
+    assert row in [label.get_text() for label in beyond[0].get_yticklabels()]
+    assert len(by_position[0].lines) == len(loss) + 1  # and the trained length
+    assert row in [label.get_text() for label in retrieval[0].get_legend().get_texts()]
 
 
-def test_claims_say_what_the_paired_differences_say(tiny, tmp_path):
-    study = Study(tiny, tmp_path)
-    write_losses(study, {"rope": (9, 7), "abf": (4, 2.1), "pi": (9.1, 6.9), "ntk": (9.5, 7.6)})
-    (claim,) = compare.claims(study, compare.curves(study), [])
-    assert "positions 128 to 256 the lowest loss is 3.050" in claim and "by abf" in claim
-    assert "rope has 8.000 there and 3.000 within" in claim
-    assert "Of 3 other methods with frequencies of their own 1 have a lower loss" in claim
-    assert "(abf), 1 a higher one, and 1 cannot be told from it" in claim
-    rows = {row["method"]: row for row in compare.loss_rows(study, compare.curves(study)[256])}
-    assert rows["abf"]["difference"]["mean"] == pytest.approx(-4.95)
-    assert rows["dynamic_ntk"]["beyond"] == rows["ntk"]["beyond"]
+# Own text, presets and refusals
 
 
-def test_one_document_gives_no_interval_and_the_claim_says_so(tiny, tmp_path):
-    for group in tiny.loss.values():
-        group.documents = 1
-    study = Study(tiny, tmp_path)
-    write_losses(study, {"rope": (9, 0), "abf": (4, 0)})
-    (claim,) = compare.claims(study, compare.curves(study), [])
-    assert "With one document there is no interval" in claim
-    assert compare.loss_rows(study, compare.curves(study)[256])[0]["128-256"]["interval"] is None
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A Hugging Face folder that declares its length; its software puts nothing before a text."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (folder / "tokenizer.json").write_text(tokenizer_json().replace("<eos>", "<|endoftext|>"))
+    tokenizer = tokenizers.load(folder / "tokenizer.json")
+    tokenizer = dataclasses.replace(tokenizer, special_tokens=SpecialTokens())
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    path, _ = write(folder, "hf", config, tokenizer=tokenizer, context_length=256)
+    return path
 
 
-def test_a_difference_is_taken_on_the_documents_that_both_have(tiny, tmp_path):
-    study = Study(tiny, tmp_path)
-    write_losses(study, {"rope": (9, 7), "abf": (4, 2)})
-    missing = cell_of(study, task=LOSS, method="abf", length=256, document=1)
-    study.path(missing).unlink()
-    found = {c.method: c for c in compare.curves(study)[256]}
-    assert compare.against(study, found["abf"], found["rope"]) == (-5.0, None)
+def test_a_checkpoint_and_a_text_of_ones_own_are_enough(checkpoint, tmp_path, monkeypatch):
+    words, rng = ["the", "cat", "sat", "with", "thin", "thought"], np.random.default_rng(0)
+    text = "\n\n".join(f"T{' '.join(rng.choice(words, 9))}." for _ in range(80))
+    (tmp_path / "a.txt").write_text(text)
+    # What the numbers are is tested elsewhere.
+    monkeypatch.setattr(lab, "losses", lambda *_, **__: np.zeros((1, 48)))
+    monkeypatch.setattr(lab, "scored", lambda _, __, tokens, *___: np.zeros((2, len(tokens))))
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--config.model={checkpoint}"]
+    arguments += [f"--config.documents=('{tmp_path}:a.txt',)"]
+    config, folder = cli.parse("experiments.zero_shot_extension", arguments)
+    report = study.main(config, folder)
+    assert {line["length"] for line in report.results["retrieval"]} == {128, 384}
+    assert list(report.results["loss"]) == [384]
+    assert "after &lt;|endoftext|&gt;" in (folder / "report.html").read_text()
 
 
-def test_exact_answers_have_the_binomial_interval():
-    answers = compare.Answers(PASSKEY, "rope", 8, "rope", np.ones(4, bool), *[np.zeros(4)] * 3)
-    interval = answers.exact_interval
-    assert (interval.estimate, interval.high) == (1.0, 1.0)
-    assert interval.low == pytest.approx(0.025 ** (1 / 4))
-
-
-# Presets
-
-
-def test_full_measures_every_method_under_the_checkpoints_base():
-    config = configs.get_config("full")
-    plan = Plan(config, SMOLLM2, 1e5)
-    texts = {text.partition(":")[0] for text in plan.methods.values()}
-    assert texts == set(rotary.names())
-    for cell in plan.cells:
-        assert "base=10000.0" not in repr(plan.spec(cell.method, cell.length))
-    longest = {c.method: 0 for c in plan.cells}
-    for cell in plan.cells:
-        longest[cell.method] = max(longest[cell.method], cell.length)
-    assert {longest[m] for m in ("rope", "abf", "pi", "ntk", "yarn", "dynamic_ntk")} == {32_768}
-    assert min(longest.values()) == 16_384
-
-
-@pytest.mark.parametrize(("preset", "hours"), [("quick", 1 / 6), ("full", 8)])
-def test_presets_fit_their_time(preset, hours):
-    """At 125 GFLOP/s: two idle cores did 150 to 220 in windows of 12,288 tokens."""
-    plan = Plan(configs.get_config(preset), SMOLLM2, 1e5)
-    assert sum(map(plan.flops, plan.work())) / 125e9 < hours * 3600
-
-
-def test_every_beginning_of_full_compares_with_plain_rope():
-    plan = Plan(configs.get_config("full"), SMOLLM2, 1e5)
-    seen = set()
-    for cell in plan.work():
-        if cell.task == LOSS:
-            seen.add((cell.method, cell.length, cell.document))
-            assert ("rope", cell.length, cell.document) in seen
-
-
-# Refusals
+def test_everything_wrong_with_the_texts_is_said_before_the_model_is_loaded(
+    text, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lab, "model", lambda *_, **__: pytest.fail("loads the model"))
+    (tmp_path / "c.txt").write_text("One short sentence here.")
+    (tmp_path / "d.txt").write_text("no sentence at all")
+    names = f"('{tmp_path}:c.txt', '{tmp_path}:d.txt', '{text}:a.txt', '{text}:aa.txt')"
+    with pytest.raises(ValueError) as error:
+        study.main(tiny(text, documents=names), tmp_path / "run")
+    for words in ("c.txt", "d.txt", "'aa.txt'", "--config.documents", "--config.sentence_tokens"):
+        assert words in str(error.value)
+    assert not list((tmp_path / "run").glob("cells/loss*"))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "words"),
     [
-        ({"documents": ("a", "b")}, "CORPUS:DOCUMENT"),
-        ({"edges": (0, 192, 256)}, "trained length of 128"),
-        ({"block": 48}, "block must divide"),
-        ({"retrieval.methods": ()}, "retrieval needs methods"),
-        ({"retrieval.documents": 3}, "3 documents are asked for, the config has 2"),
-        ({"loss.1.length": 200}, "must be an edge beyond 128"),
-        ({"loss.2.methods": ("abf",)}, "rope must be measured at 192"),
-        ({"loss.2.methods": ("rope", "yan:factor=2")}, "did you mean 'yarn'"),
-        ({"loss.2.methods": ("rope", "pi:factor={facto}")}, "did you mean 'factor'"),
+        ({"bos": "<boss>"}, ("--config.bos", "<boss>", "<bos>")),
+        ({"trained_length": "0"}, ("--config.trained_length",)),
+        ({"documents": "('a', 'b')"}, ("CORPUS:DOCUMENT", "'a'")),
+        ({"blocks": "5"}, ("--config.blocks=5", "128")),
+        ({"windows.core.factor": "1"}, ("--config.windows.core.factor", "above 1", "got 1")),
+        ({"windows.core.factor": "1.3"}, ("--config.windows.core.factor", "got 1.3")),
+        ({"edges": "(1.3,)"}, ("--config.edges", "got 1.3")),
+        ({"reference": "rop"}, ("rop", "did you mean")),
+        ({"windows.core.methods": "('yan:factor=2',)"}, ("yan:factor=2", "'yarn'")),
+        ({"windows.core.methods": "('pi:factor={facto}',)"}, ("{facto}", "'factor'")),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(tiny, tmp_path, change, message):
-    tiny.update_from_flattened_dict(change)
-    with pytest.raises(ValueError, match=message):
-        zero_shot_extension.main(tiny, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_what_cannot_be_measured_is_refused_before_anything_is(text, tmp_path, changes, words):
+    with pytest.raises(ValueError) as error:
+        study.main(tiny(text, **changes), tmp_path)
+    assert all(word in str(error.value) for word in words), error.value
+    assert not list(tmp_path.glob("cells/loss*"))
 
 
-def test_a_text_too_short_is_refused_before_anything_is_measured(tiny, tmp_path):
-    (tmp_path / "a.txt").write_text("One short sentence here.")
-    tiny.documents = (f"{tmp_path}:a.txt",) * 2
-    with pytest.raises(ValueError, match=r"a\.txt"):
-        zero_shot_extension.main(tiny, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_an_empty_folder_has_nothing_to_show(text, tmp_path):
+    study.plan(tiny(text), tmp_path)  # the facts of the checkpoint are there
+    with pytest.raises(ValueError, match=r"machine\.measure"):
+        study.main(tiny(text, **{"machine.measure": "False"}), tmp_path)
 
 
-def test_the_unknown_preset_and_document_are_named(tiny, tmp_path, text):
-    with pytest.raises(ValueError, match="did you mean 'quick'"):
-        configs.get_config("quik")
-    tiny.documents = (f"{text}:aa.txt", f"{text}:b.txt")
-    with pytest.raises(ValueError, match=r"did you mean 'a\.txt'"):
-        zero_shot_extension.main(tiny, tmp_path)
-
-
-def test_nothing_runs_on_more_than_one_device(tiny, tmp_path):
-    assert len(jax.devices()) > 1
-    study = Study(tiny, tmp_path)
-    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(study.base.params))
+@pytest.mark.parametrize("preset", configs.PRESETS)
+def test_every_beginning_of_a_preset_compares_with_plain_rope(preset, tmp_path):
+    facts = lab.Facts(
+        llama.preset("smollm2_135m"), rotary.RoPE(1e5), 8192, "<bos>", ("<bos>",), 0, ()
+    )
+    config = configs.get_config(preset)
+    config.trained_length = config.trained_length or 8192
+    seen = set()
+    for cell in study._cells(config, facts):
+        reading = cell.what[2]
+        seen.add((cell.row, reading.length, reading.document, cell.kind))
+        assert ("rope", reading.length, reading.document, cell.kind) in seen
