@@ -47,6 +47,13 @@ class Study:
 
 _WINDOWS = ("evaluation.windows_per_document", "2")
 STUDIES = {
+    "base_frequency_ablation": Study(
+        "experiments.base_frequency_ablation",
+        "configs/base_frequency_ablation.py",
+        seeds="rows.RoPE.seeds",
+        evaluation=("evaluation.windows_per_document", "3"),
+        committed=(("base_frequency_ablation", "laptop"),),
+    ),
     "two_methods": Study(
         "docs.examples.two_methods",
         "docs/examples/two_methods.py",
