@@ -16,7 +16,8 @@ On a folder of your own text, with a row of your own; and from a checkpoint inst
 
 Killed at any moment and started again, it goes on where it was; the same command on a folder that
 holds `cells/` redraws every figure without training. More seeds, rows, samples or lengths are added
-in the folder that is there. What comes out of the cells: experiments/base_frequency_results.py.
+in the folder that is there. experiments/base_frequency_results.py has the quantities and tables,
+experiments/base_frequency_report.py the figures and the text of the report.
 
 In the paper, perplexity on Books at 32,768 tokens: RoPE 6.548, PI 6.341, ABF 6.323, xPos ABF 6.331.
 """
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import base_frequency_report as report
 from experiments import base_frequency_results as results
 from experiments import lab
 from longrope_jax import llama, rotary, sharding
@@ -95,7 +97,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
         check(work, left)
     lab.complete(folder, cells, work.functions, machine)
     head_dim = shape(config, facts).head_dim
-    return results.publish(results.Found(config, folder, cells, head_dim), command)
+    return report.publish(results.Found(config, folder, cells, head_dim), command)
 
 
 # The cells.
@@ -184,11 +186,11 @@ def _row_cells(config: ConfigDict, row: str, seed: int) -> Iterator[lab.Cell]:
     plain, first = rotary.RoPE(base=known["base"]), results.start_row(settings)
     if not config.init_checkpoint:
         recipe = _recipe(config, "pretraining", plain, seed, settings.taught)
-        before = (lab.Cell("pretrain", first, seed, (recipe, config.model, start[1:], text)),)
+        before = (lab.Cell("train", first, seed, (recipe, config.model, start[1:], text)),)
         start = ()
     seen = CONTINUATION_SEED + seed
     recipe = _recipe(config, "continuation", method, seen, settings.taught, settings.rate)
-    after = (lab.Cell("continue", row, seed, (recipe, start, text), before),)
+    after = (lab.Cell("train", row, seed, (recipe, start, text), before),)
 
     def cell(kind: str, step: int, count: int, lengths: Sequence[int], **columns) -> lab.Cell:
         of, at = columns.pop("method", method), () if step else start
@@ -227,14 +229,16 @@ def _text(config: ConfigDict) -> tuple:
 
 def _mixture(config: ConfigDict) -> packing.TaskMixture:
     r = config.retrieval
-    return packing.TaskMixture(r.taught_first_sentence, r.taught_passkey, r.answer_weight)
+    with lab.naming("retrieval"):
+        return packing.TaskMixture(r.taught_first_sentence, r.taught_passkey, r.answer_weight)
 
 
 def _wording(config: ConfigDict, kind: str) -> tuple[tasks.FirstSentence | tasks.Passkey, ...]:
     """The task that a kind of cell asks, as the config words it."""
     r = config.retrieval
     if kind == "passkey":
-        return (tasks.Passkey(fact=r.passkey_fact, prompt=r.passkey_prompt),)
+        with lab.naming("retrieval.passkey_fact"):
+            return (tasks.Passkey(fact=r.passkey_fact, prompt=r.passkey_prompt),)
     first = tasks.FirstSentence(prompt=r.first_sentence_prompt, end=r.first_sentence_end)
     return (first,) if kind in QUESTIONS else ()
 
@@ -274,8 +278,8 @@ class Work:
         """The function of each kind of cell."""
         asked = {"first_sentence": self.asked, "passkey": self.asked, "answers": self.answers}
         losses = {"loss": self.loss, "mean_loss": self.mean_loss}
-        trained = {"pretrain": self.train, "continue": self.train}
-        return trained | losses | asked | {"chance": self.chance, "taught": self.taught}
+        others = {"train": self.train, "chance": self.chance, "taught": self.taught}
+        return losses | asked | others
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -316,7 +320,7 @@ class Work:
 
     def train(self, cell: lab.Cell) -> dict[str, Any]:
         """The pretraining of a seed, or the continuation of a row."""
-        kept = results.steps_between(self.config) if cell.kind == "continue" else ()
+        kept = results.steps_between(self.config) if cell.row in self.config.rows else ()
         return self.models.train(cell, self.text, kept)
 
     def each(self, cell: lab.Cell, score: Callable[..., Any]) -> list[Any]:
@@ -420,9 +424,9 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
     with lab.naming("bos"):
         work.tokenizer.special(work.config.bos)
     for cell in cells:
-        if cell.kind in ("pretrain", "continue"):
+        if cell.kind == "train":
             recipe, twice = cell.what[0], 2 * _full(work.config)
-            with lab.naming("pretraining" if cell.kind == "pretrain" else "continuation"):
+            with lab.naming("continuation" if cell.row in work.config.rows else "pretraining"):
                 lab.check_recipe(recipe, work.shape, work.machine, scored=twice)
             lab.windows(recipe, work.text)
         elif cell.kind in QUESTIONS:
@@ -434,6 +438,11 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
 
 def _check_sizes(config: ConfigDict) -> None:
     e = config.evaluation
+    if not config.init_checkpoint and config.pretraining.steps < 1:
+        raise ValueError(
+            "this preset starts from a pretrained model: --config.init_checkpoint=CHECKPOINT, or "
+            "--config.pretraining.steps=STEPS to pretrain one"
+        )
     if not e.lengths or list(e.lengths) != sorted({*e.lengths, 1.0}) or e.lengths[-1] != 1:
         raise ValueError(f"--config.evaluation.lengths must rise to 1.0, got {tuple(e.lengths)}")
     if not all(0 < share < 1 for share in e.at):

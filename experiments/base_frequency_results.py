@@ -1,13 +1,13 @@
-"""What the base-frequency ablation found: quantities, tables, figures and text of its report.
+"""What the base-frequency ablation found: quantities, hypotheses, tables.
 
-Everything is computed from cells alone; experiments/base_frequency_ablation.py makes them. Every
-row of the config stands in every table, and every row that is `drawn` in every figure.
+Everything is computed from cells alone, which experiments/base_frequency_ablation.py makes. Every
+row of the config stands in every table.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from longrope_jax.evaluation import power_law
 from longrope_jax.evaluation.statistics import (
     Interval,
     PowerNeeded,
-    cluster_bootstrap,
     power_needed,
 )
 
@@ -144,7 +143,8 @@ class Found:
 
     def shares(self, **column) -> lab.Scores:
         """Share of answer tokens right, on the samples that all side measurements use."""
-        found, count = self.at("first_sentence", "answer_tokens", **column), _few(self.config)
+        found = self.at("first_sentence", "answer_tokens", **column)
+        count = self.config.evaluation.generated
         documents = {row: names[:count] for row, names in found.documents.items()}
         return lab.Scores({row: v[:, :count] for row, v in found.values.items()}, documents)
 
@@ -160,9 +160,9 @@ class Found:
     def rouge(self, **column) -> lab.Scores:
         """ROUGE-L beside a row "chance": a random other document's first sentence."""
         own = self.at("answers", "rouge", **column)
-        found = lab.scores(self.folder, [c for c in self.cells if c.kind == "chance"], "rouge")
-        chance = found.map(lambda v: np.repeat(v, max(self.rows.values()), axis=0))
-        return lab.Scores(own.values | chance.values, own.documents | chance.documents)
+        chance = lab.scores(self.folder, [c for c in self.cells if c.kind == "chance"], "rouge")
+        both = lab.Scores(own.values | chance.values, own.documents | chance.documents)
+        return both.repeated(["chance"])
 
     def at_start(self, kind: str, key: str) -> lab.Scores:
         """Every row's pretrained model at the pretraining length."""
@@ -171,10 +171,6 @@ class Found:
         found = lab.scores(self.folder, cells, key).map(lambda v: v[..., 0])
         values = {row: found.values[name][: self.rows[row]] for row, name in start.items()}
         return lab.Scores(values, {row: found.documents[name] for row, name in start.items()})
-
-
-def _few(config: ConfigDict) -> int:
-    return config.evaluation.generated
 
 
 # By the names that hypotheses use. Losses are nats per token, ROUGE-L goes from 0 to 100, the
@@ -447,256 +443,17 @@ def save_documents(found: Found) -> None:
     lab.save_csv(found.folder / "per_document.csv", header, lines)
 
 
-# Figures.
-
-
-def _lines(ax, found: Found, curves: Mapping[str, tuple[Sequence, Sequence]], **axis) -> None:
-    """A line with markers for every drawn row."""
-    for row, colour in found.drawn.items():
-        ax.plot(*curves[row], "o-", color=colour, label=row, markersize=4)
-    ax.set(**axis)
-
-
-@lab.style()
-def draw_positions(found: Found):
-    """Loss against position before and after training, with a band over documents."""
-    fig, axes = lab.subplots(1, 2, size=(10, 4.5), sharey=True)
-    tops = []
-    for ax, step, stage in zip(axes, (0, None), ("untrained", "trained"), strict=True):
-        scores = found.scores("loss", "blocks", step)
-        for row, colour in found.drawn.items():
-            band = cluster_bootstrap(scores.values[row].mean(0), scores.documents[row])
-            count = len(band.estimate)
-            at = (np.arange(count) + 0.5) * 2 * found.full / count
-            ax.plot(at, band.estimate, color=colour, label=row)
-            ax.fill_between(at, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-            tops.append(np.median(band.estimate))
-        for length in (found.config.length, found.full):
-            ax.axvline(length, color="black", linewidth=0.8, linestyle=":")
-        ax.set(title=f"{stage} at {found.full:,} tokens", xlabel="position, tokens")
-    axes[0].set(ylabel="loss, nats per token", ylim=(None, max(tops, default=1) * 1.3))
-    axes[1].legend()
-    return fig
-
-
-@lab.style()
-def draw_retrieval(found: Found):
-    """FIRST-SENTENCE-RETRIEVAL (Figure 5b), share of right answer tokens, and passkey."""
-    fig, axes = lab.subplots(1, 3, size=(12, 4.2))
-    panels = (
-        ("answers", "rouge", "first sentence, ROUGE-L", 100),
-        ("first_sentence", "answer_tokens", "first sentence, answer tokens right", 1),
-        ("passkey", "exact", "passkey, exact matches", 1),
-    )
-    for ax, (kind, key, title, top) in zip(axes, panels, strict=True):
-        look = {"title": title, "xlabel": "length, tokens", "ylim": (-0.03 * top, 1.03 * top)}
-        _lines(ax, found, by_length(found, kind, key), **look)
-    chance = found.quantities["ROUGE-L"].mean("chance")
-    axes[0].axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes[0].legend()
-    return fig
-
-
-@lab.style()
-def draw_steps(found: Found):
-    """Loss and retrieval during the continuation (Figure 5a)."""
-    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
-    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        look = {"xlabel": "steps of continuation", "ylabel": f"{name} at the long length"}
-        _lines(ax, found, by_step(found, name), **look)
-    axes[1].legend()
-    return fig
-
-
-@lab.style()
-def draw_laws(found: Found):
-    """Loss against context (Figure 1) with the fit of each row."""
-    fig, ax = lab.subplots(size=(7, 4.5))
-    known = contexts(found)
-    for row, colour in found.drawn.items():
-        at, losses, _ = known[row]
-        ax.plot(at, losses.mean(0), "o", color=colour, label=row)
-        if law := found.laws[row]:
-            triple = (law.alpha.estimate, law.beta.estimate, law.gamma.estimate)
-            ax.plot(at, power_law.PowerLaw(*triple)(at), color=colour)
-    ax.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="loss, nats per token")
-    ax.legend()
-    return fig
-
-
-@lab.style()
-def draw_scales(found: Found):
-    """Each trained model evaluated at other scales than its own (Giraffe)."""
-    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
-    scales = found.config.evaluation.scales
-    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        look = {"xscale": "log", "xlabel": "scale, times the method's own"}
-        _lines(ax, found, by_scale(found, name), ylabel=f"{name} at the long length", **look)
-        ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
-        ax.minorticks_off()
-    axes[0].legend()
-    return fig
-
-
-@lab.style()
-def draw_bases(found: Found):
-    """Loss and retrieval at the long length against the base of the continuation.
-
-    Taught RoPE rows at the common learning rate are joined; drawn rows of other methods are squares
-    at their own base, or lines where they have none.
-    """
-    fig, axes = lab.subplots(1, 2, size=(10, 4.2))
-    common = {row for row, s in found.config.rows.items() if s.taught and s.rate == 1}
-    swept = {row: m.base for row, m in found.methods.items() if isinstance(m, rotary.RoPE)}
-    sweep = sorted(common & swept.keys(), key=swept.get)
-    for ax, name in zip(axes, ("loss", "answer tokens"), strict=True):
-        means = {row: float(found.quantities[name].mean(row)) for row in found.rows}
-        points = [swept[row] for row in sweep], [means[row] for row in sweep]
-        ax.plot(*points, "o-", color=lab.colours(["abf"])[0], label="RoPE")
-        for row in (row for row in found.drawn if row not in sweep):
-            look = {"color": found.drawn[row], "label": row}
-            if base := getattr(found.methods[row], "base", None):
-                ax.plot(base, means[row], "s", **look)
-            else:
-                ax.axhline(means[row], linestyle="--", **look)
-        ax.set(xscale="log", xlabel="base", ylabel=f"{name} at the long length")
-    axes[0].legend()
-    return fig
-
-
-# The report.
-
-
-def publish(found: Found, command: str) -> lab.Report:
-    """Writes the report and all its files.
-
-    Raises:
-        ValueError: no row is finished.
-    """
-    if not found.rows:
-        raise ValueError(
-            f"{found.folder} has no finished row to show: leave out --config.machine.measure=False"
-        )
-    save_documents(found)
-    hypotheses = lab.judged(found.config.hypotheses, found.quantities)
-    parts = sections(found, hypotheses)
-    tables = [b for part in parts for b in part.blocks if isinstance(b, lab.Table)]
-    results = {t.name: [dict(zip(t.header, line, strict=True)) for line in t.rows] for t in tables}
-    results |= {"hypotheses": hypotheses, "power_laws": found.laws, "power": power(found)}
-    return lab.publish(
-        found.folder,
-        command,
-        found.config,
-        title="Base-frequency ablation",
-        claims=claims(found, hypotheses),
-        sections=parts,
-        results=results | {"seeds": found.rows, "taught": taught(found)},
-        cells=found.cells,
-    )
-
-
-def claims(found: Found, hypotheses: Sequence[lab.Hypothesis]) -> list[str]:
-    """What came out, in sentences: retrieval, loss, each hypothesis, power."""
-    sentences = []
-    for name, digits, sign in (("ROUGE-L", 1, -1), ("loss", 3, 1)):
-        means = {row: sign * float(found.quantities[name].mean(row)) for row in found.drawn}
-        best = sorted(means, key=means.get)
-        shown = ", ".join(f"{row} {abs(means[row]):.{digits}f}" for row in best)
-        sentences.append(f"{name} at {found.full:,} tokens, best first: {shown}.")
-    sentences += [f"{h.name}, {h.claim}: {h.verdict}." for h in hypotheses]
-    return sentences + power_sentences(power(found))
-
-
-_QUESTION = (
-    "Llama 2 Long extends a model by continuing its pretraining at a longer length, and compares "
-    "position encodings for it: RoPE, position interpolation (PI), RoPE with an adjusted base "
-    "frequency (ABF) and xPos with that base. This is the comparison in miniature. Gates say "
-    "whether a hypothesis can be tested here at all: whether loss gains from long context, whether "
-    "the pretrained model can do the task at its own length, whether the controls sit at chance."
-)
-_FIGURES = {
-    "retrieval_by_length": (draw_retrieval, "Figure 5b of Llama 2 Long in miniature."),
-    "loss_by_position": (
-        draw_positions,
-        "Mean over seeds; shade: 95 % band over documents. Dotted: pretraining and continued "
-        "length.",
-    ),
-    "loss_against_steps": (
-        draw_steps,
-        "Figure 5a of Llama 2 Long in miniature; step 0 is untrained.",
-    ),
-    "power_law": (
-        draw_laws,
-        "Fit of L(c) = (alpha/c)^beta + gamma, as in Figure 1 of Llama 2 Long, to the loss of "
-        "tokens that see about c tokens, from the end of the windows' first sentence on.",
-    ),
-    "scale_matrix": (
-        draw_scales,
-        "Frequencies divided by the scale, as in Giraffe's evaluation.",
-    ),
-    "bases": (
-        draw_bases,
-        "Taught RoPE rows; the pretraining base is the smallest. Squares: other methods.",
-    ),
-}
-
-
-def sections(found: Found, hypotheses: Sequence[lab.Hypothesis]) -> list[lab.Section]:
-    """The report, its headline and the verdicts first."""
-    figure = {name: lab.Figure(name, draw(found), text) for name, (draw, text) in _FIGURES.items()}
-    verdicts = lab.Table(
-        lab.VERDICT_HEADER, lab.verdict_lines(hypotheses), "Hypotheses", "verdicts"
-    )
-    parts = {
-        "What came out": [figure["retrieval_by_length"], lab.Paragraphs(_QUESTION), verdicts],
-        "Table 5 in miniature": [
-            perplexity_table(found),
-            summary_table(found),
-            figure["loss_by_position"],
-        ],
-        "Retrieval": [pretrained_table(found), controls_table(found), length_table(found)],
-        "During the continuation": [figure["loss_against_steps"]],
-        "Power law of the context": [figure["power_law"], laws_table(found)],
-        "Other scales than its own": [figure["scale_matrix"], scales_table(found)],
-        "Bases": [figure["bases"], turns_table(found)],
-        "Departures from the paper": [lab.Paragraphs("\n\n".join(departures(found)))],
-    }
-    return [lab.Section(title, blocks) for title, blocks in parts.items()]
+RETRIEVAL_TABLES = (pretrained_table, controls_table, length_table)
 
 
 def taught(found: Found) -> dict[str, dict[str, float]]:
     """Measured shares of taught answers in the training windows, by phase."""
     cells = [cell for cell in found.cells if cell.kind == "taught"]
-    shares = {cell.row: lab.read(found.folder, cell) or {} for cell in cells}
+    shares = {cell.row: lab.needed(found.folder, cell) for cell in cells}
     return {phase: {name: float(v) for name, v in share.items()} for phase, share in shares.items()}
 
 
-def departures(found: Found) -> list[str]:
-    """How this run differs from the paper's, with its numbers."""
-    config, start = found.config, f"Size: {dict(found.config.model)}"
-    trained = {"pretraining": config.length, "continuation": found.full}
-    if config.init_checkpoint:
-        start = f"Start: {config.init_checkpoint}"
-        trained.pop("pretraining")
-    budget = [f"{config[p].steps * config[p].batch * n:,} of {p}" for p, n in trained.items()]
-    documents = {name for names in found.quantities["loss"].documents.values() for name in names}
-    chance = next(cell for cell in found.cells if cell.kind == "chance")
-    return [
-        f"{start}; the paper's model has 7 billion parameters.",
-        f"Lengths: {config.length:,} continued at {found.full:,} tokens; the paper has 4,096 and "
-        "32,768.",
-        f"Budget in tokens, per row: {' and '.join(budget)}; the paper has 2 trillion and 80 "
-        "billion.",
-        f"Tokens: {config.tokenizer or 'of the checkpoint'}; text: {config.corpus}, "
-        f"{len(documents)} documents held out.",
-        *(
-            f"Retrieval is taught in {phase}, to all rows but those marked 'not taught' alike: "
-            f"answers are {share['answer_tokens']:.1%} of the tokens and carry "
-            f"{share['answer_loss_weight']:.1%} of the loss weight. The paper's model needed none."
-            for phase, share in taught(found).items()
-            if share
-        ),
-        "A document is a passage that begins at a sentence of a held-out text; a test passage's "
-        "first sentence occurs nowhere in the training text.",
-        *map(str, (lab.read(found.folder, chance) or {}).get("notes", ())),
-    ]
+def text_notes(found: Found) -> list[str]:
+    """What was said of the text when it was read, such as documents left out."""
+    (cell,) = (cell for cell in found.cells if cell.kind == "chance")
+    return [str(note) for note in lab.needed(found.folder, cell)["notes"]]

@@ -1,30 +1,25 @@
-"""The base-frequency ablation: plan, verdicts, and a whole tiny study in one process."""
+"""The base-frequency ablation: sizes, quantities, verdicts, and a whole tiny study."""
 
-import dataclasses
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import assert_same, tokenizer_json, write
+from checkpoints import tokenizer_json, write
 
+import longrope_jax
 from configs import base_frequency_ablation as configs
 from configs import reproduce as reproduce_configs
-from experiments import base_frequency_ablation, reproduce
-from experiments.ablation import compare, plan, train
-from experiments.ablation.study import Study
-from longrope_jax import llama, runs, weights
-from longrope_jax.data import corpora, tokenizers
-from longrope_jax.training import step
+from experiments import base_frequency_ablation as study
+from experiments import base_frequency_report as report
+from experiments import base_frequency_results as results
+from experiments import lab, reproduce
+from experiments.lab import cli
+from longrope_jax import llama, rotary, weights
+from longrope_jax.data import tokenizers
 
-ROOT = Path(__file__).resolve().parents[1]
+YARN = "yarn:factor=8,original_length=64"
 
 
 @pytest.fixture(scope="module")
@@ -41,338 +36,352 @@ def text(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiny(text):
-    config = configs.get_config("tiny")
-    config.corpus = str(text)
+def changed(text, preset="tiny", **changes):
+    """A preset on the text, with fields changed as a command line does it."""
+    config = configs.get_config(preset)
+    with config.unlocked():
+        config.machine = {"checkpoint_every": 2} | config.machine.to_dict()
+    for path, value in ({"corpus": str(text)} | changes).items():
+        cli.override(config, path, value)
     return config
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(text, tmp_path_factory):
     """The folder of a whole tiny study."""
-    workdir = tmp_path_factory.mktemp("study")
-    base_frequency_ablation.main(tiny, workdir, "the command")
-    return workdir
+    folder = tmp_path_factory.mktemp("study")
+    study.main(changed(text), folder, "the command")
+    return folder
 
 
-def scores_of(config, runs: dict[str, list[dict]]) -> compare.Scores:
-    return compare.Scores(config, runs, {})
+def found_in(folder, config):
+    config, _ = study.filled(config, folder)
+    return results.Found(config, folder, study.plan(config, folder), 64)
 
 
-def run_with_loss(loss: float, rng, windows=24) -> dict:
-    documents = np.repeat([f"d{i}" for i in range(6)], windows // 6)
-    blocks = loss + 0.01 * rng.standard_normal((windows, 64))
-    return {"trained/blocks": blocks, "untrained/blocks": blocks + 1, "documents": documents}
+def cell_of(config, folder, kind, **fields):
+    """The one measuring cell with these fields of itself or of its setting."""
+    (cell,) = (
+        cell
+        for cell in study.plan(config, folder)
+        if cell.kind == kind
+        and all(
+            getattr(cell, name, getattr(cell.what[0], name, None)) == value
+            for name, value in fields.items()
+        )
+    )
+    return cell
 
 
-def test_bases_keep_the_turns_of_the_slowest_pair_of_the_paper():
+# Sizes
+
+
+def rows_of(config, folder):
+    plan = study.plan(config, folder)
+    return {cell.row: cell.what[0].method for cell in plan if cell.kind == "loss"}
+
+
+def test_the_laptop_preset_has_the_protocol_s_sizes(tmp_path):
     config = configs.get_config("laptop")
-    rows = {row[0]: row[1:] for row in compare.turns_table(config)}
-    ours = [rows[case][0] for case in ("stock at L", "stock at 8L", "ABF at 8L")]
-    paper = [rows[case][2] for case in ("stock at L", "stock at 8L", "ABF at 8L")]
-    np.testing.assert_allclose(ours, [0.080, 0.638, 0.014], atol=6e-4)
-    np.testing.assert_allclose(paper, [0.075, 0.602, 0.013], atol=6e-4)
-
-
-def test_the_laptop_preset_has_the_protocol_s_sizes():
-    config = configs.get_config("laptop")
-    specs = {row: plan.method(config, settings) for row, settings in config.rows.items()}
-    assert plan.pretraining_method(config).base == 625
-    assert specs["RoPE"].base == 625
-    assert specs["RoPE ABF"].base == 31_250
-    assert (specs["RoPE PI"].factor, specs["RoPE PI"].base) == (8, 625)
-    assert (specs["xPos ABF"].scale_base, specs["xPos ABF"].gamma) == (256, 0.8)
-    assert plan.continued_length(config) == 2048
+    methods = rows_of(config, tmp_path)
+    assert methods["RoPE"] == rotary.RoPE(base=625)
+    assert methods["RoPE ABF"] == rotary.RoPE(base=31_250)
+    assert methods["RoPE PI"] == rotary.PositionInterpolation(factor=8, base=625)
+    assert (methods["xPos ABF"].scale_base, methods["xPos ABF"].gamma) == (256, 0.8)
+    assert methods["base x500"].base == 312_500
     assert all(config.rows[r].seeds == 3 for r in ("RoPE", "RoPE PI", "RoPE ABF", "xPos ABF"))
     assert sum(not settings.taught for settings in config.rows.values()) == 1
 
 
-def test_the_tpu_preset_has_the_paper_s_sizes():
+def test_the_tpu_preset_has_the_paper_s_sizes(tmp_path):
     config = configs.get_config("tpu_7b")
-    assert plan.pretraining_method(config).base == 10_000
-    assert plan.method(config, config.rows["RoPE ABF"]).base == 500_000
-    assert plan.method(config, config.rows["xPos ABF"]).scale_base == 4096
-    assert plan.continued_length(config) == 32_768
-    tokens = config.continuation.batch * plan.continued_length(config)
-    assert tokens == 2**22
-    assert plan.model_config(config, 32_000) == llama.preset(
-        "llama2_7b", dtype="bfloat16", remat="full"
-    )
-    with pytest.raises(ValueError, match="32000 tokens, the tokenizer 50000"):
-        plan.model_config(config, 50_000)
+    assert study.sizes(config) == {"base": 10_000, "abf": 500_000, "length": 4096, "factor": 8}
+    assert rows_of(config, tmp_path)["xPos ABF"].scale_base == 4096
+    assert config.continuation.batch * config.length * config.factor == 2**22
+    assert study.shape(config, vocab=32_000) == llama.preset("llama2_7b", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"32000 .*--config\.tokenizer.* 50000"):
+        study.shape(config, vocab=50_000)
 
 
-def test_whatever_decides_a_run_s_numbers_changes_its_name(tiny):
-    names = {run.slug for run in plan.runs(tiny)}
-    assert len(names) == 4
-    for field, value in (("length", 96), ("abf_factor", 10), ("corpus", "plays")):
-        changed = tiny.copy_and_resolve_references()
-        changed[field] = value
-        assert not names & {run.slug for run in plan.runs(changed)}
-    changed = tiny.copy_and_resolve_references()
-    changed.hypotheses.H1.claim = "other words"
-    assert names == {run.slug for run in plan.runs(changed)}
+def test_bases_keep_the_turns_of_the_slowest_pair_of_the_paper(finished, text):
+    config = changed(text, length="256")
+    found = results.Found(config, finished, study.plan(config, finished), 64)
+    known = {"RoPE": rotary.RoPE(base=625), "RoPE ABF": rotary.RoPE(base=31_250)}
+    object.__setattr__(found, "methods", known)
+    ours, paper = zip(*((row[1], row[3]) for row in results.turns_table(found).rows), strict=True)
+    np.testing.assert_allclose(ours, [0.080, 0.638, 0.014], atol=6e-4)
+    np.testing.assert_allclose(paper, [0.075, 0.602, 0.013], atol=6e-4)
 
 
-def test_methods_of_one_seed_share_pretraining_and_data_order(tiny, tmp_path):
-    first, second = (run for run in plan.runs(tiny) if run.seed == 0)
-    assert (first.row, second.row) == ("RoPE", "RoPE ABF")
-    assert first.pretrained == second.pretrained
-    study = Study(tiny, tmp_path)
-    maker = study.training_windows("continuation", taught=True)
-    batches = [
-        next(train.packing.iterator(maker, batch=2, seed=train.data_seed(run)))["tokens"]
-        for run in (first, second)
-    ]
-    np.testing.assert_array_equal(*batches)
+def test_methods_of_one_seed_share_pretraining_and_data_order(text, tmp_path):
+    plan = study.plan(changed(text), tmp_path)
+    runs = {c.after[0] for c in plan if c.seed == 0 and c.kind == "passkey" and c.row != "chance"}
+    trained = [run for run in runs if run.after]
+    recipes = [run.what[0] for run in trained]
+    assert {run.row for run in trained} == {"RoPE", "RoPE ABF"}
+    assert len({run.after for run in trained}) == 1 and len({r.seed for r in recipes}) == 1
+    assert recipes[0].seed != trained[0].after[0].what[0].seed
 
 
-@pytest.mark.parametrize(
-    ("losses", "check", "verdict"),
-    [
-        ((3.0, 2.0), "loss: RoPE - RoPE ABF > 0", "holds"),
-        ((2.0, 3.0), "loss: RoPE - RoPE ABF > 0", "reversed"),
-        ((2.0, 2.0), "loss: RoPE - RoPE ABF > 0", "indistinguishable"),
-        ((2.0, 2.0), "loss: |RoPE - RoPE ABF| <= 0.5", "holds"),
-        ((3.0, 2.0), "loss: |RoPE - RoPE ABF| <= 0.5", "reversed"),
-        ((2.0, 3.0), "loss: RoPE - RoPE ABF < 0", "holds"),
-        ((2.0, 3.0), "loss: RoPE - 2.5 < 0", "holds"),
-        ((2.0, 3.0), "loss: RoPE ABF - 2.5 < 0", "reversed"),
-        ((2.0, 3.0), "loss untrained: RoPE ABF - RoPE > 0.5", "holds"),
-    ],
-)
-def test_verdicts_follow_from_the_losses(tiny, losses, check, verdict):
-    runs = {
-        row: [run_with_loss(loss, np.random.default_rng(seed)) for seed in range(3)]
-        for row, loss in zip(("RoPE", "RoPE ABF"), losses, strict=True)
+# What cells hold
+
+
+def test_a_run_says_all_about_itself_and_its_loss_is_that_of_its_logits(finished, text):
+    """Two columns of blocks, computed again from the logits of the run's own folder."""
+    config = changed(text)
+    cell = cell_of(config, finished, "loss", row="RoPE ABF", seed=1, step=4)
+    model = longrope_jax.load(lab.run_folder(finished, cell.after[0]))
+    assert model.method == rotary.RoPE(base=64 * 10_000 / 4096 * 50)
+    assert model.trained_length == 512 and model.beginning() == model.tokenizer.special("<bos>")
+    whole, _ = study.filled(config, finished)
+    tokens, documents = study.Work(whole, finished, lab.Machine(), None).windows(cell)
+    logits = np.asarray(model.logits(tokens[1:2, :-1]))[0]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nll = -log_p[np.arange(1024), tokens[1, 1:]]
+    arrays = lab.read(finished, cell)
+    np.testing.assert_allclose(arrays["blocks"][1], nll.reshape(64, 16).mean(1), rtol=1e-4)
+    np.testing.assert_array_equal(arrays["documents"], documents)
+    np.testing.assert_allclose(arrays["bins"][1, 0], nll[0], rtol=1e-4)
+
+
+def test_at_another_scale_rope_is_position_interpolation(finished, text):
+    config = changed(text)
+    cell = cell_of(config, finished, "mean_loss", row="RoPE", seed=0, scales=(0.5, 0.75, 2.0))
+    model = lab.trained(lab.run_folder(finished, cell.after[0]), lab.Machine())
+    whole, _ = study.filled(config, finished)
+    tokens, _ = study.Work(whole, finished, lab.Machine(), None).windows(cell)
+    method = rotary.PositionInterpolation(base=64 * 10_000 / 4096, factor=2)
+    blocks = lab.losses(model, method, tokens[:, :513], lab.Machine(), block=512)
+    np.testing.assert_allclose(lab.read(finished, cell)["loss"][:, 2], blocks[:, 0], rtol=1e-5)
+
+
+def test_snapshots_are_the_parameters_of_their_steps(finished, text):
+    """A step between has another loss than the ends, and its own parameters are kept."""
+    config = changed(text)
+    cell = cell_of(config, finished, "mean_loss", row="RoPE", seed=0, step=2)
+    run = lab.run_folder(finished, cell.after[0])
+    between, last = (lab.trained(run, lab.Machine(), snapshot=s).params["embed"] for s in (2, None))
+    assert np.abs(np.asarray(between) - np.asarray(last)).max() > 0
+    curve = results.by_step(found_in(finished, config), "loss")["RoPE"]
+    assert curve[0] == [0, 2, 4] and len(set(curve[1])) == 3
+
+
+def test_quantities_are_means_over_parts_of_the_window(finished, text):
+    config = changed(text)
+    found = found_in(finished, config)
+    for step, names in ((4, ("loss", results.WITHIN, results.BEYOND)), (0, (results.UNTRAINED,))):
+        cells = [cell_of(config, finished, "loss", row="RoPE", seed=s, step=step) for s in (0, 1)]
+        blocks = np.stack([lab.read(finished, cell)["blocks"] for cell in cells])
+        parts = {"loss": (0, 32), results.WITHIN: (2, 4), results.BEYOND: (24, 32)}
+        for name in names:
+            low, high = parts.get(name, (0, 32))
+            values = found.quantities[name].values["RoPE"]
+            np.testing.assert_allclose(values, blocks[..., low:high].mean(-1), rtol=1e-6)
+    gain = found.quantities[results.GAIN].mean("RoPE")
+    ends = [found.quantities[name].mean("RoPE") for name in (results.WITHIN, results.BEYOND)]
+    assert gain == pytest.approx(ends[0] - ends[1])
+
+
+def altered(folder, copy, cell, **arrays):
+    """A copy of the cells, one of them with other arrays."""
+    (copy / "cells").mkdir(exist_ok=True)
+    for file in (folder / "cells").iterdir():
+        if not (copy / "cells" / file.name).exists():
+            os.symlink(file, copy / "cells" / file.name)
+    path = lab.path(copy, cell)
+    kept = dict(np.load(path)) | arrays
+    path.unlink()
+    np.savez(path, **kept)
+
+
+def test_a_diverged_run_is_left_out_and_the_rest_reported(finished, text, tmp_path):
+    config = changed(text)
+    cell = cell_of(config, finished, "loss", row="RoPE", seed=1, step=4)
+    blocks = lab.read(finished, cell)["blocks"]
+    altered(finished, tmp_path, cell, blocks=np.where(blocks == blocks[0, 0], np.nan, blocks))
+    found = found_in(tmp_path, config)
+    assert found.rows == {"RoPE": 1, "RoPE ABF": 2}
+    assert found.quantities["passkey"].values["RoPE"].shape[0] == 1
+
+
+def test_controls_are_judged_against_chance(finished, text, tmp_path):
+    config = changed(text)
+    for seed in (0, 1):
+        fields = {"row": "RoPE ABF", "seed": seed, "controls": results.CONTROLS}
+        cell = cell_of(config, finished, "answers", **fields)
+        altered(finished, tmp_path, cell, rouge=np.asarray([[40.0, 1.0], [41.0, 1.0]]))
+    found = found_in(tmp_path, config)
+    verdicts = {row[0]: (row[3], row[5]) for row in results.controls_table(found).rows}
+    assert verdicts["RoPE ABF"] == ("reversed", "holds")
+    gain = found.quantities["gain from the sentence"].mean("RoPE ABF")
+    assert gain == pytest.approx(found.quantities["ROUGE-L"].mean("RoPE ABF") - 40.5)
+
+
+# Hypotheses
+
+
+@pytest.mark.parametrize("preset", ["tiny", "cpu", "laptop", "tpu_7b"])
+def test_the_hypotheses_of_every_preset_can_be_read(preset):
+    results.check_hypotheses(configs.get_config(preset))
+
+
+def test_a_gate_takes_back_what_cannot_be_seen():
+    """The laptop's loss gains nothing from long context, and its passkey is below the ceiling."""
+    folder = study.Path(__file__).parents[1] / "docs" / "results" / "base_frequency_ablation"
+    config = configs.get_config("laptop")
+    found = found_in(folder, config)
+    verdicts = {h.name: h.verdict for h in lab.judged(config.hypotheses, found.quantities)}
+    assert verdicts == {
+        "H1": "not testable here",
+        "H2": "not testable here",
+        "H3": "holds",
+        "H4": "not testable here",
+        "H5": "holds",
     }
-    assert compare.check(scores_of(tiny, runs), check).verdict == verdict
-
-
-def test_a_hypothesis_with_one_reversed_check_is_reversed(tiny):
-    def found(verdict):
-        return compare.Check("", None, verdict, 1)
-
-    def hypothesis(*verdicts):
-        return compare.Hypothesis("H", "", tuple(found(v) for v in verdicts)).verdict
-
-    assert hypothesis("holds", "holds") == "holds"
-    assert hypothesis("holds", "reversed", "indistinguishable") == "reversed"
-    assert hypothesis("holds", "indistinguishable") == "indistinguishable"
-    assert hypothesis("holds", "not run") == "not run"
 
 
 @pytest.mark.parametrize(
-    ("check", "message"),
+    ("check", "words"),
     [
         ("loss RoPE better than PI", "cannot read the check"),
         ("los: RoPE - RoPE ABF > 0", "unknown quantity 'los'; did you mean 'loss'?"),
         ("loss: RoPE - chance > 0", "unknown row 'chance'"),
-        ("loss: chance - RoPE > 0", "unknown row 'chance'"),
-        ("loss: RoPE - RoPE ABF > -0.1", "must not be negative"),
         ("loss: RoPE - RoPE ABC > 0", "unknown row 'RoPE ABC'; did you mean 'RoPE ABF'?"),
     ],
 )
-def test_a_bad_check_is_refused_before_anything_is_trained(tiny, tmp_path, check, message):
-    config = tiny.copy_and_resolve_references()
+def test_a_bad_check_is_refused_before_anything_is_trained(text, tmp_path, check, words):
+    config = changed(text)
     config.hypotheses.H1.checks = (check,)
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        base_frequency_ablation.main(config, tmp_path)
+    with pytest.raises(ValueError, match=rf"--config\.hypotheses\.H1.*{re.escape(words)}"):
+        study.main(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# Refusals
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("field", "value", "words"),
     [
-        ("continuation.warmup_steps", 10, "warmup_steps must be .* below total_steps"),
-        ("continuation.batch", 6, "batch of 6 does not divide over 8 devices"),
-        ("continuation.steps", 0, "continuation has no steps"),
-        ("continuation.evaluate_at", (1.5,), "evaluate_at must lie in"),
-        ("evaluation.windows_per_document", 1000, "ask for fewer"),
-        ("evaluation.lengths", (1.0, 0.25), "lengths must rise"),
-        ("evaluation.lengths", (0.02, 1.0), "do not hold"),
-        ("evaluation.generated", 50, "generated must be 1 to 4"),
-        ("factor", 6, "factor must be a power of two"),
-        ("length", 50, "a multiple of 64"),
-        ("retrieval.passkey_fact", "no key. ", "must hold {key}"),
-        ("retrieval.answer_weight", -3.0, "answer_weight must be positive"),
-        ("bos", "<box>", "<bos>"),
+        ("continuation.warmup_steps", "10", "--config.continuation"),
+        ("continuation.batch", "6", "--config.continuation: a batch of 6"),
+        ("pretraining.steps", "0", "--config.pretraining.steps=STEPS"),
+        ("evaluation.at", "(1.5,)", "--config.evaluation.at"),
+        ("evaluation.windows_per_document", "1000", "--config.held_out"),
+        ("evaluation.lengths", "(1.0, 0.25)", "--config.evaluation.lengths"),
+        ("evaluation.lengths", "(0.02, 1.0)", "do not hold"),
+        ("evaluation.generated", "50", "--config.evaluation.generated=50"),
+        ("factor", "6", "--config.factor=6"),
+        ("length", "50", "--config.length=50"),
+        ("held_out", "1", "--config.held_out=1"),
+        ("rows.RoPE.method", "rope:base={bass}", "--config.rows.RoPE.method: unknown placeholder"),
+        ("retrieval.passkey_fact", "no key. ", "--config.retrieval.passkey_fact"),
+        ("retrieval.answer_weight", "-3", "--config.retrieval: answer_weight"),
+        ("bos", "<box>", "--config.bos"),
     ],
 )
-def test_a_bad_config_is_refused_before_anything_is_trained(tiny, tmp_path, field, value, message):
-    config = tiny.copy_and_resolve_references()
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=re.escape(message)):
-        base_frequency_ablation.main(config, tmp_path)
+def test_a_bad_config_is_refused_before_anything_is_trained(text, tmp_path, field, value, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        study.main(changed(text, **{field: value}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_diverged_run_is_left_out_and_the_rest_reported(finished, tiny, tmp_path):
-    shutil.copytree(finished / "scores", tmp_path / "scores")
-    run = next(r for r in plan.runs(tiny) if r.row == "RoPE" and r.seed == 1)
-    path = tmp_path / "scores" / f"{run.slug}.npz"
-    with np.load(path) as saved:
-        arrays = {k: saved[k] for k in saved.files}
-    arrays["trained/blocks"][0, 0] = np.nan
-    np.savez(path, **arrays)
-    scores = compare.load(tiny, tmp_path)
-    assert (len(scores.runs["RoPE"]), len(scores.runs["RoPE ABF"])) == (1, 2)
-
-
-def test_controls_are_judged_against_chance(tiny):
-    def run(rouge, rng):
-        arrays = {"retrieval/documents": np.repeat([f"d{i}" for i in range(6)], 4)}
-        noise = rng.standard_normal(24)
-        arrays |= {f"control/{c}/rouge": rouge + noise for c in ("removed", "other")}
-        return arrays | {"chance/rouge": np.full(24, 2.0)}
-
-    runs = {
-        row: [run(rouge, np.random.default_rng(seed)) for seed in range(3)]
-        for row, rouge in (("RoPE", 2.0), ("RoPE ABF", 40.0))
-    }
-    verdicts = [c.verdict for c in compare.controls(scores_of(tiny, runs))]
-    assert verdicts == ["holds", "holds", "reversed", "reversed"]
-
-
-def test_an_unknown_preset_or_placeholder_is_one_line(tiny):
+def test_an_unknown_preset_is_one_line():
     with pytest.raises(ValueError, match=r"unknown preset .* did you mean 'laptop'"):
         configs.get_config("labtop")
-    config = tiny.copy_and_resolve_references()
-    config.rows.RoPE.method = "rope:base={bass}"
-    with pytest.raises(ValueError, match="unknown placeholder 'bass'; did you mean 'base'"):
-        plan.runs(config)
 
 
-def test_a_study_writes_tables_figures_and_a_report_without_references(finished):
-    results = json.loads((finished / "results.json").read_text())
-    assert [row["row"] for row in results["summary"]] == ["RoPE", "RoPE ABF"]
-    assert results["hypotheses"]["H1"] in ("holds", "reversed", "indistinguishable")
-    assert results["seeds"] == {"RoPE": 2, "RoPE ABF": 2}
-    assert 0 < results["taught"]["pretraining"]["answer_tokens"] < 1
-    page = (finished / "report.html").read_text()
-    assert "Departures from the paper" in page and "the command" in page
-    assert 'src="http' not in page
-    assert all(p.stat().st_size < 300_000 for p in finished.glob("*.png"))
-    assert len(list(finished.glob("*.png"))) == 6
+# Another start
 
 
-def test_controls_and_scores_are_kept_per_seed_and_sample(finished, tiny):
-    scores = compare.load(tiny, finished)
-    lengths, samples = tiny.evaluation.lengths, tiny.evaluation.samples
-    assert scores.get("RoPE", "first_sentence/exact").shape == (2, len(lengths), samples)
-    assert scores.get("RoPE", "control/removed/rouge").shape == (2, tiny.evaluation.generated)
-    assert scores.get("RoPE", "matrix/loss").shape[:2] == (2, len(tiny.evaluation.scales))
-    header, rows = base_frequency_ablation.page.per_document(scores)
-    assert len(rows) == 2 * 2 * tiny.held_out and len(header) == len(rows[0])
-
-
-def test_untrained_scores_of_two_methods_differ_and_scale_1_is_the_method_itself(finished, tiny):
-    scores = compare.load(tiny, finished)
-    untrained = [scores.get(row, "untrained/blocks") for row in ("RoPE", "RoPE ABF")]
-    assert np.abs(untrained[0] - untrained[1]).max() > 0
-    blocks = scores.get("RoPE", "trained/blocks")
-    own = list(tiny.evaluation.scales).index(1.0)
-    full = blocks[..., : blocks.shape[-1] // 2].mean(-1)
-    np.testing.assert_allclose(scores.get("RoPE", "matrix/loss")[:, own], full, rtol=1e-5)
-
-
-def test_a_second_run_trains_nothing_and_needs_no_text(finished, tiny, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("not needed")
-
-    monkeypatch.setattr(train, "pretrained", refuse)
-    monkeypatch.setattr(corpora, "load", refuse)
-    before = (finished / "results.json").read_text()
-    base_frequency_ablation.main(tiny, finished, "the command")
-    assert (finished / "results.json").read_text() == before
-
-
-def test_a_study_continues_from_a_given_checkpoint(finished, tiny, tmp_path):
-    run = plan.runs(tiny)[0]
-    config = tiny.copy_and_resolve_references()
-    config.init_checkpoint = str(finished / "runs" / run.pretrained / "checkpoints")
-    study = Study(config, tmp_path)
-    loaded = train.pretrained(study, run, None)
-    optimizer = train.optimizer_config(tiny.continuation, 1.0)
-    fresh = step.init_state(study.model, optimizer, study.mesh, seed=0).params
-    assert np.abs(np.asarray(loaded["embed"]) - np.asarray(fresh["embed"])).max() > 0
-    config.init_checkpoint = str(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="no checkpoint at"):
-        train.pretrained(Study(config, tmp_path), run, None)
-    known = runs.load(finished / "runs" / run.slug)
-    assert (known.config, known.method) == (study.model, run.method)
-    assert (known.tokenizer, known.trained_length) == (
-        study.tokenizer,
-        plan.continued_length(config),
-    )
+def test_a_study_starts_from_a_run_of_ours(finished, text, tmp_path):
+    """Nothing is pretrained, and tokenizer and beginning token are the run's."""
+    own = cell_of(changed(text), finished, "loss", row="RoPE", seed=0, step=0)
+    run = lab.run_folder(finished, own.after[0])
+    start = {"init_checkpoint": str(run), "rows.RoPE.seeds": "1", "rows.RoPE ABF.seeds": "0"}
+    config = changed(text, **start)
+    study.main(config, tmp_path)
+    assert not any("pretraining" in path.name for path in (tmp_path / "runs").iterdir())
+    again = cell_of(config, tmp_path, "loss", row="RoPE", seed=0, step=0)
+    blocks = [lab.read(f, c)["blocks"] for f, c in ((finished, own), (tmp_path, again))]
+    np.testing.assert_array_equal(*blocks)
 
 
 @pytest.mark.parametrize("form", weights.FORMATS)
-def test_a_study_continues_from_a_checkpoint_of_other_software(tiny, tmp_path, form):
-    """Its numbers, layout and epsilon; the study's way to compute. What does not fit is refused."""
-    config = tiny.copy_and_resolve_references()
-    model = llama.LlamaConfig(260, 16, 1, 1, 1, 64, 48, norm_eps=1e-3)
-    spec, known = plan.pretraining_method(config), {"context_length": config.length}
-    path, params = write(tmp_path, form, model, spec, **known)
-    config.init_checkpoint = str(path)
-    config.pretraining.steps = 0
-    study = Study(config, tmp_path / "study")
-    layout = "half" if form == "hf" else "interleaved"
-    assert study.model == dataclasses.replace(model, rotary_layout=layout)
-    found = train.pretrained(study, plan.runs(config)[0], None)
-    assert_same(params["embed"], found["embed"])
-    assert_same(params["layers"]["mlp"], found["layers"]["mlp"])
-    study.check()
-    for change, message in (
-        ({"length": 32}, r"has 64, this study 32: see --config\.length"),
-        ({"model.n_layers": 2}, r"has 1, this study 2: see --config\.model\.n_layers"),
-        ({"base_per_token": 5.0}, r"RoPE\(base=320.0\): see --config\.base_per_token"),
-    ):
-        other = config.copy_and_resolve_references()
-        other.update_from_flattened_dict(change)
-        with pytest.raises(ValueError, match=message):
-            _ = Study(other, tmp_path / "study").model
-
-
-def test_the_tokenizer_of_a_given_checkpoint_is_taken_where_none_is_named(tiny, tmp_path):
-    config = tiny.copy_and_resolve_references()
+def test_a_study_starts_from_a_checkpoint_of_other_software(text, tmp_path, form):
+    """Its shape and tokenizer count; another length or base says which fields to set."""
+    model = llama.LlamaConfig(40, 16, 1, 1, 1, 64, 48, norm_eps=1e-3)
     tokenizer = tokenizers.HuggingFaceTokenizer("random", tokenizer_json())
-    path, _ = write(tmp_path, "gguf", tokenizer=tokenizer)
-    config.init_checkpoint, config.tokenizer = str(path), ""
-    assert Study(config, tmp_path).tokenizer.specials == ("<eos>",)
+    known = {"context_length": 64, "tokenizer": tokenizer}
+    path, _ = write(tmp_path, form, model, rotary.RoPE(base=64 * 10_000 / 4096), **known)
+    config, facts = study.filled(
+        changed(text, init_checkpoint=str(path), bos="<eos>"), tmp_path / "study"
+    )
+    work = study.Work(config, tmp_path, lab.Machine(), facts)
+    assert work.shape.d_model == 16 and work.shape.norm_eps == pytest.approx(1e-3)
+    assert work.tokenizer.specials == ("<eos>",)
+    for change, words in (
+        ({"length": "32"}, "--config.length=64 --config.base_per_token=2.44140625"),
+        ({"base_per_token": "5"}, "--config.length=64 --config.base_per_token=2.44140625"),
+    ):
+        other = changed(text, init_checkpoint=str(path), bos="<eos>", **change)
+        with pytest.raises(ValueError, match=re.escape(words)):
+            study.filled(other, tmp_path / "study")
 
 
-@pytest.mark.slow
-def test_a_study_killed_at_random_moments_ends_with_the_same_scores(finished, tiny, tmp_path):
-    command = [
-        *(sys.executable, "-m", "experiments.base_frequency_ablation"),
-        f"--config={ROOT / 'configs' / 'base_frequency_ablation.py'}:tiny",
-        f"--config.corpus={tiny.corpus}",
-        f"--workdir={tmp_path}",
-    ]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    rng = np.random.default_rng(time.time_ns())
-    for _ in range(2):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        time.sleep(rng.uniform(6, 14))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    once, again = (compare.load(tiny, folder) for folder in (finished, tmp_path))
-    for row in once.runs:
-        for a, b in zip(once.runs[row], again.runs[row], strict=True):
-            for name in a:
-                np.testing.assert_array_equal(a[name], b[name])
+def test_an_extended_checkpoint_is_refused(text, tmp_path):
+    path, _ = write(tmp_path, "hf", spec=rotary.YaRN(factor=2, original_length=32))
+    with pytest.raises(ValueError, match="plain RoPE"):
+        study.filled(changed(text, init_checkpoint=str(path)), tmp_path / "study")
 
 
-def test_reproduce_joins_all_reports_into_one(finished, tiny, tmp_path, monkeypatch):
+# The report
+
+
+def test_a_row_of_ones_own_is_added_and_stands_everywhere(finished, text, compilations):
+    """It trains and measures its own cells alone, with the programs that are compiled already."""
+    before = study.plan(changed(text), finished)
+    config = changed(text, **{"rows.YaRN.method": YARN})
+    published = study.main(config, finished, "the command")
+    plan = study.plan(config, finished)
+    new = [cell for cell in plan if cell not in before]
+    assert {cell.row for cell in new} == {"YaRN"}
+    assert not {"jit(step)", "jit(score_tokens)", "jit(_decode)"} & set(compilations)
+    tables = [b for s in published.sections for b in s.blocks if isinstance(b, lab.Table)]
+    for table in (t for t in tables if t.name not in ("verdicts", "pretrained")):
+        assert any("YaRN" in str(line[0]) for line in table.rows), table.name
+    found = found_in(finished, config)
+    draws = (getattr(report, name) for name in dir(report) if name.startswith("draw_"))
+    figures = [draw(found) for draw in draws]
+    assert len(figures) == 6 and len(tables) == 9
+    for figure in figures:
+        for ax in figure.drawing.axes:
+            labels = [artist.get_label() for artist in ax.get_lines()]
+            assert "YaRN" in labels, (figure.name, labels)
+
+
+def test_a_study_writes_tables_figures_and_a_report_without_references(finished, text):
+    study.main(changed(text), finished, "the command")
+    written = json.loads((finished / "results.json").read_text())
+    assert [row["row"] for row in written["summary"]] == ["RoPE", "RoPE ABF"]
+    assert written["seeds"] == {"RoPE": 2, "RoPE ABF": 2}
+    assert 0 < written["taught"]["pretraining"]["answer_tokens"] < 1
+    page = (finished / "report.html").read_text()
+    for words in ("Departures from the paper", "the command", "not testable here"):
+        assert words in page
+    assert 'src="http' not in page
+    assert all(p.stat().st_size < 300_000 for p in finished.glob("*.png"))
+    assert len(list(finished.glob("*.png"))) == 6
+    lines = (finished / "per_document.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 2  # rows, seeds, documents
+
+
+def test_reproduce_joins_all_reports_into_one(finished, text, tmp_path):
     config = reproduce_configs.get_config("tiny")
-    config.ablation = tiny
+    config.ablation = changed(text)
     (tmp_path / "ablation").mkdir()
-    os.symlink(finished / "scores", tmp_path / "ablation" / "scores")
-    path = reproduce.main(config, tmp_path, "make reproduce")
-    page = path.read_text()
+    os.symlink(finished / "cells", tmp_path / "ablation" / "cells")
+    page = reproduce.main(config, tmp_path, "make reproduce").read_text()
     titles = ("Table 5 in miniature", "Score by distance", "Figure 8", "appendix B")
     for title in (*titles, "Smallest base", "Wavelengths of every method"):
         assert title in page
