@@ -69,7 +69,7 @@ def row_parallel(
 
 
 def lookup(
-    table: Float[jax.Array, "V D"], tokens: Int[AnyArray, "B T"], dtype, *, names: Names
+    table: Float[AnyArray, "V D"], tokens: Int[AnyArray, "B T"], dtype, *, names: Names
 ) -> Float[jax.Array, "B T D"]:
     """Looks up rows [B, T, D] of the table [V, D]; gradients are summed in the table's dtype."""
 

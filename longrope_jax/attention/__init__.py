@@ -35,7 +35,7 @@ def attend(
     segment_start: Int[AnyArray, "B T"] | None = None,
     query_start: Int[AnyArray, "..."] | int = 0,
     score_rule: ScoreRule | None = None,
-    layer: Int[jax.Array, ""] | int | None = None,
+    layer: Int[AnyArray, ""] | int | None = None,
     backend: str = "auto",
     context_parallel: str = "all_gather",
 ) -> Float[jax.Array, "B T N H"]:

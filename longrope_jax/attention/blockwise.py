@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped
 
 from longrope_jax import sharding
 from longrope_jax.attention import branches
+from longrope_jax.shapes import AnyArray
 
 _MASKED = -1e30  # finite, so that a row whose keys are all masked gives 0 instead of NaN
 BLOCK_Q = 256  # fastest of all pairs of 128, 256 and 512 on 2 CPU cores at T = 2,048
@@ -32,8 +33,8 @@ def attention(
     q: Float[jax.Array, "B T N RH"],
     k: Float[jax.Array, "B S K CH"],
     v: Float[jax.Array, "B S K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:
@@ -66,9 +67,9 @@ def cached(
     q: Float[jax.Array, "B T N RH"],
     k: Shaped[jax.Array, "L B S K CH"],
     v: Shaped[jax.Array, "L B S K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
-    layer: Int[jax.Array, ""],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
+    layer: Int[AnyArray, ""],
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from longrope_jax.shapes import AnyArray
+
 HALF = ("bfloat16", "float16")
 
 
@@ -16,8 +18,8 @@ def attention(
     q: Float[jax.Array, "B T N H"],
     k: Float[jax.Array, "B S K H"],
     v: Float[jax.Array, "B S K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
     scale,
 ) -> Float[jax.Array, "B T N H"]:
     """Returns attention [B, T, N, H]; query t sees keys 0 to t. Check `refusal` first."""

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from longrope_jax.shapes import AnyArray
+
 
 def attention(
     q: Float[jax.Array, "B T N RH"],
     k: Float[jax.Array, "B S K CH"],
     v: Float[jax.Array, "B S K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
     scale,
     rule=None,
 ) -> Float[jax.Array, "B T N H"]:

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from longrope_jax.attention import blockwise
+from longrope_jax.shapes import AnyArray
 
 AXIS = "sequence"
 _NOTHING_SEEN = 0.5 * blockwise._MASKED  # lse of a row that has seen no key
@@ -25,8 +26,8 @@ def attention(
     q: Float[jax.Array, "B T N H"],
     k: Float[jax.Array, "B T K H"],
     v: Float[jax.Array, "B T K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
     scale,
 ) -> Float[jax.Array, "B T N H"]:
     """Returns this device's part [B, t, N, H] of the output.

@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Float, Int
 
 from longrope_jax import sharding
+from longrope_jax.shapes import AnyArray
 
 _LANES = 128  # block sizes of the kernel must be multiples of this
 BLOCK = 512  # tokens of queries and of keys per block
@@ -29,11 +30,11 @@ def attention(
     q: Float[jax.Array, "B T N H"],
     k: Float[jax.Array, "B S K H"],
     v: Float[jax.Array, "B S K H"],
-    first_key: Int[jax.Array, "_ T"],
-    last_key: Int[jax.Array, "_ T"],
+    first_key: Int[AnyArray, "_ T"],
+    last_key: Int[AnyArray, "_ T"],
     scale,
     *,
-    key_start: Int[jax.Array, "_ S"] | None = None,
+    key_start: Int[AnyArray, "_ S"] | None = None,
     order: Int[np.ndarray, " S"] | None = None,
     part=None,
 ) -> Float[jax.Array, "B T N H"]:
