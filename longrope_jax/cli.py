@@ -76,8 +76,11 @@ def _run(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise ValueError(unknown_name("command", name, COMMANDS))
-    # Otherwise jax tells of every kind of device that this machine has not.
+    from absl import logging as absl_logging  # not for --help, which is instant
+
+    # Else jax lists every kind of device that this machine lacks, and orbax its metadata files.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)
     command = importlib.import_module(COMMANDS[name][0])
     parser = _Parser(
         prog=f"longrope {name}",

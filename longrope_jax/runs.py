@@ -95,8 +95,8 @@ def checkpoints_folder(path: str | Path) -> Path | None:
             return folder
     if (path / NAME).is_file():
         raise ValueError(f"{path} has a {NAME} but no checkpoint yet: train it further first")
-    if (path / "runs").is_dir():
-        found = ", ".join(sorted(p.name for p in (path / "runs").iterdir()))
+    within = sorted((path / "runs").iterdir()) if (path / "runs").is_dir() else []
+    if found := ", ".join(p.name for p in within if (p / NAME).is_file()):
         raise ValueError(f"{path} holds runs: give {path}/runs/NAME, where NAME is one of {found}")
     return None
 

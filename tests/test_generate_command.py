@@ -91,6 +91,7 @@ def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
         (("--rotary-length=curent",), "error: argument --rotary-length: invalid choice: 'curent'"),
         (("--max-new-tokens=0",), "error: max_new_tokens must be at least 1"),
         (("--refresh-every=2",), "error: refresh_every needs rotary_length='current'"),
+        (("--rotary=xpos", "--max-new-tokens=100000"), "error: xPos holds its opposite gains"),
         (("--top-p=0.5",), "error: top_p=0.5 needs a temperature"),
         (("--top-p=2",), "error: top_p must be above 0"),
         (("--cache-dtype=bf16",), "error: unknown cache dtype 'bf16'"),

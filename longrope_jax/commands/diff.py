@@ -2,7 +2,7 @@
 
     longrope diff config.json yarn:factor=8,original_length=8192,base=500_000
 
-A and B are each a config.json of Hugging Face, or a method with its options.
+A and B are each a config.json of Hugging Face, a folder that has one, or a method.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from longrope_jax.rotary import compare
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="config.json, or a method")
+        parser.add_argument(name, metavar=name.upper(), help="config.json, its folder, or a method")
     add_sizes(parser)
 
 

@@ -3,7 +3,7 @@
     longrope explain config.json --picture pairs.png
     longrope explain yarn:factor=8,original_length=4096
 
-CONFIG is a config.json of Hugging Face, or a method with its options.
+CONFIG is a config.json of Hugging Face or a folder that has one, or a method with its options.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Given(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    parser.add_argument("config", metavar="CONFIG", help="config.json, or a method")
+    parser.add_argument("config", metavar="CONFIG", help="config.json, its folder, or a method")
     add_sizes(parser)
 
 
@@ -87,7 +87,8 @@ def read(text: str, layer_type: str | None) -> Given:
         ValueError: Neither can be read.
     """
     path = Path(text)
-    if not (path.suffix == ".json" or path.is_file() or path.is_dir()):
+    path = path / "config.json" if path.is_dir() else path
+    if not (path.suffix == ".json" or path.is_file()):
         return Given(text, rotary.parse(text), [])
     config = _load(path)
     with warnings.catch_warnings(record=True) as caught:

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from longrope_jax import generate, model
+from longrope_jax import generate, model, rotary
 from longrope_jax.data import tokenizers
 from longrope_jax.model import Model
 from longrope_jax.sampling import Sampling
@@ -27,9 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt-file", metavar="FILE", help="file that holds it; - is stdin")
     add("--rotary", metavar="METHOD", help="rotary method (default: the checkpoint's own)")
     add("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
-    add("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
-    add("--top-p", type=float, default=1.0, help="share of probability to draw from (default 1)")
-    add("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0, the default, takes the likeliest token",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of probability to draw from (default 1)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default 0)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable")
     add(
         "--bos",
@@ -40,10 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rotary-length",
         choices=generate.ROTARY_LENGTHS,
         default="final",
-        help="length that the frequencies are for: of prompt and new tokens (final, the default), "
-        "or of each step",
+        help="which length decides the frequencies of a method that depends on it: prompt and new "
+        "tokens together (final, the default), or that of each step",
     )
-    add("--refresh-every", type=int, default=1, help="with current: tokens between looks at it")
+    add(
+        "--refresh-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with current: tokens between two looks at the length (default 1)",
+    )
     add("--tokenizer", metavar="FILE", help="'bytes' or a tokenizer.json (default: its own)")
     add("--dtype", default="float32", help="of activations and matrix products (default float32)")
     add("--cache-dtype", help="of keys and values (default: that of activations)")
@@ -66,6 +84,8 @@ def main(args: argparse.Namespace) -> int:
         "cache_dtype": args.cache_dtype,
     }
     config = dataclasses.replace(header.config, dtype=args.dtype)
+    longest = len(ids) + args.max_new_tokens
+    rotary.make(header.method, head_dim=config.head_dim, seq_len=longest)
     generate.check(config, [ids], args.max_new_tokens, **options)
     loaded = model.load(args.checkpoint, dtype=args.dtype)
     for note in loaded.notes:
@@ -88,23 +108,23 @@ def main(args: argparse.Namespace) -> int:
 
 
 def prepared(
-    header: Model, rotary: str | None, tokenizer: str | None, *, required: bool = True
+    header: Model, method: str | None, tokenizer: str | None, *, required: bool = True
 ) -> Model:
     """A model without parameters under the method and with the tokenizer that are asked for.
 
     Args:
         header: from `open_model`.
-        rotary: text of a method, or None for the checkpoint's own.
+        method: text of a method, or None for the checkpoint's own.
         tokenizer: file of a tokenizer, or None for the checkpoint's own.
         required: whether there must be a tokenizer.
 
     Raises:
         ValueError: The method or the tokenizer cannot be read, or the tokenizer is another model's.
     """
-    if rotary is None:
+    if method is None:
         tell(f"rotary: {header.method}, the checkpoint's own")
     else:
-        header = header.with_rotary(rotary)
+        header = header.with_rotary(method)
         tell(header.notes[-1])
     if tokenizer is not None:
         given, size = tokenizers.load(tokenizer), header.config.vocab_size

@@ -60,16 +60,13 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
 
 
 def _nothing_at(path: Path) -> str:
-    """Returns the message for a missing path; for a hub id it says how to download the model."""
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
-        name = path.name
-        return (
-            f"no checkpoint at {path}: to download it from the Hugging Face hub, run "
-            f"`hf download {path} --local-dir {name}` (pip install huggingface_hub), then load "
-            f"{name}"
-        )
+    """Returns the message for a missing path; a hub id says how to download the model."""
     known = ", ".join(pretrained.MODELS)
-    return f"no checkpoint at {path}: expected a folder, a .gguf file or {known}"
+    text = f"no checkpoint at {path}: expected a folder, a .gguf file or {known}"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
+        fetch = f"hf download {path} --local-dir {path.name}"
+        text += f"; a model of the Hugging Face hub is downloaded first, `{fetch}`, then load that"
+    return text
 
 
 def _read(path: Path) -> ForeignCheckpoint:
