@@ -320,7 +320,7 @@ def test_phases_are_float32_and_follow_the_positions_shape():
 @pytest.mark.parametrize(
     ("spec", "seq_len", "message"),
     [
-        ("rope", 8, "must be a method"),
+        ("roqe", 8, "unknown rotary method .roqe."),
         (rotary.RoPE, 8, "must be a method"),
         (rotary.RoPE(), 64.5, "seq_len must be a whole number"),
         (rotary.RoPE(), "64", "seq_len must be a whole number"),
