@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_run_is_one_line(run_folder, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint yet"):
         longrope_jax.load(tmp_path / "begun")
     (tmp_path / runs.NAME).write_text('{"model": {"widht": 3}, "rotary": "rope"}')
-    with pytest.raises(ValueError, match=r"run\.json is damaged or of another version: .*widht"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged or of another version"):
         longrope_jax.load(tmp_path)
     said = json.loads((run_folder / runs.NAME).read_text()) | {"tokenizer": "gone.json"}
     (tmp_path / runs.NAME).write_text(json.dumps(said))

@@ -81,6 +81,6 @@ def test_counts_that_differ_are_refused():
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     scoring._scorer.cache_clear()
-    with pytest.raises(ValueError, match=r"longrope_jax\[experiments\]"):
+    with pytest.raises(ValueError, match=r"longrope_jax\[tasks\]"):
         rouge_l("a", "a")
     scoring._scorer.cache_clear()

@@ -81,8 +81,7 @@ class Target:
 
     def rotary(self, individual: Individual) -> rotary.Rotary:
         """Returns an individual as arrays: fixed-point words from float64, delta 0."""
-        f = self.spec(individual).frequencies(head_dim=self.head_dim, seq_len=self.seq_len)
-        return rotary.from_frequencies(f, seq_len=self.seq_len)
+        return rotary.make(self.spec(individual), head_dim=self.head_dim, seq_len=self.seq_len)
 
 
 def published(target: Target) -> dict[str, Individual]:
