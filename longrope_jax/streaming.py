@@ -83,10 +83,11 @@ class TextRows:
         for i, piece in enumerate(pieces):
             if not self._ended[i]:
                 before, text = len(self._texts[i]), self._texts[i] + piece
-                ends = [text.find(s, max(0, before - len(s) + 1)) for s in self._stop]
-                ends = [end for end in ends if end >= 0]
-                self._texts[i] = text[: min(ends, default=None)]
-                self._ended[i] = bool(ends)
+                starts = [(s, text.find(s, max(0, before - len(s) + 1))) for s in self._stop]
+                # The one that is whole first counts, however the text comes in pieces.
+                met = [(at + len(s), at) for s, at in starts if at >= 0]
+                self._texts[i] = text[: min(met)[1]] if met else text
+                self._ended[i] = bool(met)
 
     def _send(self, *, last: bool) -> None:
         pieces = []

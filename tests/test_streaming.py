@@ -55,7 +55,10 @@ def test_rows_end_before_their_first_stop_string(texts, stop, size):
     ended = [False] * len(texts)
     for start in range(0, max(map(len, ids)), size):
         ended = rows.add([row[start : start + size] for row in ids])
-    expected = [min((text.split(s)[0] for s in stop), key=len, default=text) for text in texts]
+    expected = []
+    for text in texts:
+        met = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+        expected.append(text[: min(met)[1]] if met else text)
     assert rows.close() == expected == ["".join(piece) for piece in pieces]
     assert all(
         text == cut for text, cut, end in zip(texts, expected, ended, strict=True) if not end
