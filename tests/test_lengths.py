@@ -19,7 +19,7 @@ DYNAMIC = rotary.DynamicNTK(original_length=8, base=100.0)
 
 @pytest.fixture(scope="module")
 def params():
-    return numbers(CONFIG)
+    return jax.tree.map(jax.numpy.asarray, numbers(CONFIG))
 
 
 def make(spec, length):
