@@ -283,9 +283,8 @@ def _tables(parts: Mapping[str, lab.Scores], last: str) -> list[lab.Table]:
         shown = [lab.show(part.interval(row) or part.mean(row), 4) for part in parts.values()]
         losses.append([row, *shown[:3], np.exp(whole.mean(row))])
         if last in whole.rows and row != last:
-            found = {name: lab.difference(part, row, last) for name, part in parts.items()}
-            mean = {name: part.mean(row) - part.mean(last) for name, part in parts.items()}
-            gains.append([f"{row} to {last}", *(lab.show(found[n] or mean[n], 4) for n in parts)])
+            between = (lab.show(lab.gap(part, row, last), 4) for part in parts.values())
+            gains.append([f"{row} to {last}", *between])
     header = ["model", *list(parts)[:3], "perplexity"]
     return [
         lab.Table(["gain", *parts], gains, "Gain in nats per token", name="gain"),
