@@ -65,6 +65,7 @@ SEARCHES = {
     "gradient, needle": (NEEDLE, "gradient"),
 }
 CROPPED, PLAIN = "cropped", "LongRoPE, no start tokens"
+WINNER, UNSTARTED = "winner", "winner without start tokens"  # what a test cell measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +169,9 @@ def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
                     lowered = _asked(config, kind, factor, test=False)
                     what = text, extension, lowered, _settings(config, name, extension)
                     search = lab.Cell("search", name, seed, what, before)
-                    yield from tests(name, factor, "winner", seed=seed, after=(search,))
+                    yield from tests(name, factor, WINNER, seed=seed, after=(search,))
                     if name == "LongRoPE":
-                        what = "winner without start tokens"
-                        yield from tests(PLAIN, factor, what, seed=seed, after=(search,))
+                        yield from tests(PLAIN, factor, UNSTARTED, seed=seed, after=(search,))
 
 
 def _text(config: ConfigDict) -> tuple:
@@ -282,13 +282,12 @@ class Work:
     def search(self, cell: lab.Cell) -> dict[str, np.ndarray]:
         """One search, from where its files in the run's folder end: everything that it scored."""
         _, extension, lowered, settings = cell.what
-        tokens, weights, _ = self.sequences(lowered)
+        (tokens, weights, _), model = self.sequences(lowered), self.model
         sizes, run = Evolution(**self.config.evolution), lab.run_folder(self.folder, cell)
-        fixed = self.model.config, self.model.params, extension, tokens, weights
-        group = sizes.mutants + sizes.crossovers
-        at_once = max(1, self.machine.tokens_per_batch // weights.size)
-        mesh = self.machine.mesh()
-        objective = Objective(*fixed, mesh, group=group, at_once=at_once)
+        sizes_of = {"group": sizes.mutants + sizes.crossovers}
+        sizes_of["at_once"] = max(1, self.machine.tokens_per_batch // weights.size)
+        fixed = model.config, model.params, extension, tokens, weights, self.machine.mesh()
+        objective = Objective(*fixed, **sizes_of)
         flops = train_flops_per_token(self.model.config, extension.seq_len) / 3
         budget = gradient.cost(settings["steps"]) if "steps" in settings else sizes.evaluations
         count = lab.counting(budget, objective.tokens_per_evaluation, flops)
@@ -305,33 +304,32 @@ class Work:
 
         Of a needle the answer alone counts; within is then another needle of the trained length.
         """
-        _, asked, what, reads = cell.what
-        model, trained, method = self.model, self.config.trained_length, self._method(cell, what)
+        (_, asked, _, reads), trained = cell.what, self.config.trained_length
         tokens, weights, names = self.sequences(asked)
         if asked.kind == NEEDLE:
-            rot = self.made(method, asked.length)
-            loss, right = lab.scored(model, rot, tokens, weights, self.machine)
-            short = self.sequences(dataclasses.replace(asked, length=trained))
-            within, _ = lab.scored(model, rot, *short[:2], self.machine)
+            rot, short = self.rotary(cell), dataclasses.replace(asked, length=trained)
+            loss, right = lab.scored(self.model, rot, tokens, weights, self.machine)
+            within, _ = lab.scored(self.model, rot, *self.sequences(short)[:2], self.machine)
             return {"loss": loss, "right": right, "within": within, "documents": names}
-        block = math.gcd(trained, asked.length)
-        blocks = lab.losses(model, method, tokens, self.machine, block=block, reads=reads)
+        block, method = math.gcd(trained, asked.length), self.method(cell)
+        blocks = lab.losses(self.model, method, tokens, self.machine, block=block, reads=reads)
         inner, outer = blocks[:, : trained // block], blocks[:, trained // block :]
         found = {"loss": blocks.mean(1), "within": inner.mean(1), "documents": names}
         return found | ({"beyond": outer.mean(1)} if outer.size else {})
 
-    def made(self, method: rotary.Method, length: int) -> rotary.Rotary:
-        """A method's arrays for the model."""
-        return rotary.make(method, head_dim=self.facts.config.head_dim, seq_len=length)
-
-    def _method(self, cell: lab.Cell, what: rotary.Method | str) -> rotary.Method:
+    def method(self, cell: lab.Cell) -> rotary.Method:
+        """What a test cell measures: its own method, or the winner of the search before it."""
+        what = cell.what[2]
         if not isinstance(what, str):
             return what
-        (search,) = cell.after
-        best = evolution.from_arrays(lab.read(self.folder, search)).best
-        if what == "winner without start tokens":
-            best = dataclasses.replace(best, start_count=0)
-        return search.what[1].spec(best)
+        best = evolution.from_arrays(lab.read(self.folder, cell.after[0])).best
+        plain = dataclasses.replace(best, start_count=0)
+        return cell.after[0].what[1].spec(best if what == WINNER else plain)
+
+    def rotary(self, cell: lab.Cell) -> rotary.Rotary:
+        """The arrays of that method for the length of the test."""
+        head_dim, length = self.facts.config.head_dim, cell.what[1].length
+        return rotary.make(self.method(cell), head_dim=head_dim, seq_len=length)
 
 
 def _space(extension: Target, settings: Mapping[str, Any]):
@@ -350,16 +348,16 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
     c, parts = work.config, lab.batch_parts(work.machine.mesh())
     every = [*c.rows, *SEARCHES, PLAIN, CROPPED, *(cell.row for cell in cells)]
     lab.check_hypotheses(c.hypotheses, _quantities(c), every)
+    scored = Evolution(**c.evolution).evaluations
     if c.search_documents < 1 or _tested(c) < 2:
         raise ValueError(
             f"--config.search_documents={c.search_documents} leaves {_tested(c)} of the held-out "
             "documents to the test: it needs 2, and the searches 1"
         )
-    scored = Evolution(**c.evolution).evaluations
     if c.seeds < 1 or gradient.steps_within(scored) < 1:
         raise ValueError(
-            f"--config.seeds={c.seeds} must be at least 1, and --config.evolution must score 6 "
-            f"individuals, which is a step of the gradient: it scores {scored}"
+            f"--config.seeds={c.seeds} must be at least 1, and --config.evolution score at least 6 "
+            f"individuals, a step of the gradient: it scores {scored}"
         )
     if c.windows < 1 or c.windows % parts:
         raise ValueError(f"--config.windows={c.windows} must be a multiple of {parts} devices")
@@ -370,7 +368,7 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
         elif cell.kind == "search":
             _space(cell.what[1], cell.what[3])
         elif not isinstance(cell.what[2], str):
-            work.made(cell.what[2], cell.what[1].length)
+            work.rotary(cell)
     for asked in {x for cell in cells for x in cell.what if isinstance(x, Asked)}:
         work.sequences(asked)
 
@@ -418,8 +416,8 @@ def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.
         lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
         lab.Section("Searches", [*equal, *figures[1:], *map(lab.Paragraphs, winners)]),
     ]
-    results = {"loss": means, "searches": spent, "specs": specs}
-    page = {"claims": claims, "sections": sections, "results": results, "cells": cells}
+    page = {"claims": claims, "sections": sections, "cells": cells}
+    page["results"] = {"loss": means, "searches": spent, "specs": specs}
     return lab.publish(folder, command, config, title="Searched and learned factors", **page)
 
 
@@ -453,19 +451,13 @@ def _spent(cell: lab.Cell, found: History) -> dict[str, Any]:
     scored, descent = len(found.fitness), "steps" in settings
     passes = gradient.cost(scored) if descent else scored
     first = found.fitness[: 1 if descent else settings["sizes"].population]
-    return {
-        "search": cell.row,
-        "target": f"{extension.factor:g}x",
-        "seed": None if descent else cell.seed,
-        "forward passes": passes - 2 * scored if descent else scored,
-        "backward passes": scored if descent else 0,
-        "forward equivalents": passes,
-        "tokens": passes * lowered.count * lowered.length,
-        "loss at start": min(first),
-        "loss found": min(found.fitness),
-        "start tokens": found.best.start_count,
-        "critical pair": found.best.critical or None,
-    }
+    line = {"search": cell.row, "target": f"{extension.factor:g}x"}
+    line["seed"] = None if descent else cell.seed
+    line["forward passes"] = passes - 2 * scored if descent else scored
+    line |= {"backward passes": scored if descent else 0, "forward equivalents": passes}
+    line |= {"tokens": passes * lowered.count * lowered.length, "loss at start": min(first)}
+    line |= {"loss found": min(found.fitness), "start tokens": found.best.start_count}
+    return line | {"critical pair": found.best.critical or None}
 
 
 def _specs(found: Mapping[lab.Cell, History]) -> list[dict[str, Any]]:
@@ -493,14 +485,14 @@ def _factors(config, facts: lab.Facts, found: Mapping[lab.Cell, History]) -> lab
     fig, axes = lab.subplots(1, len(config.factors), size=(11, 4.6), squeeze=False)
     for ax, factor in zip(axes[0], config.factors, strict=True):
         extension = target(config, facts, factor)
+        curves = {}
+        for row, method in rows(config, facts, extension).items():
+            f = method.frequencies(head_dim=extension.head_dim, seq_len=extension.seq_len).inv_freq
+            if f.shape == extension.inv_freq.shape and (f > 0).all():
+                curves.setdefault(tuple(np.round(extension.inv_freq / f, 9)), row)
         dashes = itertools.cycle((":", "--", "-.", (0, (1, 3)), (0, (5, 1, 1, 1))))
-        for (row, method), dash in zip(
-            rows(config, facts, extension).items(), dashes, strict=False
-        ):
-            f = method.frequencies(head_dim=extension.head_dim, seq_len=extension.seq_len)
-            if f.inv_freq.shape == extension.inv_freq.shape and (f.inv_freq > 0).all():
-                look = {"color": "#7F7F7F", "linestyle": dash}
-                ax.plot(extension.inv_freq / f.inv_freq, label=row.partition(",")[0], **look)
+        for (curve, row), dash in zip(curves.items(), dashes, strict=False):
+            ax.plot(curve, color="#7F7F7F", linestyle=dash, label=row)
         for cell, one in found.items():
             if cell.what[1].factor == factor:
                 label = cell.row if cell.seed == 0 else None

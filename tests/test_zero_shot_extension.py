@@ -12,7 +12,6 @@ from experiments import zero_shot_extension as study
 from experiments.lab import cli
 from longrope_jax import llama, rotary
 from longrope_jax.data import tokenizers
-from longrope_jax.data.tokenizers import SpecialTokens
 
 MODEL = lab.model("random", lab.Machine())
 LENGTH, TRAINED = 256, 128
@@ -251,7 +250,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "tokenizer.json").write_text(tokenizer_json().replace("<eos>", "<|endoftext|>"))
     tokenizer = tokenizers.load(folder / "tokenizer.json")
-    tokenizer = dataclasses.replace(tokenizer, special_tokens=SpecialTokens())
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     path, _ = write(folder, "hf", config, tokenizer=tokenizer, context_length=256)
     return path
