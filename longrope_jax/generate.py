@@ -48,7 +48,7 @@ class Generation:
 def generate(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary | str,
+    method: rotary.RotaryLike,
     prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray,
     max_new_tokens: int,
     *,

@@ -112,7 +112,7 @@ def init_cache(
     config: LlamaConfig,
     batch: int,
     size: int,
-    rotary: rotary_lib.Method | rotary_lib.Rotary | str | None = None,
+    rotary: rotary_lib.RotaryLike | None = None,
     *,
     dtype: str | None = None,
 ) -> Cache:
@@ -441,7 +441,7 @@ def logits(
     config: LlamaConfig,
     params: dict,
     tokens: Int[AnyArray, "B T"],
-    rotary: rotary_lib.Method | rotary_lib.Rotary | str,
+    rotary: rotary_lib.RotaryLike,
 ) -> Float32[jax.Array, "B T V"]:
     """Logits of the next token at every position, float32 [B, T, V]: for small inputs.
 

@@ -23,10 +23,10 @@ from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.evaluation import by_position
 from longrope_jax.evaluation import perplexity as perplexity_lib
 from longrope_jax.evaluation.windowing import OnePass, Windowing
+from longrope_jax.rotary import RotaryLike
 from longrope_jax.sampling import Sampling
 from longrope_jax.streaming import TextRows
 
-Rotary = rotary_lib.Method | rotary_lib.Rotary | str
 Documents = str | Sequence[str] | Sequence[ArrayLike]
 
 
@@ -105,7 +105,7 @@ class Model:
         return self.special_tokens.bos if wanted else None
 
     def logits(
-        self, tokens: str | ArrayLike, rotary: Rotary | None = None, *, bos: bool | None = None
+        self, tokens: str | ArrayLike, rotary: RotaryLike | None = None, *, bos: bool | None = None
     ) -> jax.Array:
         """Logits of the next token at every position, float32.
 
@@ -132,7 +132,7 @@ class Model:
         prompt: str | Sequence[str] | ArrayLike,
         *,
         max_new_tokens: int = 200,
-        rotary: Rotary | None = None,
+        rotary: RotaryLike | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
@@ -195,7 +195,7 @@ class Model:
     def perplexity(
         self,
         documents: Documents,
-        rotary: Rotary | None = None,
+        rotary: RotaryLike | None = None,
         *,
         windowing: Windowing | None = None,
         bos: bool | None = None,
@@ -230,7 +230,7 @@ class Model:
     def loss_by_position(
         self,
         documents: Documents,
-        rotary: Rotary | None = None,
+        rotary: RotaryLike | None = None,
         *,
         length: int | None = None,
         bos: bool | None = None,
@@ -259,7 +259,7 @@ class Model:
                 self.config, self._params(), self.read_rotary(rotary), tokens, batch_size=batch_size
             )
 
-    def read_rotary(self, rotary: Rotary | None) -> rotary_lib.Method | rotary_lib.Rotary:
+    def read_rotary(self, rotary: RotaryLike | None) -> rotary_lib.Method | rotary_lib.Rotary:
         """What `rotary` means for this model: its text is read, None is the model's own method.
 
         Raises:

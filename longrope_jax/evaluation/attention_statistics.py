@@ -19,7 +19,7 @@ from longrope_jax.llama import Block, LlamaConfig, RMSNorm
 def query_key_moments(
     config: LlamaConfig,
     params: dict,
-    rotary: rotary_lib.Method | rotary_lib.Rotary | str,
+    rotary: rotary_lib.RotaryLike,
     tokens: Int[np.ndarray, "windows T"],
     *,
     batch_size: int = 1,

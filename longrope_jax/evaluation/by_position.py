@@ -66,7 +66,7 @@ def whole_windows(
 def nll_by_position(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary | str,
+    method: rotary.RotaryLike,
     tokens: ArrayLike,
     *,
     batch_size: int = 8,

@@ -25,7 +25,7 @@ from longrope_jax.training.loss import TokenScores, token_scores
 def score_tokens(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary | str,
+    method: rotary.RotaryLike,
     tokens: Int[AnyArray, "B T1"],
 ) -> TokenScores:
     """Scores tokens[:, 1:], each given the tokens before it.
@@ -91,7 +91,7 @@ class PerplexityResult:
 def perplexity(
     config: llama.LlamaConfig,
     params: dict,
-    method: rotary.Method | rotary.Rotary | str,
+    method: rotary.RotaryLike,
     documents: Sequence[ArrayLike],
     windowing: Windowing,
     *,

@@ -8,13 +8,13 @@ from longrope_jax import generate, llama
 from longrope_jax.data.tasks import Samples
 from longrope_jax.evaluation.perplexity import score_tokens
 from longrope_jax.evaluation.scoring import rouge_l_scores
-from longrope_jax.rotary import Method, Rotary
+from longrope_jax.rotary import RotaryLike
 
 
 def teacher_forced(
     config: llama.LlamaConfig,
     params,
-    rotary: Method | Rotary | str,
+    rotary: RotaryLike,
     samples: Samples,
     *,
     batch: int = 16,
@@ -40,7 +40,7 @@ def teacher_forced(
 def answers(
     config: llama.LlamaConfig,
     params,
-    rotary: Method | Rotary | str,
+    rotary: RotaryLike,
     samples: Samples,
     *,
     end: np.ndarray,

@@ -82,6 +82,10 @@ class Rotary:
     score_rule: ScoreRule | None = None
 
 
+# What every function takes that needs a Rotary: one, or a method or its text to make it of.
+RotaryLike = Method | Rotary | str
+
+
 class Phase(NamedTuple):
     """A phase is cos and sin with the gain folded in, float32 [..., T, R]."""
 
@@ -145,7 +149,7 @@ def _depends_on_length(spec: Method, f: Frequencies, head_dim: int) -> bool:
         return True
 
 
-def as_rotary(method: Method | Rotary | str, *, head_dim: int, seq_len: int) -> Rotary:
+def as_rotary(method: RotaryLike, *, head_dim: int, seq_len: int) -> Rotary:
     """Returns the Rotary that `seq_len` tokens need, from a method, its text or a Rotary.
 
     Args:
