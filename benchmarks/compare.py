@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Measures, prints, writes compare.json; returns what it holds."""
     args = _parser().parse_args(argv)
     from benchmarks.work import SIZES, WORKS
-    from experiments import report
+    from experiments import lab
+    from experiments.lab import files, reports
 
     for name in args.only or ():
         if name not in WORKS:
@@ -71,10 +72,10 @@ def main(argv: list[str] | None = None) -> dict:
             if name == "decode":
                 entry["bandwidth"] = _bandwidth(common, runs, SIZES[args.sizes])
             saved[name] = entry
-            report.print_table(title, _HEADER, printed(entry["rows"]))
+            reports.print_table(lab.Table(_HEADER, printed(entry["rows"]), title))
             if name == "decode":
                 print(_bandwidth_line(entry["bandwidth"]))
-            report.save_json(path, saved)
+            files.save_json(path, saved)
     return saved
 
 

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> dict:
     args = _parser().parse_args(argv)
     from benchmarks.compare import machine
     from benchmarks.work import SIZES
-    from experiments import report
+    from experiments import lab
+    from experiments.lab import files, reports
 
     sizes, out = SIZES[args.sizes], Path(args.out)
     common = {"sizes": args.sizes, "threads": args.threads, "folder": ""}
@@ -45,10 +46,10 @@ def main(argv: list[str] | None = None) -> dict:
         curves[name] = _curve(name, request, sizes, args.seconds if timed else -1)
     command = shlex.join(["python", "-m", "benchmarks.length", *(argv or sys.argv[1:])])
     found = {"command": command, "machine": machine(args.threads), "curves": curves}
-    report.save_json(out / "length.json", found)
+    files.save_json(out / "length.json", found)
     draw(curves, out / "length.png")
     for title, header, rows in tables(curves):
-        report.print_table(title, header, rows)
+        reports.print_table(lab.Table(header, rows, title))
     return found
 
 
@@ -99,13 +100,13 @@ def _table(title, curves, what, exponent, form, unit) -> tuple:
 
 def draw(curves: dict, path: Path) -> None:
     """Both as lines on logarithmic axes."""
-    from experiments import report
+    from experiments.lab import figures
 
-    with report.style():
-        figure, axes = report.subplots(1, 2, size=(11, 4.5))
+    with figures.style():
+        figure, axes = figures.subplots(1, 2, size=(11, 4.5))
         _panel(axes[0], curves, "seconds", "time_exponent", "seconds", 1)
         _panel(axes[1], curves, "temporary_bytes", "memory_exponent", "compiled memory, GiB", _GIB)
-        report.save_figure(figure, path)
+        figures.save_figure(figure, path)
 
 
 def _panel(axis, curves, what, exponent, label, unit) -> None:

@@ -18,13 +18,15 @@ from benchmarks import process
 def main(argv: list[str] | None = None) -> dict:
     """Measures in a process of its own, prints, writes profile.json; returns what it holds."""
     args = _parser().parse_args(argv)
-    from experiments import report
+    from experiments import lab
+    from experiments.lab import files, reports
 
     common = {"sizes": args.sizes, "threads": args.threads, "folder": ""}
     found = process.start(common | {"do": "profile", "remat": args.remat})
-    report.save_json(Path(args.out) / "profile.json", found)
+    files.save_json(Path(args.out) / "profile.json", found)
     title = f"One training step of {found['tokens']} tokens, remat={args.remat}"
-    report.print_table(title, ("part", "forward s", "backward s", "share"), printed(found["parts"]))
+    header = ("part", "forward s", "backward s", "share")
+    reports.print_table(lab.Table(header, printed(found["parts"]), title))
     total = sum(sum(times.values()) for times in found["parts"].values())
     print(f"operations {total:.2f} s; step {found['step_seconds']:.2f} s,", end=" ")
     print(f"under the profiler {found['traced_seconds']:.2f} s")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scaling_tables import SPARE, Pairs, Table, name_of
-from experiments import report
+from experiments.lab import figures, files
 from longrope_jax.aot.memory import hbm_gib, needed, peak_gib, spare_percent
 from longrope_jax.aot.roofline import roofline
 from longrope_jax.aot.workload import Workload, mesh_text
@@ -21,7 +21,7 @@ def save_numbers(found: Pairs, path: Path) -> None:
     """Writes one row per program, with all of its single numbers, as a CSV file."""
     rows = [_numbers(work, result) for work, result in found]
     header = list(dict.fromkeys(name for row in rows for name in row))
-    report.save_csv(path, header, [[row.get(name) for name in header] for row in rows])
+    files.save_csv(path, header, [[row.get(name) for name in header] for row in rows])
 
 
 def _numbers(work: Workload, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,14 +39,14 @@ def _numbers(work: Workload, result: Mapping[str, Any]) -> dict[str, Any]:
     return row | {name: times[name] for name in (*_BOUNDS, "computed_per_model_flop")}
 
 
-@report.style()
+@figures.style()
 def draw_memory(found: Pairs, path: Path) -> None:
     """Draws the peak memory of every program against its chip's HBM."""
-    fig, ax = report.subplots(size=(9, 1.2 + 0.3 * len(found)))
+    fig, ax = figures.subplots(size=(9, 1.2 + 0.3 * len(found)))
     y = np.arange(len(found))
     share = np.array([100 * peak_gib(result) / hbm_gib(work) for work, result in found])
     fits = np.array(["refused" not in result for _, result in found])
-    colours = report.colours(["fits", "refused"])
+    colours = figures.colours(["fits", "refused"])
     ax.barh(y[fits], share[fits], color=colours[0], label="fits")
     ax.barh(y[~fits], share[~fits], color=colours[1], label="refused")
     ax.axvline(100, color="black", linewidth=1)
@@ -55,7 +55,7 @@ def draw_memory(found: Pairs, path: Path) -> None:
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel("peak memory of a device, % of HBM (dashed: 5 % spare)")
     ax.legend()
-    report.save_figure(fig, path)
+    figures.save_figure(fig, path)
 
 
 _HEAD = """# Scaling: what fits on which TPU slice, without a TPU

@@ -112,7 +112,8 @@ def measured(seconds, peak, values=(1.0,)):
 
 
 def test_the_table_prints_ratios_to_the_peer_and_none_without_one(capsys):
-    from experiments import report
+    from experiments import lab
+    from experiments.lab import reports
 
     runs = {
         "ours": [measured([1.0, 2.0, 9.0], 2**30), measured([2.0], 2**30)],
@@ -121,7 +122,7 @@ def test_the_table_prints_ratios_to_the_peer_and_none_without_one(capsys):
     rows = compare.rows(runs)
     assert rows[0]["tokens_per_second"] == 4.0
     assert rows[0]["speed"] == (2.5, 2.0, 3.0) and rows[0]["memory"] == (0.25, 0.25, 0.25)
-    report.print_table("t", compare._HEADER, compare.printed(rows))
+    reports.print_table(lab.Table(compare._HEADER, compare.printed(rows), "t"))
     out = capsys.readouterr().out
     assert "2.50 (2.00 to 3.00)" in out and "0.25 (0.25 to 0.25)" in out
     (alone,) = compare.rows({"ours": runs["ours"]})

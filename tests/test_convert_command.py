@@ -46,7 +46,7 @@ def test_everything_is_kept_from_format_to_format(tmp_path, capsys, form, out):
 
 def test_meta_folders_are_converted(tmp_path):
     pytest.importorskip("torch", reason="LOUD SKIP: pip install torch to test Meta's folders")
-    config = dataclasses.replace(CONFIG, rotary_layout="interleaved")
+    config = dataclasses.replace(CONFIG, rotary_layout="interleaved", d_ff=96)
     path = write_meta(tmp_path / "meta", config, numbers(config))
     assert convert(path, tmp_path / "out") == 0
     one, two = longrope_jax.load(path), longrope_jax.load(tmp_path / "out")

@@ -192,7 +192,7 @@ def test_an_extended_model_declares_what_its_method_reaches(tiny, tmp_path, recw
 
 def test_meta_folders_are_saved_as_others(tiny, tmp_path):
     pytest.importorskip("torch", reason="LOUD SKIP: pip install torch to test Meta's folders")
-    config = dataclasses.replace(CONFIG, rotary_layout="interleaved")
+    config = dataclasses.replace(CONFIG, rotary_layout="interleaved", d_ff=96)
     source = write_meta(tmp_path / "meta", config, numbers(config))
     found = longrope_jax.load(source)
     found.save(tmp_path / "out")

@@ -282,11 +282,9 @@ def test_smollm2_has_the_recorded_losses(smollm2, name):
 def test_smollm2_has_the_recorded_losses_after_export_and_import(smollm2, tmp_path, form):
     run = PEERS["runs"]["default_base1e5"]
     path = tmp_path / ("m.gguf" if form == "gguf" else "m")
-    one = smollm2
-    length = {"context_length": one.trained_length}
-    weights.save(path, one.config, one.params, one.method, one.tokenizer, format=form, **length)
+    smollm2.save(path, context_length=smollm2.trained_length)
     again = longrope_jax.load(path)
-    assert again.method == one.method == rotary.RoPE(100_000.0)
+    assert again.method == smollm2.method == rotary.RoPE(100_000.0)
     assert (again.trained_length, again.special_tokens.ids()) == (8192, {"bos": 1, "eos": 2})
     assert not again.special_tokens.adds_bos
     assert_recorded(run, again.config, again.params, again.method)
@@ -448,7 +446,7 @@ def sentencepiece_of(folder, **changes):
 def test_sentencepiece_models_that_others_would_read_otherwise_are_refused(tmp_path, change, named):
     tokenizer = sentencepiece_of(tmp_path, **change)
     for form in weights.FORMATS:
-        with pytest.raises(ValueError, match=f"odd.model has {named}: other software would cut"):
+        with pytest.raises(ValueError, match=f"odd.model has {named}: other software would split"):
             weights.check_save(CONFIG, rotary.RoPE(), tokenizer, format=form)
 
 
