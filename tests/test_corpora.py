@@ -117,6 +117,20 @@ def test_austen_is_six_whole_novels_read_without_r():
     assert novels["emma"].endswith("FINIS\n")
 
 
+def test_sympy_is_source_code_without_tests():
+    modules = {d.name: d.text for d in loaded("sympy")}
+    assert len(modules) == 839 and sum(map(len, modules.values())) == 16_609_532
+    assert "class Basic(" in modules["core/basic.py"]
+
+
+def test_names_joined_by_plus_are_one_corpus():
+    both = loaded("plays+moby-dick")
+    assert {d.name for d in both} == {d.name for d in (*loaded("plays"), *loaded("moby-dick"))}
+    assert [d.name for d in both] == sorted(d.name for d in both)
+    with pytest.raises(ValueError, match="used twice"):
+        loaded("plays+plays")
+
+
 # Fetching.
 
 
@@ -173,7 +187,7 @@ def test_a_missing_client_is_named_with_what_needs_only_pip(tmp_path, monkeypatc
     with pytest.raises(ValueError) as error:
         load(name, tmp_path)
     assert client in one_line(error)
-    assert "only pip (plays)" in one_line(error)
+    assert "only pip (plays, sympy)" in one_line(error)
 
 
 def test_a_kill_in_the_middle_leaves_no_archive_behind(tmp_path, monkeypatch, plays):

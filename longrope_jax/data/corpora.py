@@ -8,9 +8,11 @@
 | `sotu`      | npm     | 233       | addresses on the State of the Union, 1790 to 2021        |
 | `moby-dick` | npm     | 1         | Melville's novel, chapters 1 to 135                      |
 | `austen`    | apt-get | 6         | the novels of Jane Austen                                |
+| `sympy`     | pip     | 839       | the modules of a computer algebra system, without tests  |
 | a path      | none    | any       | a folder of .txt, .md and .jsonl files, or one such file |
 
-All four texts are in the public domain. The machine's own package client downloads the archives
+Names joined by `+`, such as `plays+sotu`, are one corpus. The first four texts are in the public
+domain; `sympy` is source code under the BSD license. The machine's own package client downloads the archives
 into `cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`; their hashes are checked at every
 load. Archives are read in memory: nothing from an archive is executed or written to disk, so the
 path of a member can do no harm.
@@ -104,6 +106,13 @@ SOURCES = {
         file="r-cran-janeaustenr_1.0.0-1_all.deb",
         sha256="df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
     ),
+    "sympy": Archive(
+        client="pip",
+        package="sympy",
+        version="1.14.0",
+        file="sympy-1.14.0-py3-none-any.whl",
+        sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+    ),
 }
 
 
@@ -123,7 +132,7 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     warning.
 
     Args:
-        name: a name of `SOURCES`, or the path of a file or a folder.
+        name: a name of `SOURCES`, several joined by "+", or the path of a file or a folder.
         cache_dir: folder for archives; None is $LONGROPE_CACHE or ~/.cache/longrope_jax.
 
     Raises:
@@ -131,10 +140,13 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
             sha256; or a path has no documents or only empty ones, text that is not UTF-8, a
             malformed line, or a name used twice. One message lists all unreadable files.
     """
-    if isinstance(name, str) and name in SOURCES:
-        source, documents = SOURCES[name], _READERS[name]
-        archive = fetch_archive(source, cache_folder(cache_dir))
-        return tuple(sorted(documents(archive), key=lambda d: d.name))
+    parts = str(name).split("+")
+    if all(part in SOURCES for part in parts):
+        archives = [fetch_archive(SOURCES[part], cache_folder(cache_dir)) for part in parts]
+        pairs = zip(parts, archives, strict=True)
+        every = [document for part, data in pairs for document in _READERS[part](data)]
+        _unique([d.name for d in every], str(name))
+        return tuple(sorted(every, key=lambda d: d.name))
     path = Path(name).expanduser()
     if path.exists():
         return _checked(_from_path(path), path)
@@ -344,11 +356,20 @@ def _austen(archive: bytes) -> Iterable[Document]:
         yield Document(title, _plain("\n".join(lines).replace("_", "")))
 
 
+def _sympy(archive: bytes) -> Iterable[Document]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
+        for member in wheel.namelist():
+            kept = re.fullmatch(r"sympy/.*\.py", member) and "/tests/" not in member
+            if kept and (data := wheel.read(member)):
+                yield Document(member.removeprefix("sympy/"), _lf(data.decode()))
+
+
 _READERS: dict[str, Callable[[bytes], Iterable[Document]]] = {
     "plays": _plays,
     "sotu": _sotu,
     "moby-dick": _moby_dick,
     "austen": _austen,
+    "sympy": _sympy,
 }
 
 
