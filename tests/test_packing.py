@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longrope_jax.data import documents, packing, tokenizers
+from longrope_jax.data import documents, packing, tasks, tokenizers
 from longrope_jax.data.corpora import Document
 
 TOKENIZER = tokenizers.ByteTokenizer()
@@ -154,6 +154,78 @@ def test_answer_share_is_a_direct_count(weight):
 def test_shares_outside_0_to_1_are_refused(shares):
     with pytest.raises(ValueError, match=r"0\.\.1"):
         packing.TaskMixture(*shares)
+
+
+# A constant rate of questions.
+
+NAMED = tasks.Passkey(fact="The key of {name} is {key}. ", prompt="Key of {name}? ")
+STATED = re.compile(r"The key of ([a-z]{3}) is (\d{5})\. ")
+OF_NAME = re.compile(r"Key of ([a-z]{3})\? (\d{5})")
+
+
+MANY = (document("long", 400, 7),)
+
+
+def asking(every, length, first_sentence=0.5):
+    mixture = packing.TaskMixture(first_sentence, 0.5, every=every)
+    return packing.training_windows(
+        MANY, TOKENIZER, length=length, task_mixture=mixture, passkey=NAMED
+    )
+
+
+def questions(m, n, seed=0):
+    """(window, distance in characters from fact to question) of every question about a key."""
+    for i, window in enumerate(draw(m, n, seed)):
+        text = as_text(window["tokens"])
+        facts = {f[1]: f for f in STATED.finditer(text)}
+        for asked in OF_NAME.finditer(text):
+            fact = facts[asked[1]]
+            assert fact[2] == asked[2] and fact.end() <= asked.start()
+            weights = window["weights"]
+            assert not weights[fact.start() - 1 : fact.end() - 1].any()
+            answer = slice(asked.start(2) - 1, asked.end(2) - 1)
+            assert (weights[answer] == 1).all()
+            assert not weights[asked.start() - 1 : answer.start].any()
+            yield i, asked.start() - fact.end()
+
+
+@pytest.mark.parametrize("length", [300, 2000])
+def test_windows_of_every_length_ask_as_much_per_token(length):
+    m = asking(200, length)
+    texts = [as_text(w["tokens"]) for w in draw(m, 64_000 // length)]
+    found = sum(len(OF_NAME.findall(t)) + len(SPOKEN.findall(t)) for t in texts)
+    assert found * 200 / 64_000 == pytest.approx(1.0, abs=0.1)
+
+
+def test_distances_are_log_uniform_from_16_tokens_to_the_window():
+    found = np.array([d for _, d in questions(asking(4000, 2000, first_sentence=0.0), 800)])
+    logs = np.log(found / 16) / np.log(2000 / 16)
+    assert found.min() >= 16 and len(found) > 250
+    assert np.abs(np.quantile(logs, [0.25, 0.5, 0.75]) - [0.25, 0.5, 0.75]).max() < 0.08
+
+
+def test_one_window_asks_several_keys_by_their_names():
+    found = [i for i, _ in questions(asking(150, 1500), 20)]
+    assert max(map(found.count, found)) >= 4
+
+
+def test_the_first_sentence_is_asked_at_most_once_in_a_passage():
+    for window in draw(asking(100, 1500, first_sentence=1.0), 30):
+        passages = as_text(window["tokens"]).split(BOS)
+        assert all(len(SPOKEN.findall(passage)) <= 1 for passage in passages)
+
+
+def test_keys_without_names_cannot_be_stated_twice_in_a_text():
+    with pytest.raises(ValueError, match=r"every=100 .* field \{name\}"):
+        packing.training_windows(
+            LONG, TOKENIZER, length=64, task_mixture=packing.TaskMixture(0.5, 0.5, every=100)
+        )
+
+
+@pytest.mark.parametrize("setting", [{"every": -1, "passkey": 1.0}, {"every": 64}])
+def test_a_rate_without_a_task_is_refused(setting):
+    with pytest.raises(ValueError, match="every"):
+        packing.TaskMixture(**setting)
 
 
 # The iterator

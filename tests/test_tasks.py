@@ -146,6 +146,31 @@ def test_passkey_controls_hide_the_key(control):
             assert fact_of(stated[0]) in context
 
 
+def test_a_named_key_is_asked_for_by_its_name():
+    named = tasks.Passkey(fact="The key of {name} is {key}. ", prompt="The key of {name} is ")
+    options = {"length": T, "count": N, "seed": 1, "bos": "<bos>"}
+    names = set()
+    for context, answer in texts(tasks.passkey_samples(named, DOCUMENTS, TOKENIZER, **options)):
+        (stated,) = re.findall(r"The key of ([a-z]{3}) is (\d{5})\. ", context)
+        assert context.endswith(f"The key of {stated[0]} is ") and stated[1] == answer
+        names.add(stated[0])
+    assert len(names) > 0.9 * N
+
+
+@pytest.mark.parametrize(
+    ("fact", "prompt"),
+    [
+        ("The key of {name} is {key}.", "The key is "),
+        ("The key is {key}.", "The key of {name} is "),
+        ("The key is {key}.", "The key is {key}"),
+        ("{key} of {place}", "The key"),
+    ],
+)
+def test_fact_and_prompt_name_the_same_fields(fact, prompt):
+    with pytest.raises(ValueError, match="must"):
+        tasks.Passkey(fact=fact, prompt=prompt)
+
+
 def test_another_key_is_never_the_same():
     task = tasks.Passkey(digits=1)
     samples = tasks.passkey_samples(

@@ -15,6 +15,7 @@ from longrope_jax.sharding import batch_share
 
 # Effectively infinite: repeat(None) overflows in grain when the batch size is 1.
 _EPOCHS = 2**32
+_NEAREST = 16  # tokens: the least distance of a question to what it asks for, where there is room
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,29 @@ class TaskMixture:
         first_sentence: share of passages that ask for their first sentence at a random place.
         passkey: share of passages that state a key at a random place and ask for it later.
         answer_weight: loss weight of an answer's tokens; text has 1, prompts and facts have 0.
+        every: tokens of a window for each question, on average. A passage of n tokens then asks
+            n/`every` questions, of the two tasks in proportion to their shares (the first sentence
+            at most once), and the distance of a question to what it asks for is log-uniform from
+            16 tokens to n: windows of every length teach as much per token. 0: each passage asks
+            each task once with the task's share, at a uniformly random place.
 
     Raises:
-        ValueError: a share lies outside 0..1, or `answer_weight` is not positive.
+        ValueError: a share lies outside 0..1, `answer_weight` is not positive, `every` is negative,
+            or is set without a share.
     """
 
     first_sentence: float = 0.0
     passkey: float = 0.0
     answer_weight: float = 1.0
+    every: int = 0
 
     def __post_init__(self):
         if not (0 <= self.first_sentence <= 1 and 0 <= self.passkey <= 1):
             raise ValueError(f"first_sentence and passkey must lie in 0..1, got {self}")
         if not self.answer_weight > 0:
             raise ValueError(f"answer_weight must be positive, got {self.answer_weight}")
+        if self.every < 0 or (self.every and not self.first_sentence + self.passkey):
+            raise ValueError(f"every must be 0, or positive with a share of a task, got {self}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +73,8 @@ class WindowMaker:
         shortest: least tokens of a passage that is cut at random; `length` cuts none.
 
     Raises:
-        ValueError: `shortest` lies outside 1..`length`.
+        ValueError: `shortest` lies outside 1..`length`, or a passage would ask for several keys
+            that have no names.
     """
 
     documents: tuple[TokenizedDocument, ...]
@@ -80,6 +91,12 @@ class WindowMaker:
     def __post_init__(self):
         if not 1 <= self.shortest <= self.length:
             raise ValueError(f"shortest must lie in 1..{self.length} tokens, got {self.shortest}")
+        mixture = self.task_mixture
+        if mixture.every and mixture.passkey and not self.passkey.is_named:
+            raise ValueError(
+                f"every={mixture.every} states several keys in one text: their fact and prompt "
+                f"need the field {{name}}, got {self.passkey.fact!r}"
+            )
         index = [(d, s) for d, doc in enumerate(self.documents) for s in range(len(doc.starts))]
         object.__setattr__(self, "_index", np.asarray(index, np.int32))
 
@@ -118,7 +135,8 @@ class WindowMaker:
         document = self.documents[d]
         sentence = document.sentences[s]
         text = document.tokens[document.starts[s] :][: room - 1]
-        insertions = self._insertions(len(text), sentence, room, rng)
+        draw = self._questions if self.task_mixture.every else self._insertions
+        insertions = draw(len(text), sentence, room, rng)
         pieces = [([self.tokenizer.special(self.bos)], 0.0)]
         done = 0
         for at, tokens, weight in insertions:
@@ -152,6 +170,27 @@ class WindowMaker:
             room -= length
         return sorted(insertions, key=lambda insertion: insertion[0])
 
+    def _questions(self, size: int, sentence, room: int, rng: np.random.Generator):
+        """Draws as many questions as the text is long: (place in the text, tokens, weight)."""
+        mixture, drawn, first_sentence = self.task_mixture, [], False
+        for _ in range(int(size / mixture.every + rng.random())):
+            at = rng.random() * (mixture.first_sentence + mixture.passkey)
+            if at < mixture.first_sentence and not first_sentence:
+                drawn.append(self._ask_first_sentence(sentence))
+                first_sentence = True
+            elif mixture.passkey:
+                drawn.append(self._ask_passkey(rng))
+        lengths = [sum(len(t) for group in groups for t, _ in group) for groups in drawn]
+        first = len(sentence)  # the first sentence itself stays whole
+        while drawn and min(size, room - 1 - sum(lengths)) < first:
+            drawn, lengths = drawn[:-1], lengths[:-1]
+        latest = min(size, room - 1 - sum(lengths))
+        insertions = []
+        for groups in drawn:
+            for at, group in zip(_places(len(groups), first, latest, rng), groups, strict=True):
+                insertions += [(at, tokens, weight) for tokens, weight in group]
+        return sorted(insertions, key=lambda insertion: insertion[0])
+
     def _ask_first_sentence(self, sentence):
         """Returns one group of (tokens, weight) for one place: prompt and answer."""
         prompt = encode(self.tokenizer, self.first_sentence.prompt)
@@ -161,10 +200,21 @@ class WindowMaker:
 
     def _ask_passkey(self, rng: np.random.Generator):
         """Returns two groups of (tokens, weight): the fact, and for a later place the question."""
-        key = self.passkey.draw(rng)
-        fact = self.tokenizer.encode(self.passkey.fact.format(key=key))
-        prompt, answer = self.tokenizer.encode(self.passkey.prompt), self.tokenizer.encode(key)
+        key, name = self.passkey.draw(rng), self.passkey.draw_name(rng)
+        fact = self.tokenizer.encode(self.passkey.fact.format(key=key, name=name))
+        prompt = self.tokenizer.encode(self.passkey.prompt.format(name=name))
+        answer = self.tokenizer.encode(key)
         return [[(fact, 0.0)], [(prompt, 0.0), (answer, self.task_mixture.answer_weight)]]
+
+
+def _places(groups: int, first: int, latest: int, rng: np.random.Generator) -> list[int]:
+    """Places of a fact and its question, or of a question about the beginning of the text."""
+    least, most = (_NEAREST, latest) if groups == 1 else (_NEAREST, latest - first)
+    distance = int(min(least, most) * (max(most, 1) / max(min(least, most), 1)) ** rng.random())
+    if groups == 1:
+        return [max(first, distance)]
+    start = int(rng.integers(first, latest - distance + 1))
+    return [start, start + distance]
 
 
 def answer_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> dict[str, float]:

@@ -6,6 +6,7 @@ random place of a training window; a test sample puts them at its end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
 
 CONTROLS = ("none", "removed", "other")
+_CONSONANTS = "bcdfghjklmnpqrstvwxz"
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo one spread depths as evenly as possible
 
 
@@ -37,12 +39,15 @@ class Passkey:
     """The task asks for a random number that the text states once (2305.16300).
 
     Attributes:
-        fact: text that states the key, with the field {key}.
-        prompt: text of the question; the answer is the digits of the key.
+        fact: text that states the key, with the field {key}. With a field {name} as well, the key
+            has a random name of three letters, so that one text can state several keys.
+        prompt: text of the question, with {name} where the fact has it; the answer is the digits of
+            the key.
         digits: number of digits of the key, which has no leading zero.
 
     Raises:
-        ValueError: `fact` has no field {key}, or another field.
+        ValueError: `fact` has no field {key}, `prompt` has {key}, one of them alone has {name}, or
+            there is another field.
     """
 
     fact: str = "The pass key is {key}. Remember it. {key} is the pass key. "
@@ -50,12 +55,32 @@ class Passkey:
     digits: int = 5
 
     def __post_init__(self):
-        if self.fact.count("{key}") < 1 or self.fact.replace("{key}", "").count("{"):
-            raise ValueError(f"fact must hold {{key}} and no other field, got {self.fact!r}")
+        rest = self.fact.replace("{key}", "").replace("{name}", "")
+        if "{key}" not in self.fact or "{" in rest:
+            raise ValueError(
+                f"fact must hold {{key}}, with or without {{name}}, and no other field, got "
+                f"{self.fact!r}"
+            )
+        if "{" in self.prompt.replace("{name}", ""):
+            raise ValueError(f"prompt must hold no field but {{name}}, got {self.prompt!r}")
+        if self.is_named != ("{name}" in self.prompt):
+            raise ValueError(
+                f"fact and prompt must both hold {{name}} or neither, got {self.fact!r} and "
+                f"{self.prompt!r}"
+            )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether keys have names, so that one text can state several."""
+        return "{name}" in self.fact
 
     def draw(self, rng: np.random.Generator) -> str:
         """Returns a random key of `digits` digits."""
         return str(rng.integers(10 ** (self.digits - 1), 10**self.digits))
+
+    def draw_name(self, rng: np.random.Generator) -> str:
+        """Returns a random name of three consonants, or "" where keys have no names."""
+        return "".join(rng.choice(list(_CONSONANTS), 3)) if self.is_named else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +161,8 @@ def first_sentence_samples(
         body = document.tokens[start + len(sentence) :]
         answer = np.concatenate([sentence, end])
         context = np.concatenate([[tokenizer.special(bos)], head, body])
-        rows.append((context, answer, document.name))
-    return _assemble(rows, prompt, longest + len(end), length, stated=1 + longest)
+        rows.append(_Row(context, prompt, answer, document.name))
+    return _assemble(rows, longest + len(end), length, stated=1 + longest)
 
 
 def passkey_samples(
@@ -171,30 +196,31 @@ def passkey_samples(
     if control not in CONTROLS:
         raise ValueError(unknown_name("control", control, CONTROLS))
     rng = np.random.default_rng(seed)
-    prompt, rows = tokenizer.encode(task.prompt), []
+    rows = []
     drawn = [_draw_keys(task, documents[i % len(documents)], rng, length) for i in range(count)]
-    longest = max(len(tokenizer.encode(key)) for _, key, _ in drawn)
+    longest = max(len(tokenizer.encode(key)) for _, key, _, _ in drawn)
     stated = 0
-    for i, (start, key, other) in enumerate(drawn):
+    for i, (start, key, other, name) in enumerate(drawn):
         document = documents[i % len(documents)]
         stated_key = {"none": key, "removed": None, "other": other}[control]
-        fact = tokenizer.encode(task.fact.format(key=stated_key) if stated_key else "")
+        fact = task.fact.format(key=stated_key, name=name) if stated_key else ""
+        fact, prompt = tokenizer.encode(fact), tokenizer.encode(task.prompt.format(name=name))
         room = length - 1 - len(fact) - len(prompt) - longest
         depth = round(max(room, 0) * (i * _GOLDEN % 1))
         text = document.tokens[start:]
         context = np.concatenate([[tokenizer.special(bos)], text[:depth], fact, text[depth:]])
-        rows.append((context, tokenizer.encode(key), document.name))
+        rows.append(_Row(context, prompt, tokenizer.encode(key), document.name))
         stated = max(stated, 1 + len(fact))
-    return _assemble(rows, prompt, longest, length, stated)
+    return _assemble(rows, longest, length, stated)
 
 
 def _draw_keys(task: Passkey, document: TokenizedDocument, rng: np.random.Generator, length: int):
-    """Draws where the text starts, the key, and another key."""
+    """Draws where the text starts, the key, another key, and the key's name."""
     start, _ = _draw(document, rng, room=length)
     key, other = task.draw(rng), task.draw(rng)
     while other == key:
         other = task.draw(rng)
-    return start, key, other
+    return start, key, other, task.draw_name(rng)
 
 
 def _draw(document: TokenizedDocument, rng: np.random.Generator, *, room: int):
@@ -215,10 +241,19 @@ def _another(documents: Sequence[TokenizedDocument], rng: np.random.Generator, s
     return other
 
 
-def _assemble(rows, prompt, longest: int, length: int, stated: int) -> Samples:
+class _Row(NamedTuple):
+    """One sample before its context is cut."""
+
+    context: np.ndarray
+    prompt: np.ndarray
+    answer: np.ndarray
+    document: str
+
+
+def _assemble(rows: Sequence[_Row], longest: int, length: int, stated: int) -> Samples:
     """Cuts contexts to the room that prompt and longest answer leave, at least `stated` tokens."""
     prompt_length = length - longest
-    room = prompt_length - len(prompt)
+    room = prompt_length - max(len(row.prompt) for row in rows)
     if room < stated:
         raise ValueError(
             f"length={length} tokens do not hold a question and its answer: take at least "
@@ -226,8 +261,9 @@ def _assemble(rows, prompt, longest: int, length: int, stated: int) -> Samples:
         )
     tokens = np.zeros((len(rows), length), np.int32)
     answer = np.zeros((len(rows), length), bool)
-    for i, (context, reply, _) in enumerate(rows):
-        row = np.concatenate([context[:room], prompt, reply])
-        tokens[i, : len(row)] = row
-        answer[i, prompt_length : len(row)] = True
-    return Samples(tokens, answer, prompt_length, np.asarray([r[2] for r in rows]))
+    for i, row in enumerate(rows):
+        context = row.context[: prompt_length - len(row.prompt)]
+        ids = np.concatenate([context, row.prompt, row.answer])
+        tokens[i, : len(ids)] = ids
+        answer[i, prompt_length : len(ids)] = True
+    return Samples(tokens, answer, prompt_length, np.asarray([row.document for row in rows]))
