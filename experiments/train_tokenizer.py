@@ -10,30 +10,14 @@ were held out: bytes per token, how often the fallback is used, and whether deco
 text. Presets: llama (32,000 pieces), small (4,096, for small models), tiny.
 """
 
-import io
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from experiments import lab
-from longrope_jax.data import corpora
+from longrope_jax.data import bpe, corpora
 from longrope_jax.data.corpora import Document
 
-# Beside what the paper states, settings that third parties read from the released tokenizer.model.
-_RECIPE = {
-    "model_type": "bpe",
-    "split_digits": True,
-    "byte_fallback": True,
-    "normalization_rule_name": "identity",
-    "remove_extra_whitespaces": False,
-    "allow_whitespace_only_pieces": True,
-    "add_dummy_prefix": True,
-    "max_sentencepiece_length": 16,  # characters
-    "unk_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "pad_id": -1,
-}
 # What a tokenizer must give back whatever it was trained on.
 PROBES = (
     "In 1923, 3.14159 and 00042.",
@@ -54,7 +38,9 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     if not config.corpus:
         raise ValueError("this preset needs your own text: --config.corpus=DIR")
     train, held_out = corpora.split(corpora.load(config.corpus), config.held_out)
-    data = learn(train, vocab_size=config.vocab_size, coverage=config.character_coverage)
+    sizes = {"vocab_size": config.vocab_size, "coverage": config.character_coverage}
+    with lab.naming("vocab_size"):
+        data = bpe.learn((document.text for document in train), **sizes)
     lab.write(folder / "tokenizer.model", data)
     documents, probes = measure(data, held_out)
     title = f"Tokenizer of {config.vocab_size:,} pieces"
@@ -70,36 +56,9 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     )
 
 
-def learn(documents: tuple[Document, ...], *, vocab_size: int, coverage: float) -> bytes:
-    """The `.model` file of a BPE trained on all lines of the documents.
-
-    Raises:
-        ValueError: the package missing, or what it refuses (a vocabulary too large for the text).
-    """
-    spm = _package()
-    lines = [line for d in documents for line in d.text.split("\n") if line.strip()]
-    # The package silently leaves out lines that are longer.
-    longest = max((len(line.encode()) for line in lines), default=0) + 1
-    out = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=out,
-            vocab_size=vocab_size,
-            character_coverage=coverage,
-            max_sentence_length=longest,
-            num_threads=1,  # the same model on every machine
-            minloglevel=2,
-            **_RECIPE,
-        )
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"no tokenizer of --config.vocab_size={vocab_size}: {error}") from error
-    return out.getvalue()
-
-
 def measure(data: bytes, documents: tuple[Document, ...]) -> tuple[list[dict], dict[str, bool]]:
     """What a `.model` does to each document, and whether each probe comes back unchanged."""
-    model = _package().SentencePieceProcessor(model_proto=data)
+    model = bpe.processor(data)
     measured = []
     for document in documents:
         ids = model.encode(document.text)
@@ -124,15 +83,6 @@ def _claim(documents: list[dict], probes: dict[str, bool]) -> str:
         "back unchanged."
     )
     return text + (f" Not: {', '.join(lost)}." if lost else "")
-
-
-def _package():
-    try:
-        import sentencepiece
-    except ImportError as error:
-        hint = "pip install 'longrope_jax[sentencepiece]'"
-        raise ValueError(f"training needs the package sentencepiece: {hint}") from error
-    return sentencepiece
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from configs import train_tokenizer as configs
 from experiments import train_tokenizer
-from longrope_jax.data import tokenizers
+from longrope_jax.data import bpe, tokenizers
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("sentencepiece") is None,
@@ -76,7 +76,7 @@ def test_long_lines_are_not_left_out(trained):
 def test_the_same_text_gives_the_same_model_and_the_report_tells_of_held_out_text(trained, text):
     _, workdir, measured = trained
     train, held_out = train_tokenizer.corpora.split(train_tokenizer.corpora.load(text), 1)
-    data = train_tokenizer.learn(train, vocab_size=320, coverage=0.99995)
+    data = bpe.learn((document.text for document in train), vocab_size=320)
     assert data == (workdir / "tokenizer.model").read_bytes()
     (document,) = measured["documents"]
     assert document["document"] == held_out[0].name

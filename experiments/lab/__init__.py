@@ -24,7 +24,7 @@ from experiments.lab.checkpoint import (
     method,
 )
 from experiments.lab.cli import run
-from experiments.lab.corpus import Text, check_held_out, document, text
+from experiments.lab.corpus import Text, check_held_out, document, text, tokenizer
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
@@ -133,6 +133,7 @@ __all__ = [
     "subplots",
     "table",
     "text",
+    "tokenizer",
     "train",
     "trained",
     "verdict_lines",

@@ -11,12 +11,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.lab.cells import Cell, read
-from longrope_jax.data import corpora, documents
+from experiments.lab.files import write
+from longrope_jax.data import bpe, corpora, documents, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
 
+SPECIALS = ("<retrieve>", "<answer_end>")  # of a tokenizer that is trained here, beside <s>, </s>
+
+_BPE = "bpe:"
 _MOST_NAMED = 8  # problems that one message spells out
 _MOST_HELD_OUT = 10  # documents, where the config leaves their number open
 
@@ -111,6 +115,27 @@ def text(
     for note in notes:
         print(f"text: {note}", flush=True)
     return Text(tokenizer, bos, tuple(training), tuple(held_out), tuple(notes))
+
+
+def tokenizer(spec: str, corpus: str, folder: Path) -> Tokenizer:
+    """The tokenizer that a config names: what `tokenizers.load` takes, or "bpe:PIECES".
+
+    The latter is a sentencepiece BPE of that many pieces, digits one by one, trained on the whole
+    corpus and kept as FOLDER/tokenizer-PIECES.model. The same corpus gives the same file.
+
+    Raises:
+        ValueError: no such tokenizer, no number of pieces, or what the training refuses.
+    """
+    if not spec.startswith(_BPE):
+        return tokenizers.load(spec)
+    pieces = spec.removeprefix(_BPE)
+    if not pieces.isdecimal():
+        raise ValueError(f"a tokenizer to train is {_BPE}PIECES, such as {_BPE}2048, got {spec!r}")
+    file = Path(folder) / f"tokenizer-{pieces}.model"
+    if not file.exists():
+        texts = [document.text for document in corpora.load(corpus)]
+        write(file, bpe.learn(texts, vocab_size=int(pieces), specials=SPECIALS))
+    return tokenizers.load(file)
 
 
 def check_held_out(folder: Path, cells: Iterable[Cell], text: Text) -> None:
