@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,6 +17,10 @@ from longrope_jax.rotary import positions as position_transforms
 from longrope_jax.training.checkpoints import RunCheckpoints
 from longrope_jax.training.metrics import MetricsLog
 from longrope_jax.training.step import TrainState
+
+
+class Diverged(ValueError):
+    """A Diverged says that a loss or a gradient is not finite; nothing bad was saved."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def fit(
 
     Raises:
         ValueError: A batch has positions beyond what the Rotary was made for.
+        Diverged: A loss or a gradient is not finite; the last good checkpoint stays.
     """
     directory, hooks = Path(directory), hooks or {}
     with RunCheckpoints(directory / "checkpoints") as checkpoints:
@@ -98,6 +104,7 @@ def fit(
             log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
         draw = _position_draw(loop) if loop.positions else None
         clock, unlogged = time.perf_counter(), 0
+        unchecked: list[tuple[int, dict]] = []
         while step < loop.steps:
             batch = next(data)
             if draw:
@@ -108,22 +115,53 @@ def fit(
             step += 1
             tokens = batch["weights"].size
             unlogged += tokens
-            if log and (step % loop.log_every == 0 or step == loop.steps):
-                values = {k: float(v) for k, v in metrics.items()}
+            unchecked.append((step, metrics))
+            logs = step % loop.log_every == 0 or step == loop.steps
+            saves = step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks
+            if on_step or logs or saves:  # reading metrics waits for the devices
+                _check_finite(unchecked, state if saves else None, checkpoints.latest(), directory)
+                unchecked.clear()
+            if log and logs:
+                values = {k: float(v) for k, v in metrics.items() if k != "bad"}
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 speed = {"seconds": seconds, "tokens_per_second": unlogged / seconds}
                 log.write(step, values | speed)
                 unlogged = 0
             if on_step:
-                jax.block_until_ready(metrics)
                 on_step(step, tokens)
             if step in hooks:
                 hooks[step](state)
-            if step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks:
+            if saves:
                 checkpoints.save(step, state, data.get_state())
         if log:
             log.close()
     return state
+
+
+def _check_finite(
+    steps: list[tuple[int, dict]], state: TrainState | None, saved: int | None, directory: Path
+) -> None:
+    """Raises Diverged for the first of these steps that is bad, and for a state that is not finite.
+
+    Without it the parameters would stay NaN, and the next save would drop the last good ones.
+    """
+    bad = [(step, metrics) for step, metrics in steps if metrics["bad"]]
+    if not bad and (state is None or _finite(state)):
+        return
+    step, metrics = bad[0] if bad else steps[-1]
+    what = "" if bad else ", but the state after it is not finite"
+    kept = f"the last good checkpoint is that of step {saved}" if saved else "no step was saved"
+    raise Diverged(
+        f"the run in {directory} diverged at step {step}: loss {float(metrics['loss'])}, gradient "
+        f"norm {float(metrics['grad_norm'])}{what}; {kept}: lower learning_rate, or leave single "
+        "bad steps out by OptimizerConfig(skip=N)"
+    )
+
+
+@jax.jit
+def _finite(state: TrainState) -> jax.Array:
+    """Whether every parameter and moment is finite."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]))
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """Metrics are logged as JSON lines and TensorBoard events; resuming drops lines after the step."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class MetricsLog:
         self._board = _board(directory / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line and flushes it to the operating system."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends a line and flushes it; NaN and infinity are written as null, as JSON has none."""
+        self._file.write(_line({"step": step, **values}))
         self._file.flush()
         if self._board:
             for name, value in values.items():
@@ -41,16 +42,25 @@ class MetricsLog:
 
 
 def read(directory: str | Path) -> list[dict]:
-    """Returns the logged lines of a run in order, without an incomplete last line."""
+    """Returns the logged lines of a run in order, with NaN for null.
+
+    An incomplete last line is left out.
+    """
     path = Path(directory) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{k: math.nan if v is None else v for k, v in line.items()} for line in found]
+
+
+def _line(values: dict[str, float]) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _cut_back(path: Path, step: int) -> None:
     kept = [line for line in read(path.parent) if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.write_text("".join(map(_line, kept)))
     os.replace(temporary, path)
 
 

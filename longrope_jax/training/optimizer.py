@@ -1,5 +1,6 @@
 """The optimizer is AdamW with the learning rate schedule of the Llama papers."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +19,9 @@ class OptimizerConfig:
         final_ratio: last learning rate divided by the peak; 1 keeps it constant after the warm-up.
         b1, b2, eps: Adam's parameters; Llama 2 uses eps 1e-5.
         weight_decay: decoupled weight decay; it does not apply to the scales of norms.
-        clip: the global norm to which gradients are clipped.
+        clip: the global norm to which gradients are clipped; None clips nothing.
+        skip: how many steps in a row may have a gradient with NaN or infinity; their updates are
+            left out and counted as `skipped` in the metrics. One more ends the run.
 
     Raises:
         ValueError: A number is out of range.
@@ -33,7 +36,8 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip: float = 1.0
+    clip: float | None = 1.0
+    skip: int = 0
 
     def __post_init__(self):
         if not 0 <= self.warmup_steps < self.total_steps:
@@ -46,8 +50,19 @@ class OptimizerConfig:
                 f"initial_ratio and final_ratio must be from 0 to 1, got {self.initial_ratio} and "
                 f"{self.final_ratio}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "eps", "clip"):
+            value = getattr(self, name)
+            if not (name == "clip" and value is None) and not 0 < value < math.inf:
+                more = "; clip=None clips nothing" if name == "clip" else ""
+                raise ValueError(f"{name} must be positive and finite, got {value}{more}")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(
+                f"b1 and b2 must be at least 0 and below 1, got {self.b1} and {self.b2}"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+        if self.skip < 0:
+            raise ValueError(f"skip must be at least 0 steps, got {self.skip}")
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -63,8 +78,8 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def make(config: OptimizerConfig) -> optax.GradientTransformation:
     """Makes the optimizer for a parameter tree of the Llama."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+    made = optax.chain(
+        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         optax.adamw(
             schedule(config),
             b1=config.b1,
@@ -74,6 +89,7 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
             mask=_decayed,
         ),
     )
+    return optax.apply_if_finite(made, config.skip) if config.skip else made
 
 
 def _decayed(params):

@@ -131,7 +131,9 @@ def make_train_step(
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
     with A microbatches whose gradients are accumulated before one update. Optional positions
     [A, B, T], int32 or float32, replace those that count up in each document (`rotary.positions`).
-    Metrics are float32 scalars: loss (weighted mean in nats), grad_norm, learning_rate.
+    Metrics are scalars: loss (weighted mean in nats), grad_norm, learning_rate, whether the step is
+    `bad`, since loss or gradient is not finite and the update was not skipped, and, where bad steps
+    may be skipped, how many were `skipped` so far.
     """
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
@@ -145,11 +147,14 @@ def make_train_step(
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": learning_rate(state.step),
-        }
+        norm = optax.tree.norm(grads)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(state.step)}
+        metrics["bad"] = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        if optimizer.skip:
+            skipped: Any = opt_state  # optax.ApplyIfFiniteState
+            metrics["bad"] &= skipped.last_finite | (skipped.notfinite_count > optimizer.skip)
+            metrics["skipped"] = skipped.total_notfinite
+            metrics["learning_rate"] = learning_rate(state.step - state.opt_state.total_notfinite)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -167,7 +172,8 @@ def _accumulated(config, params, rotary, batch, whole):
 
     `whole` maps the trainable tree to the full model parameters (the identity without LoRA).
     """
-    total = jnp.maximum(batch["weights"].sum(), 1.0)
+    total = batch["weights"].sum()
+    total = jnp.where(total > 0, total, 1.0)  # a batch without any weight has loss 0
 
     def loss(params, micro):
         return weighted_nll(config, whole(params), rotary, micro) / total

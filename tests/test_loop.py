@@ -1,0 +1,185 @@
+"""The training loop: what it refuses, what a loss that is not finite does, what it resumes from."""
+
+import functools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from longrope_jax import llama, rotary, sharding
+from longrope_jax.training import checkpoints, loop, metrics, optimizer
+from longrope_jax.training import step as steps
+
+T, B, V = 8, 4, 31
+CONFIG = llama.LlamaConfig(V, 8, 1, 2, 1, 4, 16, attention="reference")
+ADAMW = optimizer.OptimizerConfig(0.02, 6, warmup_steps=0)
+ROPE = rotary.make(rotary.RoPE(100.0), head_dim=4, seq_len=T)
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+class Batches:
+    """A data iterator whose state is its step; weights by step where they are not all one."""
+
+    def __init__(self, weights=None, *, seed=0, rows=B):
+        self.step, self.weights, self.seed, self.rows = 0, weights or {}, seed, rows
+
+    def __next__(self):
+        self.step += 1
+        rng = np.random.default_rng((self.seed, self.step))
+        weight = self.weights.get(self.step, 1.0)
+        return {
+            "tokens": rng.integers(0, V, (self.rows, T + 1), dtype=np.int32),
+            "weights": np.full((self.rows, T), weight, np.float32),
+            "segment_start": np.zeros((self.rows, T), np.int32),
+        }
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+
+@functools.cache
+def start():
+    state = steps.init_state(CONFIG, ADAMW, one_device(), seed=1)
+    return jax.tree.map(np.array, state.params)
+
+
+def fit(directory, data=None, n=6, adamw=ADAMW, params=None, **options):
+    mesh = one_device()
+    given = options.pop("given", {})
+    return loop.fit(
+        steps.init_state(CONFIG, adamw, mesh, params=start() if params is None else params),
+        steps.make_train_step(CONFIG, adamw, mesh),
+        data or Batches(),
+        rotary=ROPE,
+        loop=loop.LoopConfig(
+            n, tensorboard=False, **{"checkpoint_every": 2, "log_every": 2} | options
+        ),
+        mesh=mesh,
+        directory=directory,
+        **given,
+    )
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and all(word in text for word in words), text
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("given", [{}, {"on_step": lambda *_: None}], ids=["async", "watched"])
+def test_a_nan_ends_the_run_before_it_is_saved(given, tmp_path):
+    with pytest.raises(loop.Diverged) as error:
+        fit(tmp_path, Batches({3: math.nan}), given=given)
+    one_line(error, str(tmp_path), "step 3", "loss nan", "gradient norm nan", "step 2")
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 2
+    assert [line["step"] for line in metrics.read(tmp_path)] == [2]
+    saved = checkpoints.restore_params(
+        tmp_path / "checkpoints", steps.abstract_params(CONFIG, one_device())
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))
+
+
+def test_a_step_that_ruins_the_parameters_is_not_saved(tmp_path):
+    """Its own loss and gradient are finite still."""
+    adamw = optimizer.OptimizerConfig(3e38, 6, warmup_steps=0, weight_decay=10.0)
+    with pytest.raises(loop.Diverged) as error:
+        fit(tmp_path, adamw=adamw, checkpoint_every=1)
+    one_line(error, "step 1", "the state after it is not finite", "no step was saved")
+    assert checkpoints.latest_step(tmp_path / "checkpoints") is None
+
+
+def test_single_bad_steps_are_skipped_and_counted(tmp_path):
+    """As if that batch had not been: parameters, moments and the schedule's place."""
+    adamw = optimizer.OptimizerConfig(0.02, 6, warmup_steps=0, skip=1)
+    skipped = fit(tmp_path / "a", Batches({3: math.nan, 5: math.inf}), 6, adamw)
+
+    class Good(Batches):
+        def __next__(self):
+            batch = super().__next__()
+            return batch if self.step not in (3, 5) else super().__next__()
+
+    good = fit(tmp_path / "b", Good(), 4)
+    for a, b in zip(jax.tree.leaves(skipped.params), jax.tree.leaves(good.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    lines = metrics.read(tmp_path / "a")
+    assert [line["skipped"] for line in lines] == [0, 1, 2]
+    assert [line["learning_rate"] for line in lines[:2]] == [
+        metrics.read(tmp_path / "b")[0]["learning_rate"],
+        pytest.approx(float(optimizer.schedule(adamw)(2)), rel=1e-6),
+    ]
+    with pytest.raises(loop.Diverged) as error:
+        fit(tmp_path / "c", Batches({3: math.nan, 4: math.nan}), 6, adamw)
+    one_line(error, "step 4", "step 2")
+
+
+def test_metrics_are_json_without_nan(tmp_path):
+    log = metrics.MetricsLog(tmp_path, tensorboard=False)
+    log.write(1, {"loss": math.nan, "grad_norm": math.inf, "learning_rate": 0.5})
+    log.close()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for _ in range(2):
+        text = (tmp_path / "metrics.jsonl").read_text()
+        line = json.loads(text, parse_constant=refuse)
+        assert line == {"step": 1, "loss": None, "grad_norm": None, "learning_rate": 0.5}
+        metrics.MetricsLog(tmp_path, step=1, tensorboard=False).close()  # cuts back
+    (line,) = metrics.read(tmp_path)
+    assert math.isnan(line["loss"]) and line["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("learning_rate", [0.0, -1.0, math.nan, math.inf]),
+        ("b1", [-0.1, 1.0, math.nan]),
+        ("b2", [-0.1, 1.0, math.nan]),
+        ("eps", [0.0, -1e-8, math.nan, math.inf]),
+        ("weight_decay", [-0.1, math.nan, math.inf]),
+        ("clip", [0.0, -1.0, math.nan, math.inf]),
+        ("skip", [-1]),
+    ],
+)
+def test_numbers_out_of_range_are_refused(field, wrong):
+    good = {"learning_rate": 0.1, "total_steps": 10, "warmup_steps": 1}
+    for value in wrong:
+        with pytest.raises(ValueError) as error:
+            optimizer.OptimizerConfig(**good | {field: value})
+        one_line(error, field, str(value))
+
+
+def test_without_clip_gradients_keep_their_norm():
+    plain = optimizer.make(optimizer.OptimizerConfig(0.1, 10, warmup_steps=0, clip=None, eps=1.0))
+    large = optimizer.make(optimizer.OptimizerConfig(0.1, 10, warmup_steps=0, clip=1e30, eps=1.0))
+    params = {"w": np.ones(3, np.float32)}
+    gradient = {"w": np.full(3, 50.0, np.float32)}
+    found, expected = (t.update(gradient, t.init(params), params)[0]["w"] for t in (plain, large))
+    np.testing.assert_array_equal(found, expected)
+
+
+# The mean over weights
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("factor", [1e-3, 1e-30, 1e3])
+def test_the_loss_is_a_mean_whatever_the_weights_sum_to(factor, accumulation):
+    losses = {}
+    for f in (1.0, factor):
+        batch = {k: x.reshape(accumulation, -1, x.shape[1]) for k, x in next(Batches()).items()}
+        batch["weights"] *= np.float32(f)
+        batch = sharding.shard_batch(one_device(), batch, axis=1)
+        state = steps.init_state(CONFIG, ADAMW, one_device(), params=start())
+        _, logged = steps.make_train_step(CONFIG, ADAMW, one_device())(state, ROPE, batch)
+        losses[f] = [float(logged[name]) for name in ("loss", "grad_norm")]
+    np.testing.assert_allclose(losses[factor], losses[1.0], rtol=1e-5)
