@@ -1,15 +1,18 @@
 """The training loop: what it refuses, what a loss that is not finite does, what it resumes from."""
 
+import dataclasses
 import functools
 import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from longrope_jax import llama, rotary, sharding
 from longrope_jax.training import checkpoints, loop, metrics, optimizer
+from longrope_jax.training import lora as lora_lib
 from longrope_jax.training import step as steps
 
 T, B, V = 8, 4, 31
@@ -183,3 +186,56 @@ def test_the_loss_is_a_mean_whatever_the_weights_sum_to(factor, accumulation):
         _, logged = steps.make_train_step(CONFIG, ADAMW, one_device())(state, ROPE, batch)
         losses[f] = [float(logged[name]) for name in ("loss", "grad_norm")]
     np.testing.assert_allclose(losses[factor], losses[1.0], rtol=1e-5)
+
+
+# Low precision
+
+
+def low(params, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+
+def after_two_steps(config, params, adamw, lora=None):
+    state = steps.init_state(config, adamw, one_device(), params=params, lora=lora)
+    step = steps.make_train_step(config, adamw, one_device(), lora)
+    frozen = lora and lora_lib.split(lora, params)[1]
+    for seed in range(2):
+        rows = {k: x.reshape(2, -1, x.shape[1]) for k, x in next(Batches(seed=seed)).items()}
+        state, _ = step(state, ROPE, sharding.shard_batch(one_device(), rows, axis=1), frozen)
+    return state
+
+
+def test_bfloat16_parameters_train_as_float32_ones_do():
+    """To the bit: parameters, moments, accumulated gradients; at a rate that bfloat16 loses."""
+    adamw = optimizer.OptimizerConfig(2e-5, 100, warmup_steps=0)
+    found, expected = (
+        after_two_steps(
+            dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype=held),
+            low(low(start(), "bfloat16"), held),
+            adamw,
+        )
+        for held in ("bfloat16", "float32")
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype and a.dtype in (jnp.float32, jnp.int32)
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(start()), strict=True):
+        assert (np.asarray(a) != low(b, "bfloat16").astype("float32")).mean() > 0.3
+
+
+def test_norms_and_embedding_move_beside_adapters_on_a_bfloat16_base():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
+    base, plus = low(start(), "bfloat16"), lora_lib.trainable("lora_plus", rank=2)
+    adamw = optimizer.OptimizerConfig(2e-5, 100, warmup_steps=0)
+    state = after_two_steps(config, base, adamw, plus)
+    before = jax.tree.leaves(lora_lib.split(plus, base)[0])
+    for a, b in zip(jax.tree.leaves(state.params["unfrozen"]), before, strict=True):
+        assert a.dtype == jnp.float32 and (np.asarray(a) != np.asarray(b, np.float32)).any()
+
+
+def test_training_in_float16_is_refused():
+    config = dataclasses.replace(CONFIG, dtype="float16")
+    for make in (steps.abstract_state, steps.init_state, steps.make_train_step):
+        with pytest.raises(ValueError) as error:
+            make(config, ADAMW, one_device())
+        one_line(error, "dtype=float16", "bfloat16")

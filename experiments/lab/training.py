@@ -182,7 +182,7 @@ def check(recipe: Recipe, config: llama.LlamaConfig, machine: Machine, *, scored
     group = recipe.sparse_group
     if group and (group % 2 or recipe.length % group):
         raise ValueError(f"sparse_group must be even and divide {recipe.length}, got {group}")
-    dataclasses.replace(config, sparse_group=group, remat=machine.remat)
+    step.trained_config(dataclasses.replace(config, sparse_group=group, remat=machine.remat))
     longest = max(recipe.length, scored)
     rotary.make(recipe.method, head_dim=config.head_dim, seq_len=longest)
 
@@ -296,7 +296,8 @@ def trained(
             f"{folder.name} was trained, but {what} not in {folder}: to train it again, delete "
             f"cells/{folder.name}.npz and that folder"
         )
-    config, mesh = dataclasses.replace(known.config, remat=machine.remat), machine.mesh()
+    config = step.trained_config(dataclasses.replace(known.config, remat=machine.remat))
+    mesh = machine.mesh()
     if recipe is not None and recipe.lora:
         abstract = step.abstract_state(config, recipe.optimizer, mesh, recipe.lora).params
         params = checkpoints.restore_params(kept, abstract)

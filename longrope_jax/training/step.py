@@ -35,6 +35,25 @@ class TrainState:
     opt_state: Any
 
 
+def trained_config(config: llama.LlamaConfig) -> llama.LlamaConfig:
+    """Returns the config whose parameters train: in float32, or float64 where they are given so.
+
+    bfloat16 has 8 bits: an update below 1/500 of a number is lost in it, which is most updates of a
+    fine-tuning. So parameters, moments and accumulated gradients are float32 whatever `param_dtype`
+    is; `dtype`, that of the products, stays.
+
+    Raises:
+        ValueError: `dtype` is float16, whose gradients overflow without a scaled loss.
+    """
+    if config.dtype == "float16":
+        raise ValueError("dtype=float16 overflows in training: train with dtype=bfloat16")
+    return dataclasses.replace(config, param_dtype=str(_master(config.param_dtype)))
+
+
+def _master(dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def abstract_state(
     config: llama.LlamaConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -44,8 +63,9 @@ def abstract_state(
     """Returns ShapeDtypeStructs of the state with their shardings on `mesh`.
 
     Raises:
-        ValueError: A shape does not divide over the mesh.
+        ValueError: A shape does not divide over the mesh, or `dtype` is float16.
     """
+    config = trained_config(config)
     return _abstract(mesh, lambda: _init(config, optimizer, jax.random.key(0), lora))
 
 
@@ -74,11 +94,15 @@ def init_state(
 ) -> TrainState:
     """Makes a state at step 0, created sharded on the mesh, fresh or from given parameters.
 
+    Everything in it is float32, see `trained_config`. Without LoRA the buffers of float32 `params`
+    become the state's own, so the first step deletes them: give a copy of what is needed further.
     With LoRA the adapters are fresh, and the other trainable parameters are copied from `params`.
 
     Raises:
-        ValueError: LoRA is used without parameters, or a shape does not divide over the mesh.
+        ValueError: LoRA is used without parameters, a shape does not divide over the mesh, or
+            `dtype` is float16.
     """
+    config = trained_config(config)
     if lora and params is None:
         raise ValueError("lora adapts given parameters, but params is None: give params")
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
@@ -90,7 +114,7 @@ def init_state(
             )
         if lora:
             params = _adapted(config, lora, params, seed, shardings.params)
-        params = jax.device_put(params, shardings.params)
+        params = _cast(jax.device_put(params, shardings.params))
         init = optimizer_lib.make(optimizer).init
         opt_state = jax.jit(init, out_shardings=shardings.opt_state)(params)
         return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
@@ -102,9 +126,13 @@ def _adapted(config, lora, params, seed, shardings) -> dict:
 
     def make(unfrozen):
         adapters = nn.meta.unbox(lora_lib.adapters(lora, boxed, jax.random.key(seed)))
-        return {"adapters": adapters, "unfrozen": jax.tree.map(jnp.copy, unfrozen)}
+        return {"adapters": adapters, "unfrozen": _cast(jax.tree.map(jnp.copy, unfrozen))}
 
     return jax.jit(make, out_shardings=shardings)(lora_lib.split(lora, params)[0])
+
+
+def _cast(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(_master(x.dtype)), params)
 
 
 def _init(config, optimizer, key, lora=None) -> TrainState:
@@ -131,10 +159,12 @@ def make_train_step(
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
     with A microbatches whose gradients are accumulated before one update. Optional positions
     [A, B, T], int32 or float32, replace those that count up in each document (`rotary.positions`).
+    Parameters, moments and sums of gradients are float32, see `trained_config`.
     Metrics are scalars: loss (weighted mean in nats), grad_norm, learning_rate, whether the step is
     `bad`, since loss or gradient is not finite and the update was not skipped, and, where bad steps
     may be skipped, how many were `skipped` so far.
     """
+    config = trained_config(config)
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
