@@ -40,6 +40,7 @@ def overrides(text):
         "held_out": "2",
         "evaluation.length": "64",
         "machine.checkpoint_every": "2",
+        "machine.log_every": "1",
     }
 
 
