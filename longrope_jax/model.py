@@ -49,6 +49,8 @@ class Model:
             checkpoint declares, or None.
         special_tokens: ids that begin and end a text, and the chat template.
         notes: what was recognised or assumed, in words.
+        context_length: tokens that `save` declares, where that is not `trained_length`: what a
+            method reaches that was given by `with_rotary`.
     """
 
     config: llama.LlamaConfig
@@ -58,6 +60,7 @@ class Model:
     trained_length: int | None = None
     special_tokens: SpecialTokens = dataclasses.field(default_factory=SpecialTokens)
     notes: tuple[str, ...] = ()
+    context_length: int | None = None
 
     def __repr__(self) -> str:
         c, parts = self.config, [str(self.method)]
@@ -279,7 +282,12 @@ class Model:
             ValueError: The text cannot be read, or it is no method.
         """
         method, note = _read(rotary, self.method, self.trained_length)
-        return dataclasses.replace(self, method=method, notes=(*self.notes, note))
+        reached = self.context_length
+        if method != self.method:
+            reached = _reach(method, self.trained_length)
+        return dataclasses.replace(
+            self, method=method, notes=(*self.notes, note), context_length=reached
+        )
 
     def save(
         self,
@@ -315,14 +323,12 @@ class Model:
         )
 
     def declared_length(self) -> int | None:
-        """Tokens that `save` declares: the longer of `trained_length` and what the method reaches.
+        """Tokens that `save` declares: what the checkpoint declares, unless its method was changed.
 
-        A method reaches its original_length times its factor. None where neither is known.
+        After `with_rotary` it is the longer of `trained_length` and what the method reaches, its
+        original_length times its factor. None where nothing is known.
         """
-        reached = (getattr(self.method, "original_length", None) or 0) * getattr(
-            self.method, "factor", 1
-        )
-        return max(self.trained_length or 0, int(reached)) or None
+        return self.context_length or self.trained_length
 
     def _params(self) -> Any:
         if self.params is None:
@@ -430,6 +436,11 @@ def _of_foreign(found) -> Model:
     )
 
 
+def _reach(method: rotary_lib.Method, trained_length: int | None) -> int | None:
+    original, factor = getattr(method, "original_length", None), getattr(method, "factor", 1)
+    return max(trained_length or 0, int((original or 0) * factor)) or None
+
+
 def _of_run(folder: Path) -> Model:
     record = runs.record_of(folder)
     # How it was trained on its machine is no part of the model.
@@ -444,6 +455,7 @@ def _of_run(folder: Path) -> Model:
         trained_length=record.trained_length,
         special_tokens=record.special_tokens,
         notes=(note,),
+        context_length=_reach(record.method, record.trained_length),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from checkpoints import CONFIG, TOKENS, assert_same, numbers, tokenizer_json, write, write_meta
 
 import longrope_jax
-from longrope_jax import Model, generate, llama, model, rotary, sharding
+from longrope_jax import Model, generate, llama, model, rotary, sharding, weights
 from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SpecialTokens
 from longrope_jax.evaluation.perplexity import perplexity
 from longrope_jax.evaluation.windowing import OnePass, Sliding
@@ -188,6 +188,29 @@ def test_an_extended_model_declares_what_its_method_reaches(tiny, tmp_path, recw
     tiny.with_rotary("yarn:factor=4").save(tmp_path / "b", context_length=96)
     assert model.open_model(tmp_path / "b").trained_length == 96
     assert [str(w.message) for w in recwarn if "declared" in str(w.message)] == []
+
+
+LLAMA3 = {"factor": 32.0, "original_length": 64, "base": 500_000.0}
+DECLARED = {  # rotary method, tokens that the checkpoint declares
+    "plain": (rotary.RoPE(), 8192),
+    "Llama 3.1": (rotary.Llama3(**LLAMA3 | {"factor": 8.0}), 1024),
+    "Llama 3.2": (rotary.Llama3(**LLAMA3), 1024),
+    "linear": (rotary.PositionInterpolation(4.0), 16384),
+}
+
+
+@pytest.mark.parametrize("form", weights.FORMATS)
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_declared_context_is_carried_from_file_to_file(tiny, tmp_path, form, case):
+    """What a file declares is neither factor times original length nor a default."""
+    spec, length = DECLARED[case]
+    path = tmp_path / ("m.gguf" if form == "gguf" else "m")
+    params = numbers(CONFIG)
+    weights.save(path, CONFIG, params, spec, format=form, context_length=length)
+    for other in weights.FORMATS:
+        again = path.with_name("again.gguf" if other == "gguf" else "again")
+        longrope_jax.load(path).save(again)
+        assert model.open_model(again).trained_length == length
 
 
 def test_meta_folders_are_saved_as_others(tiny, tmp_path):

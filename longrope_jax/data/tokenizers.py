@@ -194,11 +194,16 @@ class HuggingFaceTokenizer:
         found: Any = _opened(self.path, self.json).token_to_id(_known(name, self.specials))
         return found
 
-    def begins_with(self, first: int) -> bool:
-        """Says whether the file's post-processor puts the id `first` before a text."""
+    def find(self, name: str) -> int | None:
+        """Returns the id of a token by its exact text, special or not, or None."""
+        return _opened(self.path, self.json).token_to_id(name)
+
+    @property
+    def first(self) -> int | None:
+        """The id that the file's post-processor puts before a text, or None where it puts none."""
         own = self.encode("a").tolist()
         ids = _opened(self.path, self.json).encode("a", add_special_tokens=True).ids
-        return ids[:1] == [first] and ids != own
+        return ids[0] if len(ids) > len(own) and ids[: len(own)] != own else None
 
 
 @dataclass(frozen=True)
@@ -276,9 +281,16 @@ class SentencePieceTokenizer:
         both = {"bos": model.bos_id(), "eos": model.eos_id()}
         return {role: at for role, at in both.items() if at >= 0}
 
-    def begins_with(self, first: int) -> bool:
-        """Returns True: the file does not say it, but LLaMA's code puts `first` before a text."""
-        return True
+    def find(self, name: str) -> int | None:
+        """Returns the id of a piece by its exact text, control or not, or None."""
+        model = _processor(self.path)
+        at = model.piece_to_id(name)
+        return at if model.id_to_piece(at) == name else None
+
+    @property
+    def first(self) -> None:
+        """None: the file does not say what comes before a text."""
+        return None
 
     @property
     def adds_prefix(self) -> bool:

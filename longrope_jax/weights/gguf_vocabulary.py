@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, SpecialTokens
+from longrope_jax.errors import warn
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ENDS = ("eos", "eot", "eom")  # llama.cpp stops at the end of a text, of a turn and of a message
@@ -307,6 +308,10 @@ def _listed(parts: dict, vocab_size: int) -> tuple[list[str], list[int]]:
         unknown = parts["model"].get("unk_token")
         by_id |= {at: (t, UNKNOWN) for at, (t, _) in by_id.items() if t == unknown}
     for added in parts["added_tokens"]:
+        if added["id"] >= vocab_size:  # it can be neither read nor drawn, so nothing is lost
+            name = f"added token {added['content']!r} ({added['id']})"
+            warn(f"{name} has no row in the model: left out")
+            continue
         by_id[added["id"]] = added["content"], CONTROL if added["special"] else USER
     if max(by_id) >= vocab_size:
         raise ValueError(

@@ -12,22 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from longrope_jax import rotary
-from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import SpecialTokens
 from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig
-from longrope_jax.weights import gguf_vocabulary, names, safetensors_file, stream
-from longrope_jax.weights.files import number, read_json, read_text, whole
+from longrope_jax.weights import hf_tokenizer, names, safetensors_file, stream
+from longrope_jax.weights.files import number, read_json, whole
 from longrope_jax.weights.foreign import ForeignCheckpoint, extended_length
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-GENERATION = "generation_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"  # before transformers 5 it was a key of TOKENIZER_CONFIG
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 MODEL_TYPES = ("llama", "mistral")  # Mistral with a null sliding_window is the same network
-_TOKENIZERS = tokenizers.SentencePieceTokenizer | tokenizers.HuggingFaceTokenizer
 _IGNORED = ("rotary_emb.inv_freq",)  # the first conversions of Llama store what the config implies
 
 
@@ -45,8 +40,8 @@ def read(path: Path) -> ForeignCheckpoint:
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.inv_freq are ignored: the config implies them")
-    tokenizer = _tokenizer(path, notes)
-    bos, stops = _special_ids(path, raw, config.vocab_size)
+    tokenizer = hf_tokenizer.read(path, notes)
+    special = hf_tokenizer.special_tokens(path, raw, tokenizer, config.vocab_size, notes)
     return ForeignCheckpoint(
         form="hf",
         config=config,
@@ -54,13 +49,7 @@ def read(path: Path) -> ForeignCheckpoint:
         source=source,
         tokenizer=tokenizer,
         context_length=whole(raw, "max_position_embeddings", where, None),
-        special_tokens=SpecialTokens(
-            bos=bos,
-            eos=stops[0] if stops else None,
-            adds_bos=_adds_bos(path, tokenizer, bos),
-            more_eos=stops[1:],
-            chat_template=_chat_template(path, notes),
-        ),
+        special_tokens=special,
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
@@ -197,85 +186,6 @@ def _same_head(source, where: str) -> None:
             )
 
 
-def _tokenizer(path: Path, notes: list[str]):
-    for name, load in (
-        ("tokenizer.json", tokenizers.HuggingFaceTokenizer),
-        ("tokenizer.model", tokenizers.SentencePieceTokenizer),
-    ):
-        if (path / name).is_file():
-            notes.append(f"tokenizer from {name}")
-            return load(str(path / name))
-    notes.append("no tokenizer in the folder")
-    return None
-
-
-def _special_ids(path: Path, raw: dict, size: int) -> tuple[int | None, tuple[int, ...]]:
-    """Returns the id that begins a text and the ids at which transformers stops, "eos" first.
-
-    transformers' generate stops at the ids of generation_config.json, or if there are none at those
-    of config.json.
-
-    Raises:
-        ValueError: an id lies outside the vocabulary of `size` tokens.
-    """
-    bos, declared = (_ids(raw, f"{role}_token_id", path / CONFIG, size) for role in ("bos", "eos"))
-    file = path / GENERATION
-    stops = _ids(read_json(file), "eos_token_id", file, size) if file.is_file() else []
-    stops = stops or declared
-    eos = ([at for at in declared if at in stops] or stops)[:1]
-    return bos[0] if bos else None, tuple(dict.fromkeys(eos + stops))
-
-
-def _ids(raw: dict, key: str, where: Path, vocab_size: int) -> list[int]:
-    """Returns the token ids under `key`, which may hold none, one, or a list of them.
-
-    Raises:
-        ValueError: an id lies outside the vocabulary.
-    """
-    value = raw.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if value == [] or not all(type(at) is int and 0 <= at < vocab_size for at in ids):
-        raise ValueError(f"{where}: {key} must be ids below {vocab_size}, got {value!r:.60}")
-    return ids
-
-
-def _adds_bos(path: Path, tokenizer, first: int | None) -> bool:
-    """Says whether transformers begins a text with the id `first`.
-
-    tokenizer_config.json decides, or where it is silent the tokenizer itself.
-
-    Raises:
-        ValueError: add_bos_token is not a bool.
-    """
-    if tokenizer is None or first is None:
-        return False
-    file = path / TOKENIZER_CONFIG
-    declared = read_json(file).get("add_bos_token") if file.is_file() else None
-    if not isinstance(declared, bool | None):
-        raise ValueError(f"{file}: add_bos_token must be true or false, got {declared!r:.40}")
-    return tokenizer.begins_with(first) if declared is None else declared
-
-
-def _chat_template(path: Path, notes: list[str]) -> str | None:
-    """Returns the Jinja text that writes a conversation; among several, the one named "default".
-
-    Raises:
-        ValueError: the template is not a text.
-    """
-    if (path / CHAT_TEMPLATE).is_file():
-        return read_text(path / CHAT_TEMPLATE)
-    file = path / TOKENIZER_CONFIG
-    declared = read_json(file).get("chat_template") if file.is_file() else None
-    if isinstance(declared, list):
-        named = [each for each in declared if isinstance(each, dict) and "template" in each]
-        notes.append(f"the default one of {len(declared)} chat templates is kept, if there is one")
-        declared = next((each["template"] for each in named if each.get("name") == "default"), None)
-    if not isinstance(declared, str | None):
-        raise ValueError(f"{file}: chat_template must be a text, got {declared!r:.40}")
-    (declared or "").encode()  # a lone surrogate is refused here, not by an export after training
-    return declared
-
-
 # Writing
 
 
@@ -289,7 +199,7 @@ def save(path: Path, config, params, spec, tokenizer, dtype, context_length, spe
     check_free(path)
     path.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
-        _save_tokenizer(path, tokenizer, special)
+        hf_tokenizer.save(path, tokenizer, special)
     dtype = jnp.dtype(dtype)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
     files = _shards(tensors, config, dtype)
@@ -328,12 +238,7 @@ def plan(config, spec, tokenizer, dtype, context_length, special) -> dict[str, A
     Raises:
         ValueError: transformers' Llama lacks the method, or the format the tokenizer.
     """
-    if not isinstance(tokenizer, _TOKENIZERS | None):
-        raise ValueError(
-            f"tokenizer {type(tokenizer).__name__} has no Hugging Face form: pass tokenizer=None"
-        )
-    if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
-        tokenizer.check_plain()
+    hf_tokenizer.check(tokenizer, special)
     return export_config(config, spec, dtype, context_length, special)
 
 
@@ -390,49 +295,6 @@ def _shards(plan, config, dtype) -> dict[str, list[str]]:
         return {SINGLE: groups[0]}
     of = len(groups)
     return {f"model-{i:05}-of-{of:05}.safetensors": g for i, g in enumerate(groups, start=1)}
-
-
-def _save_tokenizer(path: Path, tokenizer, special: SpecialTokens) -> None:
-    if isinstance(tokenizer, tokenizers.SentencePieceTokenizer):
-        (path / "tokenizer.model").write_bytes(Path(tokenizer.path).read_bytes())
-        # transformers' LlamaTokenizer, built from the .model, drops a blank before a blank, so the
-        # folder gets a tokenizer.json of its own.
-        size = tokenizer.vocab_size
-        text = gguf_vocabulary.read(gguf_vocabulary.write(tokenizer, size), size)
-        tokenizer = tokenizers.HuggingFaceTokenizer(tokenizer.path, text)
-    (path / "tokenizer.json").write_text(_tokenizer_json(tokenizer, special), encoding="utf-8")
-    raw = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if special.adds_bos is not None:
-        raw["add_bos_token"] = special.adds_bos
-    if special.chat_template is not None:
-        (path / CHAT_TEMPLATE).write_text(special.chat_template, encoding="utf-8")
-    named = {tokenizer.special(name): name for name in tokenizer.specials}
-    raw |= {f"{role}_token": named[at] for role, at in special.ids().items() if at in named}
-    _write_json(path / TOKENIZER_CONFIG, raw)
-
-
-def _tokenizer_json(tokenizer: tokenizers.HuggingFaceTokenizer, declared: SpecialTokens) -> str:
-    """Returns the text of a tokenizer.json that begins a text with `bos` where that is declared."""
-    first, parts = declared.bos, json.loads(tokenizer.text())
-    names = {tokenizer.special(name): name for name in tokenizer.specials}
-    if not declared.adds_bos or first not in names or tokenizer.begins_with(first):
-        return tokenizer.text()
-    special = {"id": names[first], "ids": [first], "tokens": [names[first]]}
-    begin, text, more = (
-        {"SpecialToken": {"id": names[first], "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 1}},
-    )
-    template = {
-        "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text, more],
-        "special_tokens": {names[first]: special},
-    }
-    before = parts.get("post_processor")
-    both = {"type": "Sequence", "processors": [before, template]}
-    parts["post_processor"] = both if before else template
-    return json.dumps(parts, ensure_ascii=False)
 
 
 def _write_json(path: Path, value: dict) -> None:
