@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +55,7 @@ def _master(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+@functools.lru_cache
 def abstract_state(
     config: llama.LlamaConfig,
     optimizer: optimizer_lib.OptimizerConfig,
@@ -69,6 +71,7 @@ def abstract_state(
     return _abstract(mesh, lambda: _init(config, optimizer, jax.random.key(0), lora))
 
 
+@functools.lru_cache
 def abstract_params(config: llama.LlamaConfig, mesh: Mesh) -> dict:
     """Returns ShapeDtypeStructs of the model's parameters with their shardings on `mesh`."""
     return _abstract(mesh, lambda: llama.init_boxed(config, jax.random.key(0)))
@@ -105,19 +108,36 @@ def init_state(
     config = trained_config(config)
     if lora and params is None:
         raise ValueError("lora adapts given parameters, but params is None: give params")
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
+    shardings = _shardings(config, optimizer, mesh, lora)
     with jax.set_mesh(mesh):
         if params is None:
-            make = functools.partial(_init, config, optimizer)
-            return jax.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)(
-                jax.random.key(seed)
-            )
+            return _fresh(config, optimizer, mesh)(jax.random.key(seed))
         if lora:
             params = _adapted(config, lora, params, seed, shardings.params)
         params = _cast(jax.device_put(params, shardings.params))
-        init = optimizer_lib.make(optimizer).init
-        opt_state = jax.jit(init, out_shardings=shardings.opt_state)(params)
+        opt_state = _moments(config, optimizer, mesh, lora)(params)
         return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def _shardings(config, optimizer, mesh, lora=None) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
+
+
+# A study makes many states of one shape: each of these functions is compiled once.
+
+
+@functools.lru_cache
+def _fresh(config, optimizer, mesh) -> Callable[[jax.Array], TrainState]:
+    shardings = _shardings(config, optimizer, mesh)
+    return jax.jit(
+        lambda key: nn.meta.unbox(_init(config, optimizer, key)), out_shardings=shardings
+    )
+
+
+@functools.lru_cache
+def _moments(config, optimizer, mesh, lora) -> Callable[[Any], Any]:
+    shardings = _shardings(config, optimizer, mesh, lora).opt_state
+    return jax.jit(optimizer_lib.make(optimizer).init, out_shardings=shardings)
 
 
 def _adapted(config, lora, params, seed, shardings) -> dict:
@@ -167,7 +187,7 @@ def make_train_step(
     config = trained_config(config)
     transform = optimizer_lib.make(optimizer)
     learning_rate = optimizer_lib.schedule(optimizer)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh, lora))
+    shardings = _shardings(config, optimizer, mesh, lora)
 
     def step(state: TrainState, rotary: Rotary, batch, frozen):
         def whole(params):
