@@ -13,13 +13,12 @@ import textwrap
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope_jax.data import corpora
-from longrope_jax.data.corpora import Document, load, load_tokens, split
+from longrope_jax.data.corpora import Document, load, split
 
 WARM = corpora.cache_folder()
 
@@ -270,7 +269,7 @@ def test_a_folder_may_mix_text_and_json_lines(tmp_path):
     ("file", "content", "message"),
     [
         ("a.txt", b"ab\xff", "byte 2 is not UTF-8"),
-        ("a.txt", b" \n", "every document"),
+        ("a.txt", b" \n", "a.txt is empty"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', "line 2 is not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", b'{"txt": "x"}', "line 1: expected"),
@@ -288,7 +287,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, file, content, message):
     assert str(tmp_path) in one_line(error)
 
 
-def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
+def test_malformed_files_are_named_at_once_with_all_others_that_cannot_be_read(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"ab\xff")
     (tmp_path / "b.txt").write_text("good")
     (tmp_path / "c.jsonl").write_text("no json")
@@ -297,11 +296,14 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
     assert "a.txt" in one_line(error) and "c.jsonl" in one_line(error)
 
 
-def test_an_empty_document_is_left_out_aloud(tmp_path):
+def test_documents_without_readable_text_are_left_out_aloud(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").write_text(" \n")
-    with pytest.warns(UserWarning, match="1 empty documents.*b.txt"):
+    (tmp_path / "c.md").write_bytes(b"Caf\xe9")
+    with pytest.warns(UserWarning) as warned:
         assert [document.name for document in load(tmp_path)] == ["a.txt"]
+    (message,) = (str(one.message) for one in warned)
+    assert all(part in message for part in ("1 other", "b.txt is empty", "c.md", "UTF-8"))
 
 
 def test_a_path_that_is_missing_or_of_another_kind_is_refused(tmp_path):
@@ -310,56 +312,6 @@ def test_a_path_that_is_missing_or_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.py").write_text("x")
     with pytest.raises(ValueError, match=r"expected a file ending in one of .txt, .md, .jsonl"):
         load(tmp_path / "a.py")
-
-
-# Tokens.
-
-
-def test_token_arrays_come_one_per_document_in_order(tmp_path):
-    numpy_io = pytest.importorskip("safetensors.numpy")
-    many = {"b": np.arange(6, dtype=np.uint16).reshape(2, 3), "a": np.array([7, 65_535], np.uint16)}
-    numpy_io.save_file(many, tmp_path / "0.safetensors")
-    numpy_io.save_file({"x": np.array([2**31 - 1], np.int64)}, tmp_path / "1.safetensors")
-    arrays = load_tokens(tmp_path)
-    assert [a.tolist() for a in arrays] == [[7, 65_535], [0, 1, 2], [3, 4, 5], [2**31 - 1]]
-    assert {a.dtype for a in arrays} == {np.dtype(np.int32)}
-
-
-@pytest.mark.parametrize(
-    ("tensor", "message"),
-    [
-        (np.ones(3, np.float32), "must be integers"),
-        (np.ones(3, bool), "must be integers"),
-        (np.array([-1]), "ids -1 to -1"),
-        (np.array([2**31]), "expected 0 to"),
-        (np.ones((1, 1, 1), np.int32), "shape"),
-        (np.ones(0, np.int32), "shape"),
-    ],
-)
-def test_tensors_that_are_not_token_ids_are_refused(tmp_path, tensor, message):
-    file = tmp_path / "t.safetensors"
-    pytest.importorskip("safetensors.numpy").save_file({"t": tensor}, file)
-    with pytest.raises(ValueError) as error:
-        load_tokens(file)
-    assert message in one_line(error)
-    assert str(file) in one_line(error)
-
-
-def test_a_truncated_or_missing_token_file_is_refused(tmp_path):
-    file = tmp_path / "t.safetensors"
-    pytest.importorskip("safetensors.numpy").save_file({"t": np.arange(9)}, file)
-    file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        load_tokens(file)
-    with pytest.raises(ValueError, match=r"no \.safetensors at"):
-        load_tokens(tmp_path / "none")
-
-
-def test_a_missing_safetensors_package_names_the_extra(tmp_path, monkeypatch):
-    (tmp_path / "t.safetensors").write_bytes(b"x")
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"longrope_jax\[tokenizers\]"):
-        load_tokens(tmp_path)
 
 
 # The split.

@@ -394,6 +394,19 @@ def test_a_bad_command_line_is_one_line_that_says_what_to_do(arguments, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_study_may_lie_in_any_folder_that_python_finds(tmp_path, monkeypatch):
+    (tmp_path / "my_own_study.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'steps': 3})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config, _ = cli.parse("my_own_study", [f"--workdir={tmp_path}", "--config.steps=4"])
+    assert config.steps == 4
+    with pytest.raises(ValueError) as error:
+        cli.parse("nobodys.study", [f"--workdir={tmp_path}"])
+    assert all(word in str(error.value) for word in ("nobodys.study", "python -m", "--config"))
+
+
 def test_a_workdir_that_cannot_be_used_is_refused_at_once(tmp_path, monkeypatch):
     closed = tmp_path / "closed"
     closed.mkdir()

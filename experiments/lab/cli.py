@@ -34,7 +34,7 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         main: the study; a ValueError of it, of its config or of a flag becomes the one line
             `error: ...` on stderr and exit status 2.
-        module: of the study, such as "experiments.base_bound".
+        module: name of the study in `python -m NAME`, such as "experiments.base_bound".
         argv: command line, program first; default `sys.argv`.
     """
     argv = list(sys.argv if argv is None else argv)
@@ -64,9 +64,7 @@ def parse(module: str, arguments: Sequence[str]) -> tuple[ConfigDict, Path]:
     """
     given = _flags(arguments)
     overrides = {k.removeprefix("config."): given.pop(k) for k in list(given) if "." in k}
-    own = ROOT / "configs" / f"{module.rpartition('.')[2]}.py"
-    default = own if own.is_file() else ROOT / f"{module.replace('.', '/')}.py"
-    config = load_config(given.pop("config", str(default)))
+    config = load_config(given.pop("config", None) or _own_config(module))
     workdir = given.pop("workdir", "")
     if given:
         known = ("config", "workdir", *(f"config.{field}" for field in config))
@@ -75,6 +73,23 @@ def parse(module: str, arguments: Sequence[str]) -> tuple[ConfigDict, Path]:
         override(config, path, text)
     config.lock()
     return config, _checked_workdir(workdir)
+
+
+def _own_config(module: str) -> str:
+    """The file in configs/ named like the study, or else the study's own file, wherever it lies."""
+    file = ROOT / "configs" / f"{module.rpartition('.')[2]}.py"
+    if file.is_file():
+        return str(file)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.origin:
+        raise ValueError(
+            f"no config for {module!r}: lab.run(main, NAME) takes the NAME of `python -m NAME`, or "
+            "give --config=FILE.py"
+        )
+    return spec.origin
 
 
 def load_config(text: str) -> ConfigDict:

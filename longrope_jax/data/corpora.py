@@ -40,8 +40,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from longrope_jax.errors import unknown_name, warn
 
 FETCH_SECONDS = 600
@@ -128,8 +126,8 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
 
     A folder is searched with all its subfolders, except hidden ones, and a document's name is the
     path of its file in the folder. A line of .jsonl is an object with a string "text" and an
-    optional string "name", which is FILE:LINE by default. Empty documents are left out with a
-    warning.
+    optional string "name", which is FILE:LINE by default. Empty documents, and .txt and .md files
+    that are not UTF-8, are left out with a warning.
 
     Args:
         name: a name of `SOURCES`, several joined by "+", or the path of a file or a folder.
@@ -137,8 +135,8 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
 
     Raises:
         ValueError: the name is unknown, its client is missing or fails, or an archive has another
-            sha256; or a path has no documents or only empty ones, text that is not UTF-8, a
-            malformed line, or a name used twice. One message lists all unreadable files.
+            sha256; or a path has no document that can be read, a malformed .jsonl file, or a name
+            used twice. One message lists all malformed files.
     """
     parts = str(name).split("+")
     if all(part in SOURCES for part in parts):
@@ -149,7 +147,7 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
         return tuple(sorted(every, key=lambda d: d.name))
     path = Path(name).expanduser()
     if path.exists():
-        return _checked(_from_path(path), path)
+        return _from_path(path)
     if path.suffix or len(path.parts) > 1:
         raise ValueError(
             f"no file or folder {path}: give the path of one, or a name of {sorted(SOURCES)}"
@@ -200,27 +198,6 @@ def split(
     validation = tuple(d for d in documents if d.name in chosen)
     _refuse_leak(train, validation)
     return train, validation
-
-
-def load_tokens(path: str | Path) -> list[np.ndarray]:
-    """Loads token ids from a .safetensors file, or from all such files in a folder.
-
-    A tensor [T] is one document; each row of a tensor [documents, T] is one. Documents are in order
-    of file names, then of tensor names.
-
-    Returns:
-        One int32 array [T] per document.
-
-    Raises:
-        ValueError: there is no such file, it is damaged, the package safetensors is missing, or a
-            tensor is not of integers, has another shape, no tokens, or ids outside 0 to 2^31 - 1.
-    """
-    path = Path(path).expanduser()
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise ValueError(f"no .safetensors at {path}: give a file, or a folder that holds some")
-    tensors = ((f"{key!r} of {file}", tensor) for file in files for key, tensor in _tensors(file))
-    return [row for where, tensor in tensors for row in _rows(tensor, where)]
 
 
 # Archives are fetched by the machine's own client, verified and kept.
@@ -442,26 +419,32 @@ def _lf(text: str) -> str:
 # Readers of the user's own files.
 
 
-def _from_path(path: Path) -> Iterable[Document]:
+def _from_path(path: Path) -> tuple[Document, ...]:
+    documents: list[Document] = []
+    malformed, left_out = [], []
+    for file, name in _files(path):
+        try:
+            if file.suffix == ".jsonl":
+                documents += _json_lines(file, name)
+            else:
+                documents.append(Document(name, _decoded(file)))
+        except ValueError as error:
+            (malformed if file.suffix == ".jsonl" else left_out).append(str(error))
+    if malformed:
+        raise ValueError(_listed([*malformed, *left_out]))
+    return _checked(documents, left_out, path)
+
+
+def _files(path: Path) -> Iterable[tuple[Path, str]]:
+    """Files of text at a path, and the names of their documents."""
     root, files = (path.parent, [path]) if path.is_file() else (path, sorted(path.rglob("*")))
     if path.is_file() and path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
-    problems = []
     for file in files:
         name = file.relative_to(root)
         hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or file.suffix not in SUFFIXES or not file.is_file():
-            continue
-        try:
-            if file.suffix == ".jsonl":
-                yield from _json_lines(file, name.as_posix())
-            else:
-                yield Document(name.as_posix(), _decoded(file))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
-        raise ValueError("; ".join(problems[:_MOST_NAMED]) + more)
+        if not hidden and file.suffix in SUFFIXES and file.is_file():
+            yield file, name.as_posix()
 
 
 def _decoded(file: Path) -> str:
@@ -489,47 +472,27 @@ def _json_document(line: str, default_name: str, where: str) -> Document:
     return Document(name, _lf(text))
 
 
-def _checked(found: Iterable[Document], path: Path) -> tuple[Document, ...]:
-    documents = tuple(sorted(found, key=lambda d: d.name))
-    if not documents:
+def _checked(
+    found: Sequence[Document], unreadable: Sequence[str], path: Path
+) -> tuple[Document, ...]:
+    """The documents with text in order of their names; warns of the others."""
+    if not found and not unreadable:
         raise ValueError(f"no documents in {path}: expected files ending in {', '.join(SUFFIXES)}")
+    documents = sorted(found, key=lambda d: d.name)
     _unique([d.name for d in documents], path)
     kept = tuple(d for d in documents if d.text.strip())
-    empty = [d.name for d in documents if not d.text.strip()]
+    empty = [f"{d.name} is empty" for d in documents if not d.text.strip()]
+    left_out = [*unreadable, *empty]
     if not kept:
-        raise ValueError(f"every document of {path} is empty: give files with text")
-    if empty:
-        names = ", ".join(empty[:_MOST_NAMED]) + (", ..." if len(empty) > _MOST_NAMED else "")
-        warn(f"{path}: {len(empty)} empty documents are left out: {names}")
+        raise ValueError(f"{path} has no document with text: {_listed(left_out)}")
+    if left_out:
+        warn(f"left out of {path}, which has {len(kept)} others: {_listed(left_out)}")
     return kept
 
 
-def _tensors(file: Path) -> Iterable[tuple[str, np.ndarray]]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        extra = "pip install 'longrope_jax[tokenizers]'"
-        raise ValueError(f"{file} needs the package safetensors: {extra}") from error
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            for key in sorted(tensors.keys()):
-                if (kind := tensors.get_slice(key).get_dtype())[0] not in "IU":
-                    raise ValueError(
-                        f"{key!r} of {file} has dtype {kind}: token ids must be integers"
-                    )
-                yield key, tensors.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        reason = f"{file} is not a whole safetensors file ({error})"
-        raise ValueError(f"{reason}: copy or write the file again") from error
-
-
-def _rows(tensor: np.ndarray, where: str) -> list[np.ndarray]:
-    if tensor.ndim not in (1, 2) or not tensor.size:
-        raise ValueError(f"{where} has shape {tensor.shape}: expected [T] or [documents, T]")
-    if not 0 <= int(tensor.min()) <= int(tensor.max()) < 2**31:
-        found = f"{tensor.min()} to {tensor.max()}"
-        raise ValueError(f"{where} has ids {found}: expected 0 to 2^31 - 1")
-    return list(np.atleast_2d(tensor.astype(np.int32)))
+def _listed(problems: Sequence[str]) -> str:
+    more = len(problems) - _MOST_NAMED
+    return "; ".join(problems[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 # Small checks used above.
