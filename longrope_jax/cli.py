@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 2 and one line on stderr for what is wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(argv)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -90,6 +93,12 @@ def _run(argv: list[str]) -> int:
     )
     command.add_arguments(parser)
     return command.main(parser.parse_args(rest))
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Shows a warning in one line, without the place in the source, which says nothing here."""
+    del category, filename, lineno, line
+    print("warning:", " ".join(str(message).split()), file=file or sys.stderr)
 
 
 def _fail(message: str) -> int:

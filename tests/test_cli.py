@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import longrope_jax
 from longrope_jax import cli
+from longrope_jax.commands import diff
 
 
 def python(code):
@@ -69,3 +71,13 @@ def test_stopped_by_hand_it_prints_one_line(capsys, monkeypatch):
     monkeypatch.setattr(cli, "_run", stop)
     assert cli.main(["explain", "rope"]) == 130
     assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_a_warning_is_one_line_without_source(capsys, monkeypatch):
+    def warned(_):
+        warnings.warn("one\nthing", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(diff, "main", warned)
+    assert cli.main(["diff", "rope", "abf"]) == 0
+    assert capsys.readouterr().err == "warning: one thing\n"

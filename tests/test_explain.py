@@ -347,7 +347,11 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, capsys, content, messa
     "arguments, message",
     [
         (("explain", "yrn:factor=8"), "unknown rotary method 'yrn'; did you mean 'yarn'?"),
-        (("explain", "tests"), "cannot read tests/config.json: No such file"),
+        (
+            ("explain", "tests"),
+            "cannot read tests/config.json: No such file or directory; a checkpoint of another "
+            "kind: longrope inspect tests",
+        ),
         (("explain", "rope", "--head-dim", "7"), "head_dim must be even and positive, got 7"),
         (
             ("explain", "rope", "--seq-len", "0"),

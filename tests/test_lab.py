@@ -244,8 +244,16 @@ def test_each_cell_says_which_machine_made_it(tmp_path):
 
 
 def test_nothing_is_made_where_only_a_report_is_wanted(tmp_path):
-    machine = lab.Machine(measure=False)
-    lab.complete(tmp_path, [lab.Cell("loss", "a")], {"loss": pytest.fail}, machine)
+    there, absent = lab.Cell("loss", "a"), lab.Cell("loss", "b")
+    lab.complete(tmp_path, [there], {"loss": lambda _: {"x": 1.0}}, lab.Machine())
+    lab.complete(tmp_path, [there, absent], {"loss": pytest.fail}, lab.Machine(measure=False))
+    assert lab.missing(tmp_path, [there, absent]) == [absent]
+
+
+def test_a_folder_without_any_cell_has_no_report(tmp_path):
+    with pytest.raises(ValueError, match=r"no cell to show.*measure"):
+        cells = [lab.Cell("loss", "a")]
+        lab.complete(tmp_path, cells, {"loss": pytest.fail}, lab.Machine(measure=False))
     assert not (tmp_path / "cells").exists()
 
 

@@ -143,10 +143,13 @@ def complete(
         machine: kept beside the numbers; with `measure=False` nothing is made.
 
     Raises:
-        ValueError: a kind without a function, or what a function raises.
+        ValueError: a kind without a function, no cell at all where none may be made, or what a
+            function raises.
     """
     cells = list(dict.fromkeys(cells))
     left = missing(folder, cells)
+    if not machine.measure and not any(path(folder, cell).is_file() for cell in cells):
+        raise ValueError(f"{folder} has no cell to show: leave out --config.machine.measure=False")
     for cell in left:
         if cell.kind not in functions:
             raise ValueError(f"no function makes cells of the kind {cell.kind!r}")

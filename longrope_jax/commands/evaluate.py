@@ -93,8 +93,12 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.picture:
         _figure()
-        if not whole.any():
-            raise ValueError(f"no document fills a window of {length} tokens: lower --length")
+    if not whole.any() and (args.picture or args.length is not None):
+        longest = max(map(len, documents))
+        raise ValueError(
+            f"no document fills a window of {length} tokens, the longest has {longest}: lower "
+            "--length"
+        )
     loaded = model.load(args.checkpoint, dtype=args.dtype)
     found = []
     for label, one in zip(labels, headers, strict=True):

@@ -110,6 +110,9 @@ def _load(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        checkpoint = f"; a checkpoint of another kind: longrope inspect {path.parent}"
+        raise ValueError(
+            f"cannot read {path}: {error.strerror}{checkpoint * path.parent.is_dir()}"
+        ) from error
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(f"{path} is not JSON: {error}") from error
