@@ -106,7 +106,9 @@ def bootstrap_fit(
     curves = resampled_means(
         losses_by_document, clusters, weights=weights, n_resamples=n_resamples, seed=seed
     )
-    draws = np.stack([_log_triple(_solve(x, np.log(y), start).x, x) for y in curves])
+    # Where curves have no minimum at a finite law, more steps only go further away.
+    rough = {"tolerance": 1e-10, "max_nfev": 50}
+    draws = np.stack([_log_triple(_solve(x, np.log(y), start, **rough).x, x) for y in curves])
     logs = stretched_interval(
         _log_triple(start, x), draws, len(np.unique(np.asarray(clusters))) - 1, confidence
     )
@@ -115,7 +117,7 @@ def bootstrap_fit(
     return PowerLawIntervals(*(Interval(*map(float, column)) for column in ends.T))
 
 
-def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
+def _solve(x, y, start, *, tolerance: float = 1e-15, max_nfev: int | None = None):
     """Minimises over (log excess at the middle length, log beta, log gamma), all of any sign."""
     centred = x - x.mean()
 
@@ -136,9 +138,10 @@ def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
         # The type stub allows only the names of finite-difference schemes.
         jac=jacobian,  # pyright: ignore[reportArgumentType]
         bounds=bounds,
-        ftol=1e-15,
-        xtol=1e-15,
-        gtol=1e-15,
+        ftol=tolerance,
+        xtol=tolerance,
+        gtol=tolerance,
+        max_nfev=max_nfev,
     )
 
 
