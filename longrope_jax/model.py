@@ -9,7 +9,7 @@ model.with_rotary("yarn:factor=4").save("out")
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -296,6 +296,7 @@ class Model:
         format: str | None = None,
         dtype: str | None = None,
         context_length: int | None = None,
+        tokenizer: Tokenizer | Literal["own"] | None = "own",
     ) -> None:
         """Writes a checkpoint that transformers or llama.cpp reads, with tokenizer and stop ids.
 
@@ -305,6 +306,7 @@ class Model:
                 path ends in .gguf, else "hf".
             dtype: dtype of the tensors in the file; None is that of the parameters.
             context_length: tokens to declare; None is `declared_length`.
+            tokenizer: what is written beside the model; "own" is the model's, None is none.
 
         Raises:
             ValueError: The format lacks the method, the tokenizer or the dtype, or something is at
@@ -315,7 +317,7 @@ class Model:
             self.config,
             self._params(),
             self.method,
-            self.tokenizer,
+            self.tokenizer if tokenizer == "own" else tokenizer,
             special_tokens=self.special_tokens,
             format=format or format_of(path),
             dtype=dtype,

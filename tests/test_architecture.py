@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import longrope_jax
+from experiments import lab
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +69,7 @@ def modules(package: ModuleType) -> Iterator[tuple[ModuleType, str, ModuleType]]
 
 
 def test_no_module_is_hidden_by_a_function_of_its_name():
-    found = list(modules(longrope_jax))
+    found = [*modules(longrope_jax), *modules(lab)]
     assert len(found) > 50  # what is looked for would be seen
     hidden = [m.__name__ for package, name, m in found if getattr(package, name) is not m]
     assert not hidden

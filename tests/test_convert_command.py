@@ -9,7 +9,7 @@ from checkpoints import CONFIG, TOKENS, numbers, tokenizer_json, write, write_me
 
 import longrope_jax
 from longrope_jax import cli, model, rotary, runs, weights
-from longrope_jax.data.tokenizers import HuggingFaceTokenizer, SpecialTokens
+from longrope_jax.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, SpecialTokens
 from longrope_jax.training import checkpoints
 
 pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
@@ -42,6 +42,23 @@ def test_everything_is_kept_from_format_to_format(tmp_path, capsys, form, out):
     assert two.trained_length == 64
     assert two.encode("the cat").tolist() == one.encode("the cat").tolist()
     np.testing.assert_allclose(two.logits(TOKENS), one.logits(TOKENS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_a_tokenizer_that_no_format_has_can_be_left_out(tmp_path, capsys, out):
+    path = source(tmp_path / "in", "run")
+    runs.save(path, dataclasses.replace(runs.load(path), tokenizer=ByteTokenizer()))
+    assert convert(path, tmp_path / out) == 2
+    assert "tokenizer=None" in capsys.readouterr().err
+    assert convert(path, tmp_path / out, "--tokenizer", "none") == 0
+    loaded = longrope_jax.load(path)
+    loaded.save(tmp_path / f"2{out}", tokenizer=None)
+    for written in (tmp_path / out, tmp_path / f"2{out}"):
+        again = longrope_jax.load(written)
+        assert again.tokenizer is None
+        np.testing.assert_allclose(
+            again.logits(TOKENS), loaded.logits(TOKENS), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_meta_folders_are_converted(tmp_path):

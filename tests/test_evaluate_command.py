@@ -86,6 +86,8 @@ def test_the_method_is_the_checkpoints_own_and_a_picture_is_drawn(
         (("--windowing", "sliding", "--stride", 64), "stride must lie in 1..32"),
         (("--length", 0), "at least 1 token"),
         (("--length", 4096), "no document fills a window of 4096 tokens"),
+        (("--picture", "a.nope"), "--picture=a.nope must end in one of"),
+        (("--picture", "/nowhere/a.png"), "make the folder /nowhere first"),
         (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("--dtype", "bf16"), "unknown dtype 'bf16'"),
         (("--tokenizer", "bytes"), "--tokenizer has 260 ids, the model 40"),

@@ -28,7 +28,6 @@ from experiments.lab.corpus import Text, check_held_out, document, text, tokeniz
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import save_csv, save_json, write
-from experiments.lab.losses import losses, scored
 from experiments.lab.machine import Machine, batch_parts, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
@@ -53,6 +52,7 @@ from experiments.lab.quantities import (
     verdict_lines,
 )
 from experiments.lab.reports import Report, join, publish
+from experiments.lab.scoring import losses, scored
 from experiments.lab.training import (
     Recipe,
     copied,

@@ -41,7 +41,7 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
     command = shlex.join(["python", "-m", module, *argv[1:]])
     # Otherwise jax tells of every kind of device that this machine has not.
     logging.getLogger("jax").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every step of a save
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells of every step and metadata file
     try:
         if {"--help", "-h"} & set(argv[1:]):
             print(sys.modules[main.__module__].__doc__)

@@ -49,7 +49,7 @@ def measure(work: Workload, tokens: int, text: str, coordinates: list[list[int]]
 
 
 def turns(work: Workload) -> tuple[float, ...]:
-    """How often the loops turn whose bounds depend on data, on average, from the outermost inwards.
+    """Mean iterations of each loop whose bounds depend on data, from the outermost loop inwards.
 
     They are those of a prefill and of blockwise attention, in which a block of queries visits the
     blocks of keys that causality lets it see.

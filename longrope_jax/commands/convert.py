@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rotary", metavar="METHOD", help="rotary method to declare (default: its own)")
     add("--dtype", choices=DTYPES, help="of the tensors (default: that of IN; quantised: float32)")
     add("--context-length", type=int, metavar="N", help="tokens to declare (default: what it says)")
-    add("--tokenizer", metavar="FILE", help="a tokenizer.json to write (default: its own)")
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json to write, or none (default: its own)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -41,6 +41,8 @@ def main(args: argparse.Namespace) -> int:
             all of it. All of this is found before the parameters are read.
     """
     header = model.open_model(args.checkpoint)
+    if args.tokenizer == "none":
+        header, args.tokenizer = dataclasses.replace(header, tokenizer=None), None
     ready = prepared(header, args.rotary, args.tokenizer, required=False)
     form = args.format or model.format_of(args.out)
     special = {"special_tokens": ready.special_tokens}

@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.picture:
-        _figure()
+        _check_picture(args.picture)
     if not whole.any() and (args.picture or args.length is not None):
         longest = max(map(len, documents))
         raise ValueError(
@@ -216,6 +216,14 @@ def draw(found: list[Scored], path: Path, trained_length: int | None) -> None:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot write the picture {path}: {error}") from error
+
+
+def _check_picture(path: Path) -> None:
+    kinds = _figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in kinds:
+        raise ValueError(f"--picture={path} must end in one of {', '.join(sorted(kinds))}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--picture={path}: make the folder {path.parent} first")
 
 
 def _figure():

@@ -60,7 +60,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 def sizes(args: argparse.Namespace, given: list[Given]) -> dict[str, int]:
-    """head_dim and seq_len: of the command line, else of the configs, else the methods' own.
+    """The head_dim and seq_len to explain: the command line's, else the configs', else a default.
 
     Raises:
         ValueError: Two configs differ in head_dim.

@@ -126,7 +126,9 @@ def make(spec: Method | str, *, head_dim: int, seq_len: int | Sequence[int]) -> 
     """
     spec = parse(spec) if isinstance(spec, str) else spec
     if isinstance(spec, type) or not callable(getattr(spec, "frequencies", None)):
-        raise ValueError(f"spec must be a method, got {spec!r}; rotary.parse('rope') makes one")
+        raise ValueError(
+            f"rotary must be a method, its text such as 'yarn:factor=4', or a Rotary, got {spec!r}"
+        )
     if isinstance(seq_len, Sequence | np.ndarray):
         if isinstance(seq_len, str):
             raise ValueError(f"seq_len must be a whole number of tokens, got {seq_len!r}")

@@ -63,7 +63,7 @@ def _nothing_at(path: Path) -> str:
     """Returns the message for a missing path; a hub id says how to download the model."""
     known = ", ".join(pretrained.MODELS)
     text = f"no checkpoint at {path}: expected a folder, a .gguf file or {known}"
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and path.suffix != ".gguf":
         fetch = f"hf download {path} --local-dir {path.name}"
         text += f"; a model of the Hugging Face hub is downloaded first, `{fetch}`, then load that"
     return text

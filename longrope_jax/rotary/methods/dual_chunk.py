@@ -72,7 +72,7 @@ class DualChunkRule(ScoreRule):
     keys = (0, 0, 0)
 
     def query_positions(self, m):
-        """Returns the query's position in its own chunk, as seen from the next, and the last."""
+        """Returns the query's position as seen from its own chunk, the next one, and later ones."""
         inside = m % self.chunk
         return inside, jnp.minimum(inside + self.chunk, self.last), 0 * m + self.last
 

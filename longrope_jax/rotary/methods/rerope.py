@@ -55,7 +55,7 @@ class ReRoPERule(ScoreRule):
         return m, 0 * m + self.window
 
     def key_positions(self, n):
-        """Returns the key's own position, and 0."""
+        """Returns the key's own position, and 0 in the branch beyond the window."""
         return n, 0 * n
 
     def choose(self, m, n):
