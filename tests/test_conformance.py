@@ -704,10 +704,6 @@ def test_configs_as_checkpoints_ship_them():
         ({"rope_theta": 10**400}, "rope_theta must be a finite number, got 1000"),
         ({"rope_scaling": YARN | {"factor": 10**400}}, "factor must be at least 1, got 1000"),
         ({"rope_scaling": False}, "rope_scaling must be an object of keys and values, got False"),
-        (
-            {"rope_parameters": {"rope_theta": 5e5, "full": {"rope_type": "default"}}},
-            r"\['rope_theta'\] beside the layer types \['full'\]: move them into each",
-        ),
         ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate must be True or False, got 'no'"),
         ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_slow must be below beta_fast"),
         ({"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "unknown key of rope_type def"),

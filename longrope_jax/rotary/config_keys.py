@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from longrope_jax.rotary import hf
+from longrope_jax.rotary import families, hf
 from longrope_jax.rotary.frequencies import is_finite
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -11,6 +11,9 @@ _QUOTIENT = ("hidden_size", "num_attention_heads")
 _TYPE_KEYS = ("rope_type", "type")
 _NOT_ROTARY = "not about positions"
 _NULL = "null counts as absent"
+_NO_ROTATION = "layers of this type do not rotate"
+_WINDOW = "how far a layer looks, which is the model's and not the method's"
+_LAYERS = "which layers have which method"
 
 
 class Key(NamedTuple):
@@ -31,14 +34,37 @@ def audit(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]
     Raises:
         ValueError: `from_hf` refuses the config.
     """
+    path, inner = hf.located(config)
+    if path:
+        return _audit_nested(config, path, inner, layer_type)
+    if not hf.turns(config, layer_type):
+        return [Key(name, value, "ignored", _NO_ROTATION) for name, value in config.items()]
     rope_type, parameters = hf.read_parameters(config, layer_type)
     found = []
     for name, value in config.items():
-        if name in hf.BLOCKS and value:
+        if name in hf.BLOCKS and value and not hf.block_counts(config, layer_type):
+            found.append(Key(name, value, "ignored", f"other layers than {layer_type} have it"))
+        elif name in hf.BLOCKS and value:
             found += _block(name, value, rope_type, parameters, config, layer_type)
         else:
             found.append(Key(name, value, *_outside(name, value, rope_type, parameters, config)))
     return found
+
+
+def _audit_nested(config, path, inner, layer_type) -> list[Key]:
+    """Returns the keys of a config whose rotary keys are in one of its parts."""
+    found = audit(inner, layer_type=layer_type)
+    own = config
+    for name in path:
+        own = own[name]
+    dotted = ".".join(path)
+    placed = [
+        key._replace(name=f"{dotted}.{key.name}") if key.name.partition(".")[0] in own else key
+        for key in found
+    ]
+    rule = f"the one of {dotted} is read"
+    hidden = [Key(k, v, "ignored", rule) for k, v in config.items() if k in own and k != path[0]]
+    return placed + hidden
 
 
 def declared_head_dim(config: dict[str, Any]) -> int | None:
@@ -115,6 +141,16 @@ def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
         if hf.takes(rope_type, _ORIGINAL):
             return _original(rope_type, config)
         return "ignored", f"rope_type {rope_type} has no trained length"
+    if name in families.NOT_ROTARY:
+        return "used", "this value asks for rotary position alone, others are refused"
+    if name in ("layer_types", "no_rope_layers", "rope_local_base_freq") and families.layers(
+        config, {}
+    ):
+        return "used", _LAYERS
+    if name in ("sliding_window", "layer_types", "attention_chunk_size"):
+        return "ignored", _WINDOW
+    if name == "model_type" and name in config:
+        return _family(value, config)
     if name == _LONGEST:
         return _longest(value, rope_type, parameters, config)
     if name in hf.NOT_THE_METHOD:
@@ -130,12 +166,22 @@ def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
     return "ignored", _NOT_ROTARY
 
 
+def _family(value, config) -> tuple[str, str]:
+    outside = [*hf.OUTSIDE["rope_theta"], *hf.BLOCKS]
+    silent = not any(config.get(key) for key in outside)
+    if silent or families.fraction_of(config) or families.layers(config, {}):
+        return "used", "its defaults stand where the config is silent"
+    return "ignored", _NOT_ROTARY
+
+
 def _longest(value, rope_type, parameters, config) -> tuple[str, str]:
     if rope_type == "dynamic":
         return "used", "the trained length, as in Hugging Face"
     original = parameters.get(_ORIGINAL, config.get(_ORIGINAL))
     if rope_type not in ("yarn", "longrope") or not (is_finite(original) and original > 0):
         return "ignored", "the method is the same at every declared length"
+    if config.get(_ORIGINAL) is None and parameters.get(_ORIGINAL) is None:
+        return "used", f"stands in for the missing {_ORIGINAL}"
     if "factor" not in parameters:
         return "used", f"divided by {_ORIGINAL} it stands in for the missing factor"
     if value / original in (1, parameters["factor"]):

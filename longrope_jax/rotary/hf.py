@@ -3,11 +3,13 @@
 from typing import Any
 
 from longrope_jax.errors import unknown_name, warn
+from longrope_jax.rotary import families
 from longrope_jax.rotary.frequencies import is_finite
 from longrope_jax.rotary.methods import (
     DynamicNTK,
     Llama3,
     LongRoPE,
+    NoPE,
     PartialRotary,
     PositionInterpolation,
     Proportional,
@@ -27,9 +29,9 @@ _BY_TYPE = {
     "proportional": Proportional,
 }
 _OLD_TYPES = {"su": "longrope"}  # Phi-3's first configs
-_DEFAULT_THETA = 10_000.0
 _COMMON = frozenset({"rope_theta", "partial_rotary_factor"})
 _ORIGINAL = "original_max_position_embeddings"
+_LONGEST = "max_position_embeddings"
 BLOCKS = ("rope_parameters", "rope_scaling")
 # Parameters that may stand outside the block, and how the config spells them there.
 OUTSIDE = {
@@ -53,18 +55,24 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     It warns where the config gives two values of which one wins, and says which, and where a key
     about rotary position is not read. As in transformers 5, an explicit factor wins over
     max_position_embeddings / original_max_position_embeddings, which stands in for a missing one
-    (yarn, longrope); "dynamic" takes its trained length from max_position_embeddings.
-    `rotary.audit` lists what became of every key.
+    (yarn, longrope); "dynamic" takes its trained length from max_position_embeddings, and so do
+    yarn, longrope and llama3 without an original length. A base or a rotary share that the config
+    leaves out is that of its model_type (`families`). Where the config has no rotary keys, those
+    of its part about text are read. `rotary.audit` lists what became of every key.
 
     Args:
         config: the config as `json.load` gives it; it is not changed.
-        layer_type: which entry of `rope_parameters` to read where it has one per layer type.
+        layer_type: which layers are meant, where the method differs by layer.
 
     Raises:
         ValueError: this package has no method for the rope_type, the type lacks an option or does
-            not have it, a value has the wrong kind, two spellings contradict each other, or the
-            rotary keys are in the config's text_config.
+            not have it, a value has the wrong kind, two spellings contradict each other, the
+            method differs by layer and `layer_type` names none, or a key asks for positions that
+            are not rotary.
     """
+    config = located(config)[1]
+    if not turns(config, layer_type):
+        return NoPE()
     rope_type, parameters = read_parameters(config, layer_type)
     for key in unread(config):
         known = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
@@ -91,11 +99,46 @@ def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str
     """Returns the rope_type by its newest name, and all parameters, outside the block too."""
     parameters = _parameters(config, layer_type)
     rope_type = parameters.pop("rope_type")
-    if rope_type in _OLD_TYPES:
-        rope_type = _OLD_TYPES[rope_type]
     if rope_type not in _BY_TYPE:
         raise ValueError(unknown_name("rope_type", rope_type, _BY_TYPE))
     return rope_type, parameters
+
+
+def located(config: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns where the rotary keys are, () or the names of nested parts, and config and part."""
+    if not isinstance(config, dict):
+        raise ValueError(f"a config is an object of keys and values, got {type(config).__name__}")
+    if _has_rotary_keys(config):
+        return (), config
+    parts = [(key, config[key]) for key in families.NESTED if isinstance(config.get(key), dict)]
+    for key, part in parts:
+        below, found = located(part)
+        if below or _has_rotary_keys(part) or part.get("model_type") in families.BASES:
+            return (key, *below), {k: v for k, v in config.items() if k != key} | found
+    return (), config
+
+
+def turns(config: dict[str, Any], layer_type: str | None) -> bool:
+    """Says whether layers of this type rotate; the config is as `located` returns it."""
+    mixed = families.layers(config, {})
+    return not (mixed and _chosen(mixed, layer_type) is None)
+
+
+def block_counts(config: dict[str, Any], layer_type: str | None) -> bool:
+    """Says whether layers of this type have the method of the config's block."""
+    block = _raw_block(config)
+    if any(isinstance(value, dict) for value in block.values()):
+        return True  # the block itself has one entry per layer type
+    mixed = families.layers(config, block)
+    return not mixed or _chosen(mixed, layer_type) is block
+
+
+def _raw_block(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the block of a config; of two, rope_scaling wins, as in transformers 5."""
+    found = [_block(key, c) for key in BLOCKS if (c := config.get(key)) not in (None, {})]
+    if len(found) == 2 and _one_type(found[0]) != _one_type(found[1]):
+        warn("rope_scaling won over rope_parameters, as in transformers 5: remove one of them")
+    return found[-1] if found else {}
 
 
 def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
@@ -103,31 +146,50 @@ def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any
 
     GPT-NeoX spells partial_rotary_factor and rope_theta as rotary_pct and rotary_emb_base.
     """
-    if not isinstance(config, dict):
-        raise ValueError(f"a config is an object of keys and values, got {type(config).__name__}")
-    if isinstance(config.get("text_config"), dict) and not _has_rotary_keys(config):
-        raise ValueError("the config has no rotary keys, its text_config may: pass that part")
-    spellings = [_block(k, c) for k in BLOCKS if (c := config.get(k)) not in (None, {})]
-    found = [_one_type(_one_layer(parameters, layer_type)) for parameters in spellings]
-    if len(found) == 2 and found[0] != found[1]:
-        raise ValueError("rope_parameters and rope_scaling contradict each other: keep one")
-    parameters = found[0] if found else {"rope_type": "default"}
+    config = located(config)[1]
+    families.check_positions(config)
+    block = _raw_block(config)
+    nested = any(isinstance(value, dict) for value in block.values())
+    mixed = {} if nested else families.layers(config, block)
+    if nested:
+        block = _one_layer(block, layer_type)
+    elif mixed:
+        block = _chosen(mixed, layer_type) or {}
+    else:
+        families.check_layer_type(config, layer_type)
+    parameters = _one_type(block)
     for key, spelled in OUTSIDE.items():
-        values = [config.get(name) for name in spelled] + [parameters.get(key)]
+        values = [parameters.get(key)] + [config.get(name) for name in spelled]
         values = [value for value in values if value is not None]
         if not all(is_finite(value) for value in values):
             shown = ", ".join(repr(value)[:40] for value in values)
             raise ValueError(f"{key} must be a finite number, got {shown}")
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and (key != "rope_theta" or parameters.get(key) is None):
             raise ValueError(f"two values of {key}: {sorted(set(values))}")
+        if len(set(values)) > 1 and not (nested or mixed):
+            warn(f"{key}={values[0]:g} of the block won over {values[1]:g} outside of it")
         if values:
             parameters[key] = values[0]
-    return {"rope_theta": _DEFAULT_THETA} | parameters
+    if "rope_theta" not in parameters:
+        parameters["rope_theta"] = families.base_of(config)
+    share = families.fraction_of(config)
+    return parameters if share is None else {"partial_rotary_factor": share} | parameters
 
 
 def _has_rotary_keys(config: dict[str, Any]) -> bool:
     names = [*BLOCKS, *(name for names in OUTSIDE.values() for name in names)]
     return any(config.get(name) is not None for name in names)
+
+
+def _chosen(mixed: dict[str, Any], layer_type: str | None) -> Any:
+    """Returns the entry of a layer type."""
+    if layer_type is None and len(mixed) == 1:
+        return next(iter(mixed.values()))
+    if layer_type is None:
+        raise ValueError(f"the method differs by layer: pass layer_type, one of {list(mixed)}")
+    if layer_type not in mixed:
+        raise ValueError(unknown_name("layer_type", layer_type, mixed))
+    return mixed[layer_type]
 
 
 def _block(key: str, value: Any) -> dict[str, Any]:
@@ -137,23 +199,19 @@ def _block(key: str, value: Any) -> dict[str, Any]:
 
 
 def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    layers = [k for k, v in parameters.items() if isinstance(v, dict)]
-    if not layers:
-        return parameters
-    beside = sorted(k for k, v in parameters.items() if k not in layers and v is not None)
-    if beside:
-        raise ValueError(f"{beside} beside the layer types {layers}: move them into each of these")
+    """Returns the parameters of a layer type, and those that all layers share beside them."""
+    layers = {k: v for k, v in parameters.items() if isinstance(v, dict)}
     if layer_type is None:
-        raise ValueError(f"rope_parameters differ by layer: pass layer_type, one of {layers}")
-    if layer_type not in layers:
-        raise ValueError(unknown_name("layer_type", layer_type, layers))
-    return dict(parameters[layer_type])
+        raise ValueError(f"rope_parameters differ by layer: pass layer_type, one of {[*layers]}")
+    shared = {k: v for k, v in parameters.items() if k not in layers}
+    return shared | _chosen(layers, layer_type)
 
 
 def _one_type(parameters: dict[str, Any]) -> dict[str, Any]:
     """Returns the parameters that are not None, with `type` spelled `rope_type`."""
     parameters = {key: value for key, value in parameters.items() if value is not None}
     types = {str(parameters.pop(k)) for k in ("rope_type", "type") if k in parameters}
+    types = {_OLD_TYPES.get(one, one) for one in types}
     if len(types) > 1:
         raise ValueError(f"rope_type and type contradict each other: {sorted(types)}")
     return parameters | {"rope_type": types.pop() if types else "default"}
@@ -174,8 +232,14 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
             values = f"max_position_embeddings={longest} won over {_ORIGINAL}={original}"
             warn(f"rope_type dynamic: {values}")
         parameters[_ORIGINAL] = longest if longest is not None else original
+    elif original is None and longest is not None:
+        warn(f"rope_type {rope_type}: {_ORIGINAL} is taken to be {_LONGEST}={longest}")
+        parameters[_ORIGINAL] = longest
+        if rope_type != "llama3":
+            parameters.setdefault("factor", 1.0)
     elif rope_type in ("yarn", "longrope") and is_finite(longest) and is_finite(original):
-        ratio = longest / original if original > 0 else 1.0
+        # Below 1 it is a shortened copy of a config, which transformers gives amplitude 1.
+        ratio = max(longest / original, 1.0) if original > 0 else 1.0
         factor = parameters.setdefault("factor", ratio)
         if factor != ratio and ratio != 1:
             values = f"factor={factor} won over max_position_embeddings / {_ORIGINAL} = {ratio:g}"
@@ -184,12 +248,24 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
 
 def unread(config: dict[str, Any]) -> list[str]:
     """Returns the keys of the config that look like rotary position and are not read."""
-    read = {*BLOCKS, *NOT_THE_METHOD, *(name for names in OUTSIDE.values() for name in names)}
+    read = {
+        *BLOCKS,
+        *NOT_THE_METHOD,
+        *_by_family(config),
+        *(name for names in OUTSIDE.values() for name in names),
+    }
     given = {key for key, value in config.items() if value is not None}
     about = {key for key in given if {"rope", "nope", "rotary"} & set(key.lower().split("_"))}
     if config.get("alibi"):  # Falcon and MPT have true here in place of rotation
         about.add("alibi")
     return sorted(about - read)
+
+
+def _by_family(config: dict[str, Any]) -> set[str]:
+    """Returns the keys that are read for some families alone."""
+    mixed = families.layers(config, {})
+    turned = "no_rope" in mixed or config.get("model_type") in ("smollm3", "llama4_text")
+    return {*(["no_rope_layers"] if turned else []), *(["rope_local_base_freq"] if mixed else [])}
 
 
 def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
