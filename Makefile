@@ -11,7 +11,7 @@ reproduce: $(VENV)/experiments.installed
 	$(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .

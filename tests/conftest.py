@@ -65,6 +65,13 @@ def random_params():
     return draw
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Drops a file's compiled programs when its tests are done: files share none."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked_shapes():
     """For tests that give wrong shapes on purpose, to see the package's own words about them."""
