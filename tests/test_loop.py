@@ -4,6 +4,12 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +17,7 @@ import numpy as np
 import pytest
 
 from longrope_jax import llama, rotary, sharding
+from longrope_jax.folders import only_writer
 from longrope_jax.training import checkpoints, loop, metrics, optimizer
 from longrope_jax.training import lora as lora_lib
 from longrope_jax.training import step as steps
@@ -239,3 +246,86 @@ def test_training_in_float16_is_refused():
         with pytest.raises(ValueError) as error:
             make(config, ADAMW, one_device())
         one_line(error, "dtype=float16", "bfloat16")
+
+
+# Going on
+
+
+def test_a_checkpoint_beyond_the_steps_is_refused(tmp_path):
+    fit(tmp_path, n=4)
+    fit(tmp_path, n=4)  # done is done
+    with pytest.raises(ValueError) as error:
+        fit(tmp_path, n=2)
+    one_line(error, str(tmp_path), "step 4", "steps=2")
+
+
+def test_another_run_is_not_continued(tmp_path):
+    """Schedule, optimizer, seed, batch, method; an interrupted run of an older version goes on."""
+    fit(tmp_path, n=2)
+    change = functools.partial(dataclasses.replace, ADAMW)
+    others = {
+        "total_steps=6, not 12": {"adamw": change(total_steps=12)},
+        "b2=0.95, not 0.99": {"adamw": change(b2=0.99)},
+        "first_batch=": {"data": Batches(seed=1)},
+        "batch=4, not 8": {"data": Batches(rows=8)},
+        "positions=, not giraffe": {"positions": "giraffe"},
+        "position_seed=0, not 1": {"position_seed": 1},
+    }
+    for words, other in others.items():
+        with pytest.raises(ValueError) as error:
+            fit(tmp_path, n=4, **other)
+        one_line(error, str(tmp_path), words)
+
+    state = steps.init_state(CONFIG, ADAMW, one_device(), params=start())
+    with checkpoints.RunCheckpoints(tmp_path / "old") as manager:
+        manager.save(2, state, {"step": 2})
+    (tmp_path / "older").mkdir()
+    (tmp_path / "old").rename(tmp_path / "older" / "checkpoints")
+    assert int(fit(tmp_path / "older", n=3).step) == 1  # the state that was saved, one step on
+
+
+def test_sigterm_saves_and_the_run_ends_the_same(tmp_path, capsys):
+    def terminate(step, tokens):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path / "a", given={"on_step": terminate}, checkpoint_every=5)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpoints.latest_step(tmp_path / "a" / "checkpoints") == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step 4" in line and str(tmp_path / "a") in line
+    found, whole = fit(tmp_path / "a"), fit(tmp_path / "b")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    fit(tmp_path, n=2)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "2", folder / "1")
+    (folder / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert checkpoints.latest_step(folder) == 2  # a reader removes nothing
+    assert {p.name for p in folder.iterdir()} == {"1", "2", "3.orbax-checkpoint-tmp"}
+    fit(tmp_path, n=2)
+    assert {p.name for p in folder.iterdir()} == {"2"}
+
+
+def test_a_folder_has_one_writer_and_the_dead_hold_nothing(tmp_path):
+    hold = "import sys, time; from longrope_jax.folders import only_writer\n"
+    hold += "with only_writer(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(__file__).parents[1],
+    )
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError) as error:
+        fit(tmp_path, n=2)
+    one_line(error, "another process", str(tmp_path))
+    other.kill()
+    other.communicate()
+    with only_writer(tmp_path):
+        pass

@@ -257,6 +257,20 @@ def test_a_restored_iterator_goes_on_identically():
     assert same(batches(fresh, 20), expected)
 
 
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_rows_of_several_hosts_are_those_of_one(hosts, monkeypatch):
+    """Window by window, beyond an epoch: what was drawn, too."""
+    whole = batches(packing.iterator(maker(), batch=4, seed=3), 6)
+    parts = []
+    for index in range(hosts):
+        monkeypatch.setattr(packing, "batch_share", lambda mesh, index=index: (index, hosts))
+        parts.append(batches(packing.iterator(maker(), batch=4, seed=3, mesh=object()), 6))
+    for step, batch in enumerate(whole):
+        for name, rows in batch.items():
+            dealt = [rows[i::hosts] for i in range(hosts)]
+            np.testing.assert_array_equal([part[step][name] for part in parts], dealt)
+
+
 def test_an_epoch_begins_at_every_sentence_once():
     m = maker(task_mixture=None, length=16)
     iterator = packing.iterator(m, batch=len(m) // 4, seed=3)

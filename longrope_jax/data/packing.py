@@ -239,22 +239,21 @@ def iterator(
 
     Its state is a small dict that JSON can hold. Each of several hosts gets its own part of the
     global batch of B = `batch` rows. On a mesh these are the rows that its devices hold, so that
-    hosts along a sequence or tensor axis get the same rows.
+    hosts along a sequence or tensor axis get the same rows. All hosts' rows together are those of
+    one host with the same batch and seed.
 
     Raises:
-        ValueError: the batch does not divide over the hosts, or some host has no passage.
+        ValueError: the batch does not divide over the hosts.
     """
     index, hosts = jax.process_index(), jax.process_count()
     if mesh is not None:
         index, hosts = batch_share(mesh)
-    if batch % hosts or len(maker) < hosts:
-        raise ValueError(
-            f"batch must be a multiple of the {hosts} hosts that share {len(maker)} passages, at "
-            f"least one each, got {batch}"
-        )
+    if batch % hosts:
+        raise ValueError(f"batch must be a multiple of the {hosts} hosts, got {batch}")
     dataset = grain.MapDataset.range(len(maker)).seed(seed).shuffle()
-    dataset = dataset.slice(slice(index, None, hosts)).repeat(_EPOCHS)
-    dataset = dataset.random_map(maker).batch(batch // hosts)
+    # Dealt out after the draws, so that the hosts' rows together are those of one host alone.
+    dataset = dataset.repeat(_EPOCHS).random_map(maker).slice(slice(index, None, hosts))
+    dataset = dataset.batch(batch // hosts)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 

@@ -9,11 +9,23 @@ import orbax.checkpoint as ocp
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, of which a save that was interrupted is never listed."""
+    """The checkpoints of one run, of which a save that was interrupted is never listed.
 
-    def __init__(self, directory: str | Path, *, keep: int = 1):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    Args:
+        directory: the folder of the steps.
+        keep: how many of the newest steps are kept.
+        clean: whether to remove what a killed process left there: halves of steps, and whole steps
+            beyond `keep`. For the only writer.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 1, clean: bool = False):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=clean
+        )
         self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        if clean:
+            for step in sorted(self._manager.all_steps())[:-keep]:
+                self._manager.delete(step)
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None if there is none."""

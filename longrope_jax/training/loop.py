@@ -1,7 +1,10 @@
 """`fit` is the loop of one training run: it resumes, steps, logs and saves checkpoints."""
 
+import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from longrope_jax import sharding
+from longrope_jax.folders import only_writer
 from longrope_jax.rotary import Rotary, check_length
 from longrope_jax.rotary import positions as position_transforms
+from longrope_jax.training import identity
 from longrope_jax.training.checkpoints import RunCheckpoints
 from longrope_jax.training.metrics import MetricsLog
 from longrope_jax.training.step import TrainState
+from longrope_jax.training.termination import asked_to_stop
 
 
 class Diverged(ValueError):
@@ -74,11 +80,12 @@ def fit(
 
     If it is killed at any moment and called again with the same arguments, it ends with bitwise
     the same parameters and the same metrics, except for wall-clock fields. This assumes the same
-    machine, versions and core count.
+    machine, versions and core count. On SIGTERM it saves after the step that it is at, says so on
+    stderr and exits with status 143.
 
     Args:
         state: the state to begin from without a checkpoint; its shapes and shardings are those to
-            restore to. Its buffers are donated.
+            restore to. Its buffers are donated, those of `init_state(params=...)` among them.
         train_step: the compiled step, from `step.make_train_step`.
         data: an iterator over batches {name: [accumulation * B, ...]}.
         rotary: the method, as arrays made for the longest position.
@@ -90,21 +97,36 @@ def fit(
             written, so an interrupted hook runs again.
 
     Raises:
-        ValueError: A batch has positions beyond what the Rotary was made for.
+        ValueError: A batch has positions beyond what the Rotary was made for, another process
+            trains in `directory`, or its checkpoint is beyond `loop.steps` or of a run with another
+            schedule, optimizer, rotary or data.
         Diverged: A loss or a gradient is not finite; the last good checkpoint stays.
     """
     directory, hooks = Path(directory), hooks or {}
-    with RunCheckpoints(directory / "checkpoints") as checkpoints:
+    with (
+        only_writer(directory) if jax.process_index() == 0 else nullcontext(),
+        RunCheckpoints(directory / "checkpoints", clean=True) as checkpoints,
+        asked_to_stop() as stops,
+    ):
         step = checkpoints.latest() or 0
+        drawn = {"positions": loop.positions, "position_seed": loop.position_seed}
+        known_by = identity.of_run(train_step, data, rotary, mesh) | drawn
+        if step > loop.steps:
+            raise ValueError(
+                f"the run in {directory} is at step {step}, beyond steps={loop.steps}: give "
+                f"steps={step} or more, or another directory"
+            )
         if step:
-            state, data_state = checkpoints.restore(jax.tree.map(_abstract, state))
-            data.set_state(data_state)
+            state, saved = checkpoints.restore(jax.tree.map(_abstract, state))
+            identity.check(saved.get("run", {}), known_by, directory)
+            data.set_state(saved["iterator"] if "run" in saved else saved)
         log = None
         if jax.process_index() == 0:
             log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
-        draw = _position_draw(loop) if loop.positions else None
+        draw = _position_draw(loop, mesh) if loop.positions else None
         clock, unlogged = time.perf_counter(), 0
         unchecked: list[tuple[int, dict]] = []
+        stopping = False
         while step < loop.steps:
             batch = next(data)
             if draw:
@@ -117,7 +139,9 @@ def fit(
             unlogged += tokens
             unchecked.append((step, metrics))
             logs = step % loop.log_every == 0 or step == loop.steps
+            stopping = stops(step)
             saves = step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks
+            saves = saves or stopping
             if on_step or logs or saves:  # reading metrics waits for the devices
                 _check_finite(unchecked, state if saves else None, checkpoints.latest(), directory)
                 unchecked.clear()
@@ -132,9 +156,15 @@ def fit(
             if step in hooks:
                 hooks[step](state)
             if saves:
-                checkpoints.save(step, state, data.get_state())
+                checkpoints.save(step, state, {"iterator": data.get_state(), "run": known_by})
+            if stopping:
+                break
         if log:
             log.close()
+    if stopping:
+        if log:
+            print(f"terminated: step {step} of {directory} is saved", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
     return state
 
 
@@ -176,14 +206,20 @@ def _longest(batch: dict) -> int:
     return int(np.max(positions)) + 1
 
 
-def _position_draw(loop: LoopConfig) -> Callable[[int, np.ndarray], np.ndarray]:
-    """Returns a function that draws the positions [B, T] of a step, different on each host."""
+def _position_draw(loop: LoopConfig, mesh: Mesh) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Returns a function that draws the positions [B, T] of a host's rows in a step.
+
+    They are drawn for the rows of all hosts, of which this host takes its own as `packing.iterator`
+    deals them out, so that the same rows have the same positions on every mesh.
+    """
     transform = position_transforms.parse(loop.positions)
-    host = jax.random.fold_in(jax.random.key(loop.position_seed), jax.process_index())
+    key = jax.random.key(loop.position_seed)
+    index, parts = sharding.batch_share(mesh)
 
     @jax.jit
     def draw(step, segment_start):
-        positions = transform(jax.random.fold_in(host, step), *segment_start.shape)
+        B, T = segment_start.shape
+        positions = transform(jax.random.fold_in(key, step), B * parts, T)[index::parts]
         return position_transforms.restart(positions, segment_start)
 
     return lambda step, segment_start: np.asarray(draw(step, segment_start))

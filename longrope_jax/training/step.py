@@ -175,7 +175,8 @@ def make_train_step(
     With LoRA the step takes `frozen`, from `lora.split`, as a fourth argument; bind it by
     functools.partial for `loop.fit`.
 
-    There is one function per configuration, so a sweep over rotaries compiles once. The batch is a
+    `settings` of the function are the values by which `loop.fit` knows a run again. There is one
+    function per configuration, so a sweep over rotaries compiles once. The batch is a
     dict of tokens int32 [A, B, T+1], weights float32 [A, B, T] and segment_start int32 [A, B, T],
     with A microbatches whose gradients are accumulated before one update. Optional positions
     [A, B, T], int32 or float32, replace those that count up in each document (`rotary.positions`).
@@ -214,6 +215,11 @@ def make_train_step(
             return jitted(state, rotary, batch, frozen)
 
     on_mesh.jitted = jitted
+    on_mesh.settings = dataclasses.asdict(optimizer) | {
+        "lora": lora and str(lora),
+        "dtype": config.dtype,
+        "sparse_group": config.sparse_group,
+    }
     return on_mesh
 
 
