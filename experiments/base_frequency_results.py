@@ -122,7 +122,7 @@ class Found:
 
     @functools.cached_property
     def laws(self) -> dict[str, power_law.PowerLawIntervals | None]:
-        """L(c) = (alpha/c)^beta + gamma of every trained row; None where none fits."""
+        """L(c) = (alpha/c)^beta + gamma of every trained row; None where the data tell none."""
         return {row: _law(*points) for row, points in contexts(self).items()}
 
     @functools.cache  # noqa: B019  (it lives as long as its report)
@@ -247,9 +247,10 @@ def contexts(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _law(at, losses, documents) -> power_law.PowerLawIntervals | None:
     try:
-        return power_law.bootstrap_fit(at, losses, documents, n_resamples=200)
+        law = power_law.bootstrap_fit(at, losses, documents, n_resamples=200)
     except ValueError:  # losses that do not fall with length, as in an untrained model
         return None
+    return law if law.is_identified else None
 
 
 def by_scale(found: Found, name: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -380,13 +381,17 @@ def length_table(found: Found) -> lab.Table:
 
 
 def laws_table(found: Found) -> lab.Table:
-    """The power law of every row; dashes where none fits."""
+    """The power law of every row."""
     names, shown = ("alpha", "beta", "gamma"), "{0.estimate:.3g} [{0.low:.3g}, {0.high:.3g}]".format
     lines = [
-        [row, *(law and shown(getattr(law, name)) for name in names)]
+        [row, *(shown(getattr(law, name)) if law else "no fit" for name in names)]
         for row, law in found.laws.items()
     ]
-    return _table(["row", *names], lines, "Power law of the context", "power_laws")
+    caption = (
+        "Power law of the context. No fit: the losses do not fall with the context, or the 95 % "
+        "interval of beta spans more than a factor of 10."
+    )
+    return _table(["row", *names], lines, caption, "power_laws")
 
 
 def scales_table(found: Found) -> lab.Table:

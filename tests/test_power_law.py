@@ -109,6 +109,18 @@ def test_bootstrap_intervals_hold_the_truth_and_the_fit_of_the_mean_curve():
     assert (hits >= 16).all() and (np.array([i.low for i in intervals]) > 0).all()
 
 
+def test_an_exponent_that_noise_hides_is_not_identified():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(6, 16))[:, 5:]
+    clear, hidden = (
+        bootstrap_fit(LENGTHS[5:], losses, np.arange(6), n_resamples=80)
+        for losses in (
+            PowerLaw(alpha, 0.45, 1.5)(LENGTHS[5:]) + 0.02 * noise for alpha in (26.0, 0.001)
+        )
+    )
+    assert clear.is_identified and not hidden.is_identified
+
+
 def test_documents_without_noise_leave_no_width():
     losses = np.tile(PowerLaw(20, 0.5, 1.4)(LENGTHS), (6, 1))
     found = bootstrap_fit(LENGTHS, losses, list("aabbcc"), n_resamples=10)

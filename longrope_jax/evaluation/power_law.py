@@ -52,6 +52,11 @@ class PowerLawIntervals:
     beta: Interval
     gamma: Interval
 
+    @property
+    def is_identified(self) -> bool:
+        """Whether the data tell the exponent within a factor of 10; else the fit says nothing."""
+        return self.beta.high < 10 * self.beta.low
+
 
 def fit(lengths: ArrayLike, losses: ArrayLike) -> PowerLaw:
     """Fits the law to `losses` [C] in nats at `lengths` [C] in tokens by least squares in log L.
