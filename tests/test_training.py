@@ -166,6 +166,18 @@ def test_schedule_is_linear_then_cosine_to_a_tenth():
         np.testing.assert_allclose(rate(step), expected, rtol=3e-6, err_msg=str(step))
 
 
+def test_schedules_with_decay_share_their_beginning_and_end_in_a_line():
+    options = {"warmup_steps": 10, "final_ratio": 0.0, "decay": 0.2}
+    short, long = (
+        optimizer.schedule(optimizer.OptimizerConfig(2.0, n, **options)) for n in (50, 100)
+    )
+    rates = [[float(one(t)) for t in range(101)] for one in (short, long)]
+    np.testing.assert_allclose(rates[0][:41], rates[1][:41])
+    np.testing.assert_allclose(rates[0][:11], np.arange(11) / 5, rtol=1e-6)
+    np.testing.assert_allclose(rates[1][10:81], 2.0)
+    np.testing.assert_allclose(rates[1][80:], 2 - np.arange(21) / 10, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("cls", "changes", "message"),
     [
@@ -173,6 +185,7 @@ def test_schedule_is_linear_then_cosine_to_a_tenth():
         (optimizer.OptimizerConfig, {"warmup_steps": -1}, "warmup_steps"),
         (optimizer.OptimizerConfig, {"learning_rate": 0.0}, "learning_rate.*0.0"),
         (optimizer.OptimizerConfig, {"learning_rate": math.nan}, "learning_rate.*nan"),
+        (optimizer.OptimizerConfig, {"decay": 0.95}, "decay.*0.95"),
         (loop.LoopConfig, {"steps": 0}, "steps.*0"),
         (loop.LoopConfig, {"accumulation": 0}, "accumulation"),
         (loop.LoopConfig, {"log_every": -1}, "log_every"),

@@ -42,7 +42,7 @@ class Recipe:
         steps: optimizer updates.
         batch: windows per update.
         learning_rate: peak.
-        warmup_steps, initial_ratio, final_ratio, weight_decay, eps: see `OptimizerConfig`.
+        warmup_steps, initial_ratio, final_ratio, decay, weight_decay, eps: see `OptimizerConfig`.
         trainable: "full", or one of `lora.TRAINABLE` with `rank` and `alpha`.
         rank, alpha: of the adapters.
         sparse_group: tokens per group of LongLoRA's S2-Attn; 0 is full attention.
@@ -60,6 +60,7 @@ class Recipe:
     warmup_steps: int = 0
     initial_ratio: float = 0.0
     final_ratio: float = 0.1
+    decay: float = 0.0
     weight_decay: float = 0.1
     eps: float = 1e-8
     trainable: str = "full"
@@ -81,6 +82,7 @@ class Recipe:
             warmup_steps=self.warmup_steps,
             initial_ratio=self.initial_ratio,
             final_ratio=self.final_ratio,
+            decay=self.decay,
             weight_decay=self.weight_decay,
             eps=self.eps,
         )

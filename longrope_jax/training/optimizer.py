@@ -17,6 +17,9 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up.
         initial_ratio: learning rate at the first step of the warm-up, divided by the peak.
         final_ratio: last learning rate divided by the peak; 1 keeps it constant after the warm-up.
+        decay: 0 is the papers' cosine. Otherwise the rate is constant after the warm-up and falls
+            linearly over this share of the steps, at the end, so that runs of different lengths
+            share their beginning (warm-up, constant, decay; 2405.18392).
         b1, b2, eps: Adam's parameters; Llama 2 uses eps 1e-5.
         weight_decay: decoupled weight decay; it does not apply to the scales of norms.
         clip: the global norm to which gradients are clipped; None clips nothing.
@@ -32,6 +35,7 @@ class OptimizerConfig:
     warmup_steps: int = 2000
     initial_ratio: float = 0.0
     final_ratio: float = 0.1
+    decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -50,6 +54,11 @@ class OptimizerConfig:
                 f"initial_ratio and final_ratio must be from 0 to 1, got {self.initial_ratio} and "
                 f"{self.final_ratio}"
             )
+        if not 0 <= self.decay <= 1 - self.warmup_steps / self.total_steps:
+            raise ValueError(
+                f"decay must be a share from 0 to 1 of the steps, which leaves the "
+                f"{self.warmup_steps} of {self.total_steps} that warm up, got {self.decay}"
+            )
         for name in ("learning_rate", "eps", "clip"):
             value = getattr(self, name)
             if not (name == "clip" and value is None) and not 0 < value < math.inf:
@@ -66,13 +75,23 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Returns the learning rate by step: linear warm-up, then cosine to `final_ratio` * peak."""
+    """Returns the learning rate by step: linear warm-up, then down to `final_ratio` * peak.
+
+    The way down is a cosine, or with `decay` a constant and a straight line.
+    """
+    peak, first = config.learning_rate, config.learning_rate * config.initial_ratio
+    if config.decay:
+        falling = round(config.decay * config.total_steps)
+        up = optax.linear_schedule(first, peak, config.warmup_steps)
+        down = optax.linear_schedule(peak, peak * config.final_ratio, falling)
+        turns = [config.warmup_steps, config.total_steps - falling]
+        return optax.join_schedules([up, optax.constant_schedule(peak), down], turns)
     return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate * config.initial_ratio,
-        peak_value=config.learning_rate,
+        init_value=first,
+        peak_value=peak,
         warmup_steps=config.warmup_steps,
         decay_steps=config.total_steps,
-        end_value=config.learning_rate * config.final_ratio,
+        end_value=peak * config.final_ratio,
     )
 
 
