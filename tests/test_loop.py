@@ -329,3 +329,39 @@ def test_a_folder_has_one_writer_and_the_dead_hold_nothing(tmp_path):
     other.communicate()
     with only_writer(tmp_path):
         pass
+
+
+# Several steps in one dispatch
+
+
+def logged(directory):
+    clock = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in x.items() if k not in clock} for x in metrics.read(directory)]
+
+
+@pytest.mark.parametrize("most", [2, 4, 100])
+def test_the_steps_of_one_dispatch_are_those_of_many_to_the_bit(most, tmp_path):
+    each = fit(tmp_path / "each", log_every=3, checkpoint_every=5)
+    options = {"log_every": 3, "checkpoint_every": 5, "steps_per_dispatch": most}
+    several = fit(tmp_path / "several", **options)
+    jax.tree.map(np.testing.assert_array_equal, each, several)
+    assert logged(tmp_path / "each") == logged(tmp_path / "several")
+
+
+def test_dispatches_end_at_logs_checkpoints_and_hooks(tmp_path):
+    seen, told = [], []
+    hooks = {5: lambda state: seen.append(int(state.step))}
+    given = {"hooks": hooks, "on_step": lambda *found: told.append(found)}
+    options = {"log_every": 4, "checkpoint_every": 100, "steps_per_dispatch": 3}
+    fit(tmp_path, n=11, given=given, **options)
+    assert seen == [5]
+    ends = [3, 4, 5, 6, 8, 9, 11]
+    tokens = [B * T * n for n in np.diff([0, *ends])]
+    assert told == list(zip(ends, tokens, strict=True))
+    assert [line["step"] for line in logged(tmp_path)] == [4, 8, 11]
+
+
+def test_a_nan_within_a_dispatch_is_told_by_its_step(tmp_path):
+    with pytest.raises(loop.Diverged, match="diverged at step 3"):
+        options = {"log_every": 100, "checkpoint_every": 100, "steps_per_dispatch": 5}
+        fit(tmp_path, Batches({3: math.nan}), **options)

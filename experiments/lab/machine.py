@@ -21,6 +21,7 @@ class Machine:
         accumulation: microbatches that a training step is split into.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints.
+        steps_per_dispatch: training steps that the devices do at a time, see `LoopConfig`.
         tokens_per_batch: of scored batches.
         measure: False draws the report from the cells there are and makes none.
     """
@@ -34,6 +35,7 @@ class Machine:
     accumulation: int = 1
     log_every: int = 10
     checkpoint_every: int = 100
+    steps_per_dispatch: int = 10
     tokens_per_batch: int = 8192
     measure: bool = True
 

@@ -343,6 +343,7 @@ def _loop_config(recipe: Recipe, machine: Machine) -> loop.LoopConfig:
         accumulation=machine.accumulation,
         log_every=machine.log_every,
         checkpoint_every=machine.checkpoint_every,
+        steps_per_dispatch=machine.steps_per_dispatch,
     )
 
 

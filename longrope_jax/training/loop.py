@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ class LoopConfig:
         accumulation: microbatches per update.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always has one.
+        steps_per_dispatch: the most steps that the devices do at a time, between two logs,
+            checkpoints and hooks. More save time where a step is short; a dispatch holds the
+            batches of all its steps. The numbers do not depend on it.
         tensorboard: whether to write TensorBoard events too.
         positions: a transform as `rotary.positions.parse` reads it, e.g. "ruoss:max_length=32768";
             "" is none. Each step draws new positions from position_seed and the step's number
@@ -52,6 +55,7 @@ class LoopConfig:
     accumulation: int = 1
     log_every: int = 10
     checkpoint_every: int = 100
+    steps_per_dispatch: int = 1
     tensorboard: bool = True
     positions: str = ""
     position_seed: int = 0
@@ -59,7 +63,8 @@ class LoopConfig:
     def __post_init__(self):
         if self.positions:
             position_transforms.parse(self.positions)
-        for name in ("steps", "accumulation", "log_every", "checkpoint_every"):
+        counts = ("steps", "accumulation", "log_every", "checkpoint_every", "steps_per_dispatch")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -92,7 +97,7 @@ def fit(
         loop: how long to train and how often to log and to save.
         mesh: the mesh that batches are divided over.
         directory: the run's folder, which gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
-        on_step: called with (step, tokens of the step) after each step, for progress.
+        on_step: called with (step, tokens since the last call) after each dispatch, for progress.
         hooks: functions by step, called with the state after that step and before its checkpoint is
             written, so an interrupted hook runs again.
 
@@ -125,19 +130,23 @@ def fit(
             log = MetricsLog(directory, step=step, tensorboard=loop.tensorboard)
         draw = _position_draw(loop, mesh) if loop.positions else None
         clock, unlogged = time.perf_counter(), 0
-        unchecked: list[tuple[int, dict]] = []
+        unchecked: list[tuple[int, int, dict]] = []
         stopping = False
         while step < loop.steps:
-            batch = next(data)
-            if draw:
-                batch = batch | {"positions": draw(step, batch["segment_start"])}
-            check_length(rotary, _longest(batch))
-            batch = _microbatches(batch, loop.accumulation, mesh)
-            state, metrics = train_step(state, rotary, batch)
-            step += 1
-            tokens = batch["weights"].size
+            count = _until_edge(step, loop, hooks)
+            batches = []
+            for at in range(step, step + count):
+                batch = next(data)
+                if draw:
+                    batch = batch | {"positions": draw(at, batch["segment_start"])}
+                check_length(rotary, _longest(batch))
+                batches.append(_microbatches(batch, loop.accumulation))
+            stacked = _stacked(batches, min(loop.steps_per_dispatch, loop.steps), mesh)
+            state, metrics = train_step(state, rotary, stacked, count=count)
+            step += count
+            tokens = count * stacked["weights"][0].size
             unlogged += tokens
-            unchecked.append((step, metrics))
+            unchecked.append((step, count, metrics))
             logs = step % loop.log_every == 0 or step == loop.steps
             stopping = stops(step)
             saves = step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks
@@ -146,7 +155,7 @@ def fit(
                 _check_finite(unchecked, state if saves else None, checkpoints.latest(), directory)
                 unchecked.clear()
             if log and logs:
-                values = {k: float(v) for k, v in metrics.items() if k != "bad"}
+                values = {k: float(v[count - 1]) for k, v in metrics.items() if k != "bad"}
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 speed = {"seconds": seconds, "tokens_per_second": unlogged / seconds}
                 log.write(step, values | speed)
@@ -168,13 +177,31 @@ def fit(
     return state
 
 
+def _until_edge(step: int, loop: LoopConfig, hooks: Iterable[int]) -> int:
+    """How many steps go in one dispatch: up to the next log, checkpoint, hook or end.
+
+    It depends on the step alone, so a resumed run dispatches as one that was never cut off.
+    """
+    every = (loop.log_every, loop.checkpoint_every, loop.steps_per_dispatch)
+    edges = [loop.steps, *(n - step % n + step for n in every), *(h for h in hooks if h > step)]
+    return min(edges) - step
+
+
 def _check_finite(
-    steps: list[tuple[int, dict]], state: TrainState | None, saved: int | None, directory: Path
+    dispatches: list[tuple[int, int, dict]],
+    state: TrainState | None,
+    saved: int | None,
+    directory: Path,
 ) -> None:
-    """Raises Diverged for the first of these steps that is bad, and for a state that is not finite.
+    """Raises Diverged for the first step that is bad, and for a state that is not finite.
 
     Without it the parameters would stay NaN, and the next save would drop the last good ones.
     """
+    steps = [
+        (last - count + 1 + i, {name: values[i] for name, values in metrics.items()})
+        for last, count, metrics in jax.device_get(dispatches)
+        for i in range(count)
+    ]
     bad = [(step, metrics) for step, metrics in steps if metrics["bad"]]
     if not bad and (state is None or _finite(state)):
         return
@@ -225,8 +252,8 @@ def _position_draw(loop: LoopConfig, mesh: Mesh) -> Callable[[int, np.ndarray], 
     return lambda step, segment_start: np.asarray(draw(step, segment_start))
 
 
-def _microbatches(batch: dict, accumulation: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Reshapes host arrays [A * B, ...] to [A, B, ...] on the mesh, with B over data and fsdp."""
+def _microbatches(batch: dict, accumulation: int) -> dict[str, np.ndarray]:
+    """Reshapes host arrays [A * B, ...] to [A, B, ...]."""
 
     def split(x: np.ndarray) -> np.ndarray:
         if x.shape[0] % accumulation:
@@ -236,4 +263,10 @@ def _microbatches(batch: dict, accumulation: int, mesh: Mesh) -> dict[str, jax.A
             )
         return x.reshape(accumulation, -1, *x.shape[1:])
 
-    return sharding.shard_batch(mesh, {k: split(v) for k, v in batch.items()}, axis=1)
+    return {k: split(v) for k, v in batch.items()}
+
+
+def _stacked(batches: list[dict], K: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts [K, A, B, ...] on the mesh, with B over data and fsdp; the last batch fills it up."""
+    filled = batches + batches[-1:] * (K - len(batches))
+    return sharding.shard_batch(mesh, jax.tree.map(lambda *x: np.stack(x), *filled), axis=2)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -172,6 +173,9 @@ def make_train_step(
 ):
     """Returns the jitted step (state, rotary, batch) -> (state, metrics); it donates the state.
 
+    With `count=n` it takes batches with a leading axis [K, ...] and does the first n <= K steps in
+    one dispatch; the metrics then have a leading axis [K], of which n are filled.
+
     With LoRA the step takes `frozen`, from `lora.split`, as a fourth argument; bind it by
     functools.partial for `loop.fit`.
 
@@ -210,9 +214,25 @@ def make_train_step(
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
-    def on_mesh(state, rotary, batch, frozen=None):
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def several(state: TrainState, rotary: Rotary, batches, count, frozen):
+        def batch(i):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
+
+        def one(i, carry):
+            state, metrics = step(carry[0], rotary, batch(i), frozen)
+            return state, jax.tree.map(lambda every, x: every.at[i].set(x), carry[1], metrics)
+
+        K = batches["weights"].shape[0]
+        like = jax.eval_shape(lambda: step(state, rotary, batch(0), frozen)[1])
+        empty = jax.tree.map(lambda x: jnp.zeros((K, *x.shape), x.dtype), like)
+        return jax.lax.fori_loop(0, count, one, (state, empty))
+
+    def on_mesh(state, rotary, batch, frozen=None, count: int | None = None):
         with jax.set_mesh(mesh):
-            return jitted(state, rotary, batch, frozen)
+            if count is None:
+                return jitted(state, rotary, batch, frozen)
+            return several(state, rotary, batch, np.int32(count), frozen)
 
     on_mesh.jitted = jitted
     on_mesh.settings = dataclasses.asdict(optimizer) | {
