@@ -4,11 +4,14 @@ VENV ?= .venv
 RUNS ?= runs/reproduce
 PRESET ?= cpu
 BIN := $(VENV)/bin
+# glibc keeps memory that a training step frees, instead of mapping it anew at every step; other
+# allocators ignore it, and no result depends on it (docs/speed.md).
+KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
 .PHONY: reproduce test lint clean
 
 reproduce: $(VENV)/experiments.installed
-	$(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
+	$(KEEP_MEMORY) $(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
 
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

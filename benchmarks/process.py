@@ -16,6 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# For both sides: memory that is freed is kept, as the Makefile has it.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
 _BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -26,7 +32,11 @@ def start(request: dict) -> dict:
         ValueError: the process failed; the text is its last line.
     """
     environment = os.environ | {name: str(request["threads"]) for name in _BLAS}
-    environment |= {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", "USE_TF": "0"}
+    environment |= KEEP_MEMORY | {
+        "JAX_PLATFORMS": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+        "USE_TF": "0",
+    }
     command = [sys.executable, "-m", "benchmarks.process", json.dumps(request)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()

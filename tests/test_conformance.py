@@ -787,7 +787,7 @@ def test_parse_reads_tuples_and_nested_methods():
             "yarn:factor=8,original_length=64,attention_factor=1.5,attn_factor=2",
             "attention_factor replaces mscale, mscale_all_dim and attn_factor",
         ),
-        ("dynamic_yarn:original_length=64,beta_slow=32", "beta_slow must be below beta_fast"),
+        ("dynamic_yarn:original_length=64,beta_slow=33", "beta_slow must be below beta_fast"),
         ("llama3:low_freq_factor=4", "low_freq_factor must be below high_freq_factor"),
         (
             "longrope:long_factor=(1.0,0.0),original_length=64,factor=2",

@@ -274,22 +274,32 @@ def test_from_hf_reads_both_spellings(spec, config):
         ({"rope_scaling": {"type": "linear", "factor": "8"}}, "at least 1, got '8'"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "facto": 2}}, "did you mean 'factor'"),
         ({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 2}}, "contradict"),
-        (
-            {
-                "rope_scaling": {"rope_type": "linear", "factor": 2},
-                "rope_parameters": {"rope_type": "linear", "factor": 4},
-            },
-            "contradict",
-        ),
-        (
-            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-            "two values of rope_theta",
-        ),
     ],
 )
 def test_from_hf_refuses(config, message):
     with pytest.raises(ValueError, match=message):
         rotary.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (
+            {
+                "rope_scaling": {"rope_type": "linear", "factor": 2},
+                "rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 1e4},
+            },
+            rotary.PositionInterpolation(base=1e4, factor=2),
+        ),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            rotary.RoPE(1e6),
+        ),
+    ],
+)
+def test_of_two_values_the_one_that_transformers_5_takes_wins_aloud(config, spec):
+    with pytest.warns(UserWarning, match="won|wins"):
+        assert rotary.from_hf(config) == spec
 
 
 def test_to_hf_says_what_hugging_face_lacks():
