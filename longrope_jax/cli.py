@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, OverflowError) as error:  # a number of 400 digits in a file
         return _fail(str(error))
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        first = str(error).splitlines()[0]
+        first = str(error).partition("\n")[0]
         return _fail(f"out of memory: {first} A shorter text or --dtype bfloat16 need less")
 
 

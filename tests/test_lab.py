@@ -15,7 +15,8 @@ from docs.examples import two_methods
 from experiments import lab
 from experiments.lab import cells as cells_lib
 from experiments.lab import cli
-from longrope_jax import rotary
+from longrope_jax import folders, rotary
+from longrope_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 
@@ -255,6 +256,57 @@ def test_a_folder_without_any_cell_has_no_report(tmp_path):
         cells = [lab.Cell("loss", "a")]
         lab.complete(tmp_path, cells, {"loss": pytest.fail}, lab.Machine(measure=False))
     assert not (tmp_path / "cells").exists()
+
+
+def test_halves_of_files_are_removed_and_those_of_the_living_kept(tmp_path):
+    """Beside cells, searches and figures, of a study that is done, too."""
+    cell = lab.Cell("loss", "a")
+    lab.complete(tmp_path, [cell], {"loss": lambda _: {"x": 1.0}}, lab.Machine())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid()):
+        for name in (f"cells/.a.npz.{process}.tmp", f"runs/s/.s.npz.{process}.npz"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"half")
+    lab.complete(tmp_path, [cell], {"loss": pytest.fail}, lab.Machine(measure=False))
+    assert len(list(tmp_path.rglob(f".*.{dead.pid}.*"))) == 2  # a reader removes nothing
+    lab.complete(tmp_path, [cell], {"loss": pytest.fail}, lab.Machine())
+    assert not list(tmp_path.rglob(f".*.{dead.pid}.*"))
+    assert len(list(tmp_path.rglob(f".*.{os.getpid()}.*"))) == 2
+    assert lab.read(tmp_path, cell)
+
+
+def test_a_second_process_in_a_study_is_refused(tmp_path):
+    cell = lab.Cell("loss", "a")
+    with folders.only_writer(tmp_path), pytest.raises(ValueError, match="another process") as error:
+        lab.complete(tmp_path, [cell], {"loss": pytest.fail}, lab.Machine())
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    lab.complete(tmp_path, [cell], {"loss": lambda _: {"x": 1.0}}, lab.Machine())
+
+
+def test_a_row_that_diverged_is_named(tmp_path):
+    def train(cell):
+        raise loop.Diverged("the run diverged at step 3")
+
+    with pytest.raises(ValueError, match=r"train: a, seed 2: .*diverged at step 3"):
+        lab.complete(tmp_path, [lab.Cell("train", "a", 2)], {"train": train}, lab.Machine())
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket", "gs:/bucket", "file:///tmp/x"])
+def test_a_url_is_no_work_directory(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"{url} is no local path") as error:
+        cli.parse("experiments.helix", [f"--workdir={url}"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no local path"), folders.only_writer(url):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.parse("experiments.helix", ["--workdir=~/run"])[1] == tmp_path / "run"
+    assert folders.local("C:\\x").name  # a letter of a drive is no scheme
 
 
 # Scores and verdicts

@@ -6,6 +6,7 @@ was at. Training and measuring are different cells: another evaluation setting h
 the trained cells it stands on keep theirs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,7 +28,9 @@ from experiments.lab.files import plain, write
 from experiments.lab.machine import Machine
 from experiments.lab.progress import Progress
 from experiments.lab.versions import versions
+from longrope_jax.folders import only_writer, sweep
 from longrope_jax.rotary import registry
+from longrope_jax.training.loop import Diverged
 
 _RECORD = "record"
 
@@ -143,8 +146,9 @@ def complete(
         machine: kept beside the numbers; with `measure=False` nothing is made.
 
     Raises:
-        ValueError: a kind without a function, no cell at all where none may be made, or what a
-            function raises.
+        ValueError: a kind without a function, no cell at all where none may be made, another
+            process that writes in the folder, or what a function raises; of a training that
+            diverged with the row's name.
     """
     cells = list(dict.fromkeys(cells))
     left = missing(folder, cells)
@@ -153,14 +157,22 @@ def complete(
     for cell in left:
         if cell.kind not in functions:
             raise ValueError(f"no function makes cells of the kind {cell.kind!r}")
-    if not left or not machine.measure:
+    if not machine.measure:
+        return
+    if jax.process_index() == 0:
+        sweep(folder)
+    if not left:
         return
     seconds = _seconds_by_kind(folder, cells)
-    with Progress(len(left)) as progress:
+    writer = only_writer(folder) if jax.process_index() == 0 else contextlib.nullcontext()
+    with writer, Progress(len(left)) as progress:
         for i, cell in enumerate(left):
             progress.start(_title(cell), _left(left[i:], seconds))
             began = time.monotonic()
-            arrays = functions[cell.kind](cell)
+            try:
+                arrays = functions[cell.kind](cell)
+            except Diverged as error:
+                raise ValueError(f"{_title(cell)}: {error}") from error
             taken = time.monotonic() - began
             seconds.setdefault(cell.kind, []).append(taken)
             if jax.process_index() == 0:

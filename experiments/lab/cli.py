@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from experiments.lab.fail import fail
 from experiments.lab.machine import Machine
 from longrope_jax.errors import unknown_name
+from longrope_jax.folders import local
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +54,14 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        first = str(error).partition("\n")[0]
+        fail(
+            f"out of memory: {first} --config.machine.accumulation splits a training step, remat "
+            "saves fewer activations, tokens_per_batch bounds what is scored at once"
+        )
     sys.exit(0)
 
 
@@ -208,7 +217,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
 def _checked_workdir(text: str) -> Path:
     if not text:
         raise ValueError("no directory for the results: give --workdir=DIR")
-    workdir = Path(text)
+    workdir = local(text)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file, not a directory")
     # Found out now, not after the first hour of work.

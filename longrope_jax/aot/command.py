@@ -18,6 +18,7 @@ from typing import Any
 from longrope_jax.aot import chips, compilation, memory
 from longrope_jax.aot.roofline import kv_cache_bytes, roofline
 from longrope_jax.aot.workload import PROGRAMS, Workload, default_mesh, mesh_text, shape_of
+from longrope_jax.folders import local
 
 _NOTE = (
     "Memory is the compiler's verdict. Times are bounds at peak rates, so a real step is slower; "
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         ValueError: An argument is wrong, libtpu is missing, or the compiler fails.
     """
     works = workloads(args)
-    folder = nullcontext(args.out) if args.out else tempfile.TemporaryDirectory()
+    folder = nullcontext(local(args.out)) if args.out else tempfile.TemporaryDirectory()
     found = []
     with folder as where:
         for work in works:
