@@ -171,6 +171,14 @@ def test_fact_and_prompt_name_the_same_fields(fact, prompt):
         tasks.Passkey(fact=fact, prompt=prompt)
 
 
+@pytest.mark.parametrize("digits", [0, -1, 19])
+def test_a_key_has_1_to_18_digits(digits):
+    with pytest.raises(ValueError, match=f"digits must be from 1 to 18, got {digits}"):
+        tasks.Passkey(digits=digits)
+    for digits in (1, 18):
+        assert len(tasks.Passkey(digits=digits).draw(np.random.default_rng(0))) == digits
+
+
 def test_another_key_is_never_the_same():
     task = tasks.Passkey(digits=1)
     samples = tasks.passkey_samples(

@@ -276,7 +276,7 @@ def test_everything_wrong_with_the_texts_is_said_before_the_model_is_loaded(
 ):
     monkeypatch.setattr(lab, "model", lambda *_, **__: pytest.fail("loads the model"))
     (tmp_path / "c.txt").write_text("One short sentence here.")
-    (tmp_path / "d.txt").write_text("no sentence at all")
+    (tmp_path / "d.txt").write_text("1, 2, 3")
     names = f"('{tmp_path}:c.txt', '{tmp_path}:d.txt', '{text}:a.txt', '{text}:aa.txt')"
     with pytest.raises(ValueError) as error:
         study.main(tiny(text, documents=names), tmp_path / "run")

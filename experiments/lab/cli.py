@@ -55,9 +55,11 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        first = str(error).partition("\n")[0]
+        if "No space left on device" in str(error):  # orbax has errors of its own
+            fail(f"the disk is full: make room, and the same command goes on ({first})")
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        first = str(error).partition("\n")[0]
         fail(
             f"out of memory: {first} --config.machine.accumulation splits a training step, remat "
             "saves fewer activations, tokens_per_batch bounds what is scored at once"

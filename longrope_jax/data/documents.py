@@ -10,6 +10,11 @@ from longrope_jax.data.corpora import Document
 from longrope_jax.data.tokenizers import Tokenizer
 
 _SENTENCE = re.compile(r"(?<![^\s'\"(])[^\W\d_][^.!?]*[.!?]+(?=\s|$)")
+# Marks of Chinese, Japanese, Hindi, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer, which no
+# blank need follow; text with any of them is cut at all marks.
+_MARKS = "。！？｡।॥؟۔։።၊။។"
+_OTHER_SENTENCE = re.compile(rf"[^\W\d_][^.!?{_MARKS}]*(?:[{_MARKS}]+|[.!?]+(?=\s|$))[」』”’）]*")
+_LINE = re.compile(r"[^\W\d_][^\n]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +37,17 @@ class TokenizedDocument:
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Returns (start, end) of each sentence, in characters.
 
-    A sentence begins with a letter, ends with ., ! or ? and lies within one paragraph. A first line
-    in capitals, such as the speaker in a play, belongs to no sentence.
+    A sentence begins with a letter, ends with ., ! or ?, or with the mark of another script, and
+    lies within one paragraph. A first line in capitals, such as the speaker in a play, belongs to
+    no sentence.
     """
     spans = []
+    sentence = _OTHER_SENTENCE if any(mark in text for mark in _MARKS) else _SENTENCE
     for paragraph in re.finditer(r"(?:[^\n]|\n(?!\s*\n))+", text):
         begin = paragraph.start()
         head = re.match(r"\s*[^a-z\n]+\n", paragraph.group())
         begin += head.end() if head else 0
-        spans += [m.span() for m in _SENTENCE.finditer(text, begin, paragraph.end())]
+        spans += [m.span() for m in sentence.finditer(text, begin, paragraph.end())]
     return spans
 
 
@@ -50,19 +57,25 @@ def tokenize_document(
     """Tokenizes a document and keeps the sentences of min_tokens to max_tokens tokens.
 
     The text is tokenized once; the tokens of a sentence are those that share a character with it.
+    Where there is no such sentence, as in source code, lines serve instead, each from its first
+    letter on.
 
     Raises:
-        ValueError: the document has no sentence of such a length.
+        ValueError: the document has neither a sentence nor a line of such a length.
     """
-    tokens, spans = tokenizer.encode(document.text), tokenizer.spans(document.text)
-    edges = np.asarray(sentence_spans(document.text), int).reshape(-1, 2)
-    begin = np.searchsorted(spans[:, 1], edges[:, 0], side="right")
-    end = np.searchsorted(spans[:, 0], edges[:, 1], side="left")
-    kept = (end - begin >= min_tokens) & (end - begin <= max_tokens)
-    if not kept.any():
+    text = document.text
+    tokens, spans = tokenizer.encode(text), tokenizer.spans(text)
+    for found in (sentence_spans(text), [line.span() for line in _LINE.finditer(text)]):
+        edges = np.asarray(found, int).reshape(-1, 2)
+        begin = np.searchsorted(spans[:, 1], edges[:, 0], side="right")
+        end = np.searchsorted(spans[:, 0], edges[:, 1], side="left")
+        kept = (end - begin >= min_tokens) & (end - begin <= max_tokens)
+        if kept.any():
+            break
+    else:
         raise ValueError(
-            f"{document.name} has no sentence of {min_tokens} to {max_tokens} tokens, at which a "
-            "training window could begin"
+            f"{document.name} has no sentence or line of {min_tokens} to {max_tokens} tokens, at "
+            "which a training window could begin"
         )
     sentences = tuple(tokens[i:j] for i, j in zip(begin[kept], end[kept], strict=True))
     return TokenizedDocument(document.name, tokens, begin[kept].astype(np.int32), sentences)

@@ -46,8 +46,8 @@ class Passkey:
         digits: number of digits of the key, which has no leading zero.
 
     Raises:
-        ValueError: `fact` has no field {key}, `prompt` has {key}, one of them alone has {name}, or
-            there is another field.
+        ValueError: `fact` has no field {key}, `prompt` has {key}, one of them alone has {name},
+            there is another field, or `digits` is not from 1 to 18.
     """
 
     fact: str = "The pass key is {key}. Remember it. {key} is the pass key. "
@@ -55,6 +55,8 @@ class Passkey:
     digits: int = 5
 
     def __post_init__(self):
+        if not 1 <= self.digits <= 18:  # a key is a 64-bit number
+            raise ValueError(f"digits must be from 1 to 18, got {self.digits}")
         rest = self.fact.replace("{key}", "").replace("{name}", "")
         if "{key}" not in self.fact or "{" in rest:
             raise ValueError(

@@ -1,12 +1,15 @@
 """SIGTERM, by which schedulers announce the end of a machine, lets a run save before it stops."""
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+_CALLS = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -17,7 +20,8 @@ def asked_to_stop() -> Iterator[Callable[[int], bool]]:
     JAX's own handler serves. In a thread other than the main one nothing is caught.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        # By calls, since a dispatch of several steps may jump over the step that JAX waits for.
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(_CALLS))
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
