@@ -55,7 +55,7 @@ class PowerLawIntervals:
     @property
     def is_identified(self) -> bool:
         """Whether the data tell the exponent within a factor of 10; else the fit says nothing."""
-        return self.beta.high < 10 * self.beta.low
+        return bool(self.beta.high < 10 * self.beta.low)
 
 
 def fit(lengths: ArrayLike, losses: ArrayLike) -> PowerLaw:
