@@ -1,6 +1,6 @@
 """Phases are exact at every position because frequencies are fixed-point turns of two words.
 
-A float32 angle is wrong by 4e-3 at position 131,071. Here a frequency is a 64-bit fraction of a
+A float32 angle is wrong by 4e-3 at position 131,072. Here a frequency is a 64-bit fraction of a
 turn, held in two 32-bit words. Its integer product with the position wraps modulo one turn for
 free, so the angle that reaches cos and sin always lies within half a turn of zero, on devices
 without float64.

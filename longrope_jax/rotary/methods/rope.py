@@ -17,9 +17,9 @@ class RoPE:
     Source: RoFormer (2104.09864) eqs. 14-16. With base 500,000 (beta = 50) it is RoPE ABF, the
         adjusted base frequency of Llama 2 Long (2309.16039) section 4.1, registered as `abf`.
     Cache: rotated keys.
-    Peers: Hugging Face, Meta and the yarn repo agree up to float32, in which cos is off by 4e-3 at
-        position 131,071; torchscale fixes base 10,000. Meta, torchscale and GGUF pair features 2j
-        and 2j+1 (layout "interleaved"), Hugging Face pairs j and j+H/2 ("half").
+    Peers: Hugging Face, Meta and the yarn repo agree up to float32, in which cos is off by up to
+        7.7e-3 below position 131,072; torchscale fixes base 10,000. Meta, torchscale and GGUF pair
+        features 2j and 2j+1 (layout "interleaved"), Hugging Face pairs j and j+H/2 ("half").
 
     Attributes:
         base: dimensionless; default 10,000 as in RoFormer, LLaMA and Llama 2.
