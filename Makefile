@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # allocators ignore it, and no result depends on it (docs/speed.md).
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test lint docs notebooks clean
 
 reproduce: $(VENV)/experiments.installed
 	$(KEEP_MEMORY) $(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
@@ -20,6 +20,13 @@ lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Executes every notebook of colab/ in full and writes it back.
+notebooks: $(VENV)/notebooks.installed
+	$(BIN)/python -m colab.build
 
 # One stamp per extra, remade when setup.cfg changes.
 $(VENV)/%.installed: setup.cfg

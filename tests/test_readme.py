@@ -82,3 +82,7 @@ def test_the_method_is_one(monkeypatch):
     rope = rotary.RoPE(base=2e4).frequencies(head_dim=8, seq_len=16).inv_freq
     np.testing.assert_allclose(turns, rope / 2)
     assert any("half as fast" in cell for cell in documentation.row(space["Mine"]))
+
+
+def test_it_is_short():
+    assert len(re.findall(r"\S*[A-Za-z0-9]\S*", README)) <= 900

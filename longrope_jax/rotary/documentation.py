@@ -13,7 +13,7 @@ from longrope_jax.rotary.registry import classes, defaults, names_of
 
 BEGIN = "<!-- the table is written by: python -m longrope_jax.rotary.documentation -->"
 END = "<!-- end of the table -->"
-_COLUMNS = ("method", "formula", "options", "source", "Hugging Face", "rotated keys", "peers")
+_COLUMNS = ("method", "formula", "Hugging Face", "source")
 
 
 def update(path: Path) -> None:
@@ -39,11 +39,18 @@ def updated(text: str) -> str:
 
 
 def table() -> str:
-    """Returns a Markdown table with a row for every registered method of this package."""
+    """Returns a Markdown table with a short row for every registered method of this package."""
     own = (__package__ or "").partition(".")[0]
-    rows = [row(cls) for cls in classes() if cls.__module__.partition(".")[0] == own]
-    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *sorted(rows)]
+    found = [cls for cls in classes() if cls.__module__.partition(".")[0] == own]
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *sorted(_short(cls) for cls in found)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _short(cls: type) -> list[str]:
+    """A row that leaves the rest to the method's page, which docs/tools/methods.py writes."""
+    name, formula, _, source, exported, *_ = row(cls)
+    name = f"{name.rpartition('<br>')[0]}<br>[page](methods/{names_of(cls)[0]}.md)"
+    return [name, formula, exported, source]
 
 
 def row(cls: type) -> list[str]:

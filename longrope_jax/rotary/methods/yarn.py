@@ -32,14 +32,15 @@ class YaRN:
         rounded outwards if `truncate`. The yarn repo, Hugging Face, LongRoPE's code and llama.cpp
         have this ramp.
       rotations: g_j = clip((r_j-beta_slow)/(beta_fast-beta_slow), 0, 1) with
-        r_j = L theta_j/(2 pi). The paper has this ramp; frequencies differ by up to 67%.
+        r_j = L theta_j/(2 pi). The paper has this ramp; frequencies differ by up to 3.04 times.
 
     Source: YaRN (2309.00071) Definition 3 and section 3.4 (temperature: logits grow by the square
         of the factor on queries and keys); mscale_all_dim and mscale from DeepSeek-V2's code.
     Cache: rotated keys.
-    Peers: the yarn repo, Hugging Face, LongRoPE's yarn.py and llama.cpp have ramp "dimension", up
-        to 67% from the paper's (option ramp). gpt-oss does not truncate, which is up to 55% apart
-        (option truncate; Hugging Face reads it from the first level of rope_parameters alone).
+    Peers: the yarn repo, Hugging Face, LongRoPE's yarn.py and llama.cpp have ramp "dimension",
+        whose frequencies are up to 3.04 times the paper's (option ramp). gpt-oss does not truncate,
+        which moves them by up to 1.55 times (option truncate; Hugging Face reads it from the first
+        level of rope_parameters alone).
         minimind clamps at d/2-1 (option clamp). Hugging Face's `attention_factor` replaces the
         temperature; the yarn repo's and vLLM's `attn_factor` multiplies it, and Hugging Face
         ignores that key. llama.cpp has no temperature at ext_factor 0 (attention_factor=1), and for
