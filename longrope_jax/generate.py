@@ -92,7 +92,8 @@ def generate(
 
     Raises:
         ValueError: A prompt is empty, a token is outside the vocabulary, a stop sequence can never
-            occur, an option is out of range, or a length exceeds what the method allows.
+            occur, an option is out of range, a length exceeds what the method allows, or the logits
+            are not finite.
     """
     stops = _checked_stops(stop, config.vocab_size)
     rows = check(
@@ -298,16 +299,23 @@ class _Run:
         self.decode_seconds += self._timed(("decode", rot.hi.shape), go, steps)
         self.decoded += steps * len(self.lengths)
         at = self.lengths[:, None] + done + np.arange(steps)
-        return np.take_along_axis(np.asarray(self._tokens), at, axis=1)
+        new = np.take_along_axis(np.asarray(self._tokens), at, axis=1)
+        if (new < 0).any():
+            raise ValueError(
+                f"the logits are not finite with dtype={self._config.dtype} and "
+                f"param_dtype={self._config.param_dtype}: float16 overflows in many models, use "
+                "bfloat16 or float32; else the weights are damaged"
+            )
+        return new
 
     def _timed(self, program: tuple, function, n: int) -> float:
         """Returns the seconds of function(n), after function(0) has compiled a new program."""
         if program not in self._compiled:
-            function(0)
+            function(np.int32(0))
             self._compiled.add(program)
         jax.block_until_ready(self._cache)
         began = time.perf_counter()
-        function(n)
+        function(np.int32(n))  # which stays 32 bits with jax_enable_x64
         jax.block_until_ready(self._cache)
         return time.perf_counter() - began
 
@@ -341,7 +349,7 @@ def _unstacking_pays(config, params, max_new_tokens: int) -> bool:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(5, 6))
 def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
     """Returns (tokens, cache) after `steps` steps; cache.length is each last token's index."""
-    model, rows = llama.Llama(config), jnp.arange(tokens.shape[0])
+    model, rows = llama.Llama(config), jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
     def step(_, state):
         tokens, cache = state
@@ -349,6 +357,7 @@ def _decode(config, params, rot, sampling, keys, tokens, cache, steps):
         hidden, cache = cast(Any, model.apply({"params": params}, last, rotary=rot, cache=cache))
         logits = llama.unembed(config, params, hidden[:, 0])
         new = choose(logits, sampling, keys, cache.length)
+        new = jnp.where(jnp.isfinite(logits).all(-1), new, -1)  # no token, see `_Run.decode`
         return tokens.at[rows, cache.length].set(new), cache
 
     return jax.lax.fori_loop(0, steps, step, (tokens, cache))

@@ -375,6 +375,31 @@ def test_sampling_options_out_of_range_are_refused(options):
         Sampling(*options)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_logits_that_are_not_finite_are_no_text(dtype, random_params):
+    """Weights at which float16 overflows, and weights that are NaN."""
+    config = dataclasses.replace(TINY, dtype=dtype)
+    params, scale = random_params(TINY), 1e6 if dtype == "float16" else np.nan
+    params["unembed"] = params["unembed"] * scale
+    with pytest.raises(ValueError, match=f"not finite with dtype={dtype}.*bfloat16") as error:
+        generate.generate(config, params, rotary.RoPE(), PROMPTS, 3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [jax.debug_nans(True), jax.default_matmul_precision("bfloat16")],
+    ids=["debug_nans", "matmul_precision"],
+)
+def test_modes_of_jax_change_no_tokens(mode, random_params):
+    params, rot = random_params(TINY), make(METHODS[0])
+    alone = generate.generate(TINY, params, rot, RAGGED, 4).tokens
+    with mode:
+        found = generate.generate(TINY, params, METHODS[0], RAGGED, 4).tokens
+    for a, b in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 # Scoring, on samples whose answers are the model's own
 
 
