@@ -355,7 +355,8 @@ class Attention(nn.Module):
 
 def _append(layer, start, cached, new):
     """Writes new [B, T, K, H] into layer `layer` of cached [L, B, S, K, H] from start [B] on."""
-    rows, columns = jnp.arange(new.shape[0])[:, None], start[:, None] + jnp.arange(new.shape[1])
+    B, T = (jnp.arange(n, dtype=jnp.int32) for n in new.shape[:2])
+    rows, columns = B[:, None], start[:, None] + T
     return cached.at[layer, rows, columns].set(
         to_cache(new, cached.dtype), mode="drop", unique_indices=True
     )

@@ -388,8 +388,8 @@ def test_logits_that_are_not_finite_are_no_text(dtype, random_params):
 
 @pytest.mark.parametrize(
     "mode",
-    [jax.debug_nans(True), jax.default_matmul_precision("bfloat16")],
-    ids=["debug_nans", "matmul_precision"],
+    [jax.enable_x64(True), jax.debug_nans(True), jax.default_matmul_precision("bfloat16")],
+    ids=["x64", "debug_nans", "matmul_precision"],
 )
 def test_modes_of_jax_change_no_tokens(mode, random_params):
     params, rot = random_params(TINY), make(METHODS[0])

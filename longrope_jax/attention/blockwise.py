@@ -17,6 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
 
 from longrope_jax import sharding
 from longrope_jax.attention import branches
@@ -86,7 +87,7 @@ def cached(
 
     def blocks_of(x, order) -> Callable:
         def take(block: _Block):
-            start, shape = (layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
+            start, shape = _index(layer, 0, block.start, 0, 0), (1, B, size, K, x.shape[-1])
             part = _as_it_lies(lax.dynamic_slice(x, start, shape))[0]
             return from_cache(part.transpose(order), q.dtype)
 
@@ -97,6 +98,11 @@ def cached(
     return heads_last(
         _forward(rule, scale, block_q, size, S, H, q, keys, values, first_key, last_key)[0]
     )
+
+
+def _index(*index: ArrayLike) -> list[jax.Array]:
+    """Returns indices of one dtype, which dynamic_slice asks for, with jax_enable_x64 too."""
+    return [jnp.asarray(at, jnp.int32) for at in index]
 
 
 def _one_token(q, k, v, first, last, layer, scale):
@@ -113,7 +119,7 @@ def _one_token(q, k, v, first, last, layer, scale):
 
     def take(x, start):
         x = x.reshape(*x.shape[:3], K * H)
-        part = lax.dynamic_slice(x, (layer, 0, start, 0), (1, B, size, K * H))[0]
+        part = lax.dynamic_slice(x, _index(layer, 0, start, 0), (1, B, size, K * H))[0]
         return from_cache(part, q.dtype)
 
     def key_block(j, state):
