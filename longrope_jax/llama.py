@@ -54,6 +54,12 @@ class LlamaConfig:
     d_ff: int  # F, see `swiglu_width`
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    attention_bias: bool = False  # of queries, keys and values (Qwen2)
+    output_bias: bool = False  # of what attention adds to the residual
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of every head's queries and keys before rotation (Qwen3)
+    # Keys that a token of layer i sees, itself included: windows[i % len(windows)], 0 for all.
+    windows: tuple[int, ...] = ()
     rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
     attention: str = "auto"  # the back end, see attention.attend
     sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
@@ -75,6 +81,11 @@ class LlamaConfig:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         if self.sparse_group < 0:
             raise ValueError(f"sparse_group must be at least 0 tokens, got {self.sparse_group}")
+        object.__setattr__(self, "windows", tuple(self.windows))
+        if not all(type(window) is int and window >= 0 for window in self.windows):
+            raise ValueError(f"windows must be whole numbers of keys or 0, got {self.windows}")
+        if self.sparse_group and any(self.windows):
+            raise ValueError("S2-Attn (sparse_group) is not for a model with windows: set it to 0")
         named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
         named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
         for what, known in named.items():
@@ -214,12 +225,13 @@ class Llama(nn.Module):
 
     def _layers(self, carry, phases, segment_start, query_start, rule):
         """Runs x through all layers and carries the cache, so that it is updated in place."""
-        c, block = self.config, _remat(Block, self.config)
+        c, block, windows = self.config, _remat(Block, self.config), layer_windows(self.config)
         if self.has_variable("params", _layer_name(0)):
             for i in range(c.n_layers):
                 layer = None if carry[1] is None else i
+                window = None if windows is None else windows[i]
                 carry, _ = block(c, rule, name=_layer_name(i))(
-                    carry, phases, segment_start, query_start, layer
+                    carry, phases, segment_start, query_start, layer, window
                 )
             return carry
         layers = nn.scan(
@@ -227,12 +239,12 @@ class Llama(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             # The stub knows one axis for all arguments alone.
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore
+            in_axes=(*[nn.broadcast] * 3, 0, 0),  # pyright: ignore
             length=c.n_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, rule, name="layers")
         layer = None if carry[1] is None else jnp.arange(c.n_layers)
-        return layers(carry, phases, segment_start, query_start, layer)[0]
+        return layers(carry, phases, segment_start, query_start, layer, windows)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -245,6 +257,15 @@ def unstack_layers(config: LlamaConfig, params: dict) -> dict:
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.n_layers)]
     return rest | {_layer_name(i): layer for i, layer in enumerate(layers)}
+
+
+def layer_windows(config: LlamaConfig) -> jax.Array | None:
+    """Returns the window of each layer, int32 [L], or None where every layer sees all keys."""
+    c = config
+    if not any(c.windows):
+        return None
+    sizes = [c.windows[i % len(c.windows)] for i in range(c.n_layers)]
+    return jnp.asarray([size or rotary_lib.MAX_POSITION for size in sizes], jnp.int32)
 
 
 def _layer_name(i: int) -> str:
@@ -292,12 +313,12 @@ class Block(nn.Module):
     score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
-    def __call__(self, carry, phases, segment_start, query_start, layer):
+    def __call__(self, carry, phases, segment_start, query_start, layer, window=None):
         """Applies one layer as nn.scan requires: it carries x and the cache, with no output."""
         (x, kv), names = carry, _residual(carry[1])
         normed = RMSNorm(self.config, name="attention_norm")(x)
         attended, kv = Attention(self.config, self.score_rule, name="attention")(
-            normed, phases, segment_start, query_start, kv, layer
+            normed, phases, segment_start, query_start, kv, layer, window
         )
         x = constrain(x + attended, *names)
         hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x), names)
@@ -311,7 +332,7 @@ class Attention(nn.Module):
     score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
-    def __call__(self, x, phases, segment_start, query_start, kv, layer):
+    def __call__(self, x, phases, segment_start, query_start, kv, layer, window):
         """Maps [B, T, D] to [B, T, D]; kv is the cache of all layers [L, B, S, K, H] or None."""
         c, names = self.config, _residual(kv)
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
@@ -324,15 +345,29 @@ class Attention(nn.Module):
         q, k, v = linear.column_parallel(
             x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names
         )
+        if c.attention_bias:
+            q, k, v = (y + self._bias(n, y) for n, y in (("bq", q), ("bk", k), ("bv", v)))
+        if c.qk_norm:
+            q = RMSNorm(c, "H", "head_dim", name="q_norm")(q)
+            k = RMSNorm(c, "H", "head_dim", name="k_norm")(k)
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))
-        attended = self._attend(q, k, v, segment_start, query_start, layer)
-        return checkpoint_name(linear.row_parallel(attended, wo, out, names=names), "attended"), kv
+        attended = self._attend(q, k, v, segment_start, query_start, layer, window)
+        attended = linear.row_parallel(attended, wo, out, names=names)
+        if c.output_bias:
+            bo = self.param("bo", _zeros("embed"), *_shape(c, "D"))
+            attended = attended + bo.astype(attended.dtype)
+        return checkpoint_name(attended, "attended"), kv
 
-    def _attend(self, q, k, v, segment_start, query_start, layer):
+    def _bias(self, name: str, y):
+        heads = ("N", "heads") if name == "bq" else ("K", "kv_heads")
+        bias = self.param(name, _zeros(heads[1], "head_dim"), *_shape(self.config, f"{heads[0]}H"))
+        return bias.astype(y.dtype)
+
+    def _attend(self, q, k, v, segment_start, query_start, layer, window):
         c = self.config
         if c.sparse_group:
             return shifted_sparse(
@@ -348,6 +383,7 @@ class Attention(nn.Module):
             query_start=0 if layer is None else query_start,
             score_rule=self.score_rule,
             layer=layer,
+            window=window,
             backend=c.attention,
             context_parallel=c.context_parallel,
         )
@@ -375,20 +411,36 @@ class MLP(nn.Module):
         up = self.param("up", _init(*wide, fan_in=c.d_model), *_shape(c, "DF"))
         down = self.param("down", _init(*back, fan_in=c.d_ff), *_shape(c, "FD"))
         gated, straight = linear.column_parallel(x, (gate, wide), (up, wide), names=names)
+        if c.mlp_bias:
+            biases = (self.param(name, _zeros("mlp"), *_shape(c, "F")) for name in ("bg", "bu"))
+            gated, straight = (
+                y + b.astype(y.dtype) for y, b in zip((gated, straight), biases, strict=True)
+            )
         hidden = nn.silu(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
-        return linear.row_parallel(hidden, down, back, names=names)
+        hidden = linear.row_parallel(hidden, down, back, names=names)
+        if c.mlp_bias:
+            hidden = hidden + self.param("bd", _zeros("embed"), *_shape(c, "D")).astype(x.dtype)
+        return hidden
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm computes x / rms(x) * scale in float32."""
+    """RMSNorm computes x / rms(x) * scale in float32, over the last axis.
+
+    Attributes:
+        config: the architecture.
+        letter: the letter of the last axis, D, or H for queries and keys.
+        axis: its logical name.
+    """
 
     config: LlamaConfig
+    letter: str = "D"
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x):
-        """Maps [B, T, D] to [B, T, D] in the dtype of x."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", ones, *_shape(self.config, "D"))
+        """Maps [..., D or H] to the same shape in the dtype of x."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", ones, *_shape(self.config, self.letter))
         xf = x.astype(jnp.float32)
         rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=-1, keepdims=True) + self.config.norm_eps)
         return (xf * rms * scale).astype(x.dtype)
@@ -402,6 +454,11 @@ def _residual(cache) -> linear.Names:
 def _init(*names: str, fan_in: int) -> Callable[..., jax.Array]:
     # linen boxes the array and takes it out of the box again where it is used.
     boxed: Any = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+    return boxed
+
+
+def _zeros(*names: str) -> Callable[..., jax.Array]:
+    boxed: Any = nn.with_logical_partitioning(nn.initializers.zeros, names)
     return boxed
 
 

@@ -241,8 +241,7 @@ def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
     assert_same(params, longrope_jax.load(path).params)
     del raw["sliding_window"]
     (path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match="has no sliding_window, which means 4096 in transformers"):
-        weights.open_checkpoint(path)
+    assert weights.open_checkpoint(path).config.windows == (4096,)  # transformers' default
 
 
 @pytest.mark.parametrize("kind, heads", [("llama", 16), ("mistral", 8)])
@@ -291,8 +290,10 @@ def test_llama_3_params_json(tmp_path):
     config = dataclasses.replace(CONFIG, d_ff=llama.swiglu_width(32, multiple_of=16))
     raw = {"rope_theta": 5e5, "use_scaled_rope": True, "vocab_size": 40, "ffn_dim_multiplier": 1.0}
     loaded = longrope_jax.load(write_meta(tmp_path / "m", config, numbers(config), **raw))
-    assert loaded.method == rotary.Llama3()
+    assert loaded.method == rotary.Llama3(factor=32.0)  # the 1B and 3B are narrower than 4096
     assert any("Llama 3.2" in note for note in loaded.notes)
+    told = write_meta(tmp_path / "t", config, numbers(config), **raw, rope_scaling_factor=8.0)
+    assert longrope_jax.load(told).method == rotary.Llama3()
 
 
 # What is recognised

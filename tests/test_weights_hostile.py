@@ -75,7 +75,7 @@ CONFIGS = {
     "vocabulary without end": ({"vocab_size": 2**31 - 1}, "embed_tokens.weight has shape"),
     "end as text": ({"eos_token_id": [2, "</s>"]}, "eos_token_id must be ids below 40"),
     "no end": ({"eos_token_id": []}, "eos_token_id must be ids below 40, got \\[\\]"),
-    "biases": ({"attention_bias": True}, "attention_bias=True is not supported"),
+    "biases": ({"attention_bias": True}, "has no tensor 'model.layers.0.self_attn.q_proj.bias'"),
     "window": ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config.* is not supported"),
     "claims to be tied": ({"tie_word_embeddings": True}, "lm_head.weight differs from"),

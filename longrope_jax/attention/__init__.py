@@ -36,6 +36,7 @@ def attend(
     query_start: Int[AnyArray, "..."] | int = 0,
     score_rule: ScoreRule | None = None,
     layer: Int[AnyArray, ""] | int | None = None,
+    window: Int[AnyArray, ""] | int | None = None,
     backend: str = "auto",
     context_parallel: str = "all_gather",
 ) -> Float[jax.Array, "B T N H"]:
@@ -59,6 +60,8 @@ def attend(
         layer: index of the layer to read when k and v are caches of all layers, [L, B, S, K, H],
             written by `to_cache`; the back end reads it in place if it can. None: k and v belong to
             one layer. Attention over a cache is not differentiable.
+        window: how many keys a query sees at most, its own included; None means all. It is data, so
+            that layers of one program may differ. Kernels and score rules do not support it.
         backend: "blockwise" (any platform, memory linear in T), "splash" (TPU kernel, interpreted
             on other platforms), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto":
             the kernel for the platform that the program is traced for if it supports the inputs,
@@ -87,13 +90,15 @@ def attend(
     }
     if layer is not None and backend not in ("auto", "blockwise"):
         k, v, layer = from_cache(k[layer], q.dtype), from_cache(v[layer], q.dtype), None
-    attention = _attention(backend, context_parallel, q, work, score_rule)
+    attention = _attention(backend, context_parallel, q, work, score_rule, window)
     if layer is not None:
         attention = functools.partial(blockwise.cached, rule=score_rule)
     # A single row if all rows are alike, so that block bounds need no reduction over the batch.
     starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
     last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
+    if window is not None:  # the back ends take any range of keys
+        first_key = jnp.maximum(first_key, last_key - jnp.asarray(window, jnp.int32) + 1)
     attention = functools.partial(attention, scale=v.shape[-1] ** -0.5)
     args = [q, k, v, first_key, last_key]
     keys = "batch", "sequence", "kv_heads", "head_dim"
@@ -105,8 +110,11 @@ def attend(
     return sharding.per_device(attention, tuple(names), names[0])(*args)
 
 
-def _attention(backend: str, context_parallel: str, q, work, rule):
+def _attention(backend: str, context_parallel: str, q, work, rule, window):
     """Returns the function that each device runs on its shard."""
+    if window is not None and (rule is not None or backend in _KERNELS):
+        what = "remapped positions or ALiBi" if rule is not None else f"backend {backend!r}"
+        raise ValueError(f"a window is not for {what}: use another method, or backend 'blockwise'")
     if rule is not None and (
         backend in _KERNELS or (work["parts"] > 1 and context_parallel == "ring")
     ):
@@ -122,7 +130,8 @@ def _attention(backend: str, context_parallel: str, q, work, rule):
             return context.around_ring
     if backend == "auto":
         backend = _KERNEL_OF.get(sharding.platform(), "blockwise")
-        if backend in _KERNELS and (rule is not None or _KERNELS[backend].refusal(q, **work)):
+        special = rule is not None or window is not None
+        if backend in _KERNELS and (special or _KERNELS[backend].refusal(q, **work)):
             backend = "blockwise"
     elif backend in _KERNELS and (why := _KERNELS[backend].refusal(q, **work)):
         raise ValueError(f"{why}: use backend 'blockwise' or 'auto'")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.llama import Block, LlamaConfig, RMSNorm
+from longrope_jax.llama import Block, LlamaConfig, RMSNorm, layer_windows
 
 
 def query_key_moments(
@@ -61,22 +61,33 @@ def query_key_moments(
 def _batch_moments(config, params, rotary, tokens, weight):
     phases = rotary_lib.phases(rotary, jnp.arange(tokens.shape[1], dtype=jnp.int32))
 
-    def layer(x, weights):
+    def layer(x, scanned):
+        weights, window = scanned
         normed = cast(jax.Array, RMSNorm(config).apply({"params": weights["attention_norm"]}, x))
-        moments = _moments(normed.astype(jnp.float32), weights["attention"], weight)
+        moments = _moments(config, normed.astype(jnp.float32), weights["attention"], weight)
         block = Block(config, rotary.score_rule)
-        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None)
+        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None, window)
         return x, moments
 
     x = jnp.take(params["embed"].astype(config.dtype), tokens, axis=0)
-    return jax.lax.scan(layer, x, params["layers"])[1]
+    return jax.lax.scan(layer, x, (params["layers"], layer_windows(config)))[1]
 
 
-def _moments(x, weights, weight):
+def _heads(config, x, weights, name):
+    """Returns queries "q" or keys "k" of one layer before rotation, float32 [B, T, heads, H]."""
+    found = jnp.einsum("BTD,DNH->BTNH", x, weights[f"w{name}"].astype(jnp.float32))
+    if config.attention_bias:
+        found = found + weights[f"b{name}"].astype(jnp.float32)
+    if config.qk_norm:
+        norm = RMSNorm(config, "H", "head_dim")
+        found = cast(jax.Array, norm.apply({"params": weights[f"{name}_norm"]}, found))
+    return found
+
+
+def _moments(config, x, weights, weight):
     """Returns the moments [N, H, H] of one layer from its normalised input [B, T, D]."""
     T = x.shape[1]
-    q = jnp.einsum("BTD,DNH->BTNH", x, weights["wq"].astype(jnp.float32))
-    k = jnp.einsum("BTD,DKH->BTKH", x, weights["wk"].astype(jnp.float32))
+    q, k = (_heads(config, x, weights, name) for name in "qk")
     earlier = (jnp.cumsum(k, axis=1) - k) * 2 / (T * (T - 1))
     q = q.reshape(*x.shape[:2], k.shape[2], -1, k.shape[3])
     moments = jnp.einsum("B,BTKGH,BTKE->KGHE", weight, q, earlier)

@@ -21,7 +21,8 @@ class OptimizerConfig:
             linearly over this share of the steps, at the end, so that runs of different lengths
             share their beginning (warm-up, constant, decay; 2405.18392).
         b1, b2, eps: Adam's parameters; Llama 2 uses eps 1e-5.
-        weight_decay: decoupled weight decay; it does not apply to the scales of norms.
+        weight_decay: decoupled weight decay; it does not apply to the scales of norms and to
+            biases.
         clip: the global norm to which gradients are clipped; None clips nothing.
         skip: how many steps in a row may have a gradient with NaN or infinity; their updates are
             left out and counted as `skipped` in the metrics. One more ends the run.
@@ -111,8 +112,11 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.apply_if_finite(made, config.skip) if config.skip else made
 
 
+_NOT_DECAYED = {"scale", "bq", "bk", "bv", "bo", "bg", "bu", "bd"}
+
+
 def _decayed(params):
     def is_matrix(path, _):
-        return all(getattr(key, "key", None) != "scale" for key in path)
+        return all(getattr(key, "key", None) not in _NOT_DECAYED for key in path)
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -76,6 +76,9 @@ def _read(path: Path) -> ForeignCheckpoint:
         return huggingface.read(path)
     if (path / meta.PARAMS).exists():
         return meta.read(path)
+    if (path / "adapter_config.json").exists():
+        merge = "PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained(OUT)"
+        raise ValueError(f"{path} is a PEFT adapter without its base: merge the two first, {merge}")
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return gguf_file.read(files[0])

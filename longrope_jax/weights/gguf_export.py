@@ -54,6 +54,14 @@ def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict,
             gguf is missing.
     """
     require_package("GGUF")
+    c = config
+    parts = {"biases": c.attention_bias or c.output_bias or c.mlp_bias}
+    parts |= {"norms of queries and keys": c.qk_norm, "windows": any(c.windows)}
+    if odd := [what for what, is_so in parts.items() if is_so]:
+        raise ValueError(
+            f"GGUF is written here for llama.cpp's plain Llama, this one has {' and '.join(odd)}: "
+            "save as Hugging Face"
+        )
     metadata, factors = gguf_rotary.write(spec, config.head_dim)
     if context_length is None:
         context_length = extended_length(spec)

@@ -25,6 +25,18 @@ _LLAMA3 = (
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _cut(regex: str) -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, _BYTES | {"use_regex": False}]}
+
+
 # How each `pre` splits text, in the terms of tokenizer.json.
 PRE = {
     "gpt-2": _BYTES,
@@ -32,19 +44,14 @@ PRE = {
         "type": "Sequence",
         "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
     },
-    "llama-bpe": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {
-                "type": "Split",
-                "pattern": {"Regex": _LLAMA3},
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            _BYTES | {"use_regex": False},
-        ],
-    },
+    "llama-bpe": _cut(_LLAMA3),
+    "llama3": _cut(_LLAMA3),
+    "llama-v3": _cut(_LLAMA3),
+    "qwen2": _cut(_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
+    "tekken": _cut(_TEKKEN),
 }
+# With these, llama.cpp takes a word that is a token whole, and begins a text with a token.
+_WHOLE = _BEGINS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 
 
 class UnknownTokenizer(ValueError):
@@ -63,7 +70,12 @@ def read(metadata: dict[str, Any], vocab_size: int) -> str:
         raise UnknownTokenizer(f"tokenizer.ggml.model {str(model)[:40]!r} is not gpt2 or llama")
     if model == "gpt2" and (not isinstance(pre, str) or pre not in PRE):
         raise UnknownTokenizer(f"tokenizer.ggml.pre {str(pre)[:40]!r} is not one of {sorted(PRE)}")
+    if model == "llama" and metadata.get(_KEY + "scores") is None:
+        raise UnknownTokenizer("tokenizer.ggml.scores, the order of merges, is not in the file")
     tokens = _strings(metadata, "tokens")
+    # Some converters fill the vocabulary up with empty tokens, which no text contains.
+    unused = {at for at, token in enumerate(tokens) if not token} if tokens.count("") > 1 else set()
+    tokens = [f"[PAD{at}]" if at in unused else token for at, token in enumerate(tokens)]
     if len(tokens) != vocab_size or len(set(tokens)) != len(tokens):
         raise ValueError(
             f"tokenizer.ggml.tokens must hold {vocab_size} different tokens, got "
@@ -88,7 +100,7 @@ def adds_bos(metadata: dict[str, Any], where: str) -> bool:
     """
     found = metadata.get(_KEY + "add_bos_token")
     if found is None:
-        return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") == "llama-bpe"
+        return metadata.get(_KEY + "model") == "llama" or metadata.get(_KEY + "pre") in _BEGINS
     if not isinstance(found, bool):
         raise ValueError(f"{where}: {_KEY}add_bos_token must be true or false, got {found!r:.40}")
     return found
@@ -158,7 +170,7 @@ def _byte_level(metadata, vocab, types, pre) -> dict:
         types,
         pre_tokenizer=PRE[pre],
         decoder=_BYTES | {"add_prefix_space": True},
-        model=_bpe(vocab, pairs, ignore_merges=pre == "llama-bpe"),
+        model=_bpe(vocab, pairs, ignore_merges=pre in _WHOLE),
     )
 
 
@@ -246,11 +258,22 @@ def _kind(parts: dict) -> dict[str, Any] | None:
     if model["type"] != "BPE":
         return None
     if not model.get("byte_fallback"):
-        pre = next((name for name, known in PRE.items() if known == cut), None)
-        whole = bool(model.get("ignore_merges")) == (pre == "llama-bpe")
+        same = (name for name, known in PRE.items() if _same_ids(known) == _same_ids(cut))
+        pre = next(same, None)
+        if before == {"type": "NFC"}:  # Qwen's
+            warn("llama.cpp does not compose characters (NFC) as this tokenizer does")
+            before = None
+        whole = bool(model.get("ignore_merges")) == (pre in _WHOLE)
         return {"model": "gpt2", "pre": pre} if pre and before is None and whole else None
     prefix = _prefix(before, cut)
     return None if prefix is None else {"model": "llama", "add_space_prefix": prefix}
+
+
+def _same_ids(cut: Any) -> Any:
+    """Returns a pre-tokenizer without what changes offsets alone."""
+    if isinstance(cut, dict):
+        return {key: _same_ids(value) for key, value in cut.items() if key != "trim_offsets"}
+    return [_same_ids(one) for one in cut] if isinstance(cut, list) else cut
 
 
 def _prefix(normalizer: dict | None, cut: dict | None) -> bool | None:

@@ -13,17 +13,16 @@ import numpy as np
 
 from longrope_jax import rotary
 from longrope_jax.data.tokenizers import SpecialTokens
-from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig
-from longrope_jax.weights import hf_tokenizer, names, safetensors_file, stream
-from longrope_jax.weights.files import number, read_json, whole
+from longrope_jax.weights import families, fused, hf_tokenizer, names, safetensors_file, stream
+from longrope_jax.weights.files import TensorSource, number, read_json, whole
 from longrope_jax.weights.foreign import ForeignCheckpoint, extended_length
 from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
-MODEL_TYPES = ("llama", "mistral")  # Mistral with a null sliding_window is the same network
-_IGNORED = ("rotary_emb.inv_freq",)  # the first conversions of Llama store what the config implies
+# The first conversions of Llama store what the config implies.
+_IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
 
 def read(path: Path) -> ForeignCheckpoint:
@@ -33,13 +32,14 @@ def read(path: Path) -> ForeignCheckpoint:
         ValueError: a file is missing or damaged, or the architecture is not supported.
     """
     where = str(path / CONFIG)
-    raw = _defaults(read_json(path / CONFIG), where)
-    source = SafetensorsSource(str(path), _files(path))
-    config, notes = _config(raw, source, where)
+    raw = families.defaults(read_json(path / CONFIG))
+    stored = SafetensorsSource(str(path), _files(path))
+    config, notes = _config(raw, stored, where)
+    source: TensorSource = fused.split(stored, config) if raw["model_type"] == "phi3" else stored
     spec = _rotary(raw, config.head_dim, where)
     ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
     if ignored:
-        notes.append(f"{ignored} tensors rotary_emb.inv_freq are ignored: the config implies them")
+        notes.append(f"{ignored} tensors rotary_emb.* are ignored: the config implies them")
     tokenizer = hf_tokenizer.read(path, notes)
     special = hf_tokenizer.special_tokens(path, raw, tokenizer, config.vocab_size, notes)
     return ForeignCheckpoint(
@@ -53,21 +53,6 @@ def read(path: Path) -> ForeignCheckpoint:
         ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
         notes=notes,
     )
-
-
-def _defaults(raw: dict, where: str) -> dict:
-    """Returns the config with the defaults of transformers' classes for keys that are left out.
-
-    Raises:
-        ValueError: the default would be a sliding window, which is not supported.
-    """
-    raw = {"bos_token_id": 1, "eos_token_id": 2} | raw
-    if raw.get("model_type") == "mistral" and "sliding_window" not in raw:
-        raise ValueError(
-            f"{where} has no sliding_window, which means 4096 in transformers' Mistral and is not "
-            "supported: write null if the model has none"
-        )
-    return {"num_key_value_heads": 8} | raw if raw.get("model_type") == "mistral" else raw
 
 
 def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
@@ -113,14 +98,15 @@ def _files(path: Path) -> list[Path]:
 
 
 def _compare(path: Path, listed: dict, source: SafetensorsSource) -> None:
+    spare = (*_IGNORED, names.UNEMBED.hf)  # an index of before the head was tied, or of older code
     for name in sorted(listed.keys() ^ source.shapes.keys()):
+        if name.endswith(spare):
+            continue
         there, where = ("the index", "no file") if name in listed else ("a file", "not the index")
         raise ValueError(f"{path}: tensor {name[:100]!r} is in {there}, but in {where}")
 
 
 def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
-    if raw.get("model_type") not in MODEL_TYPES:
-        raise ValueError(unknown_name("model_type", str(raw.get("model_type")), MODEL_TYPES))
     _refuse(raw, where)
     heads, width = whole(raw, "num_attention_heads", where), whole(raw, "hidden_size", where)
     tied = raw.get("tie_word_embeddings", False)
@@ -137,10 +123,14 @@ def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
         norm_eps=number(raw, "rms_norm_eps", where, 1e-6),
         tie_embeddings=tied,
         rotary_layout="half",
+        **families.parts(raw, where, whole(raw, "num_hidden_layers", where)),
     )
     notes = ["Hugging Face folder: queries and keys are in the half layout"]
     if raw.get("auto_map"):
         notes.append("config.json names Python code (auto_map), which is never run")
+    if tied and names.EMBED.hf not in source.shapes and names.UNEMBED.hf in source.shapes:
+        source.rename(names.UNEMBED.hf, names.EMBED.hf)
+        notes.append("the embeddings are tied and stored as lm_head.weight alone")
     if tied and names.UNEMBED.hf in source.shapes:
         _same_head(source, where)
         notes.append("the embeddings are tied: lm_head.weight is present and equal to them")
@@ -155,11 +145,10 @@ def _refuse(raw: dict, where: str) -> None:
     """
     expected = {
         "hidden_act": ("silu", "swish", None),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "sliding_window": (None,),
         "quantization_config": (None,),
     }
+    if raw["model_type"] == "llama":
+        expected["sliding_window"] = (None,)  # transformers' Llama has none: another model's config
     for key, known in expected.items():
         if raw.get(key) not in known:
             value = str(raw[key])[:60]
@@ -259,8 +248,7 @@ def export_config(config, spec, dtype, context_length, special: SpecialTokens) -
     elif context_length is None:
         context_length = extended_length(spec)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **families.export(config),
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -270,8 +258,6 @@ def export_config(config, spec, dtype, context_length, special: SpecialTokens) -
         "intermediate_size": config.d_ff,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": context_length,
         "rope_parameters": parameters,

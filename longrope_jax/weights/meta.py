@@ -1,5 +1,7 @@
 """Meta's original folders are read: params.json and pickles consolidated.NN.pth, weights only.
 
+Mistral's native folders are read, too: consolidated.safetensors has the same names and layout.
+
 Model parallelism cuts tensors along the output features of wq, wk, wv, w1, w3 and the head,
 along the input features of wo and w2, and the embedding along D (LLaMA, Llama 2) or V (Llama 3).
 Source: llama/model.py of facebookresearch/llama, models/llama3/model.py of meta-llama/llama-models.
@@ -17,13 +19,16 @@ from longrope_jax.data import tokenizers
 from longrope_jax.errors import unknown_name
 from longrope_jax.llama import LlamaConfig, swiglu_width
 from longrope_jax.weights import names
-from longrope_jax.weights.files import file_size, number, read_json, whole
+from longrope_jax.weights.files import TensorSource, file_size, number, read_json, whole
 from longrope_jax.weights.foreign import ForeignCheckpoint
+from longrope_jax.weights.safetensors_file import SafetensorsSource
 
 PARAMS = "params.json"
 _KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps"}
 _KNOWN |= {"ffn_dim_multiplier", "rope_theta", "use_scaled_rope", "rope_scaling_factor"}
 _KNOWN |= {"max_seq_len", "max_batch_size", "model_parallel_size"}
+_KNOWN |= {"hidden_dim", "head_dim", "sliding_window", "max_position_embeddings"}  # Mistral
+MISTRAL = "consolidated.safetensors"
 _IGNORED = ("rope.freqs",)
 
 
@@ -165,11 +170,13 @@ def read(path: Path) -> ForeignCheckpoint:
     raw = read_json(path / PARAMS)
     for key in sorted(raw.keys() - _KNOWN):
         raise ValueError(f"{where}: " + unknown_name("key", key, _KNOWN))
-    source = MetaSource(str(path), _files(path))
-    notes = [
-        f"Meta's folder of {len(source._shards)} shards: queries and keys are in the interleaved "
-        "layout"
-    ]
+    if (path / MISTRAL).is_file():
+        source: TensorSource = SafetensorsSource(str(path), [path / MISTRAL])
+        kind = "Mistral's native folder"
+    else:
+        source = MetaSource(str(path), files := _files(path))
+        kind = f"Meta's folder of {len(files)} shards"
+    notes = [f"{kind}: queries and keys are in the interleaved layout"]
     tokenizer = _tokenizer(path, notes)
     ids = tokenizer.special_ids if tokenizer else {}
     # Meta's generation.py begins every prompt with the beginning token.
@@ -180,7 +187,7 @@ def read(path: Path) -> ForeignCheckpoint:
         rotary=_rotary(raw, where, notes),
         source=source,
         tokenizer=tokenizer,
-        context_length=None,
+        context_length=whole(raw, "max_position_embeddings", where, None),
         special_tokens=special,
         ignored=_IGNORED,
         notes=notes,
@@ -198,21 +205,28 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _config(raw: dict, source: MetaSource, where: str) -> LlamaConfig:
+def _config(raw: dict, source: TensorSource, where: str) -> LlamaConfig:
     width, heads = whole(raw, "dim", where), whole(raw, "n_heads", where)
     rows = source.shapes.get(names.EMBED.meta, (0,))[0]
     # LLaMA and Llama 2 write -1 for the size of the tokenizer, which the embedding has, too.
     vocab = rows if raw.get("vocab_size", -1) == -1 else whole(raw, "vocab_size", where)
     multiple = whole(raw, "multiple_of", where, 256)
     multiplier = number(raw, "ffn_dim_multiplier", where, 1.0)
+    window = raw.get("sliding_window")
     return LlamaConfig(
         vocab_size=vocab,
         d_model=width,
         n_layers=whole(raw, "n_layers", where),
         n_heads=heads,
         n_kv_heads=whole(raw, "n_kv_heads", where, heads),
-        head_dim=width // heads,
-        d_ff=swiglu_width(width, multiple_of=multiple, multiplier=multiplier),
+        head_dim=whole(raw, "head_dim", where, width // heads),
+        d_ff=whole(
+            raw,
+            "hidden_dim",
+            where,
+            swiglu_width(width, multiple_of=multiple, multiplier=multiplier),
+        ),
+        windows=() if window is None else (whole(raw, "sliding_window", where),),
         norm_eps=number(raw, "norm_eps", where, 1e-5),
         tie_embeddings=names.UNEMBED.meta not in source.shapes,
         rotary_layout="interleaved",
@@ -220,19 +234,24 @@ def _config(raw: dict, source: MetaSource, where: str) -> LlamaConfig:
 
 
 def _rotary(raw: dict, where: str, notes: list[str]):
-    base = number(raw, "rope_theta", where, 10_000.0)
+    # mistral-inference takes 1e6 for a model without a window, those after Mistral 0.1.
+    later = "hidden_dim" in raw and raw.get("sliding_window") is None
+    base = number(raw, "rope_theta", where, 1e6 if later else 10_000.0)
     if "rope_theta" not in raw:
-        notes.append("params.json has no rope_theta: 10,000 is assumed, as in LLaMA and Llama 2")
+        whose = "Mistral without a window" if later else "LLaMA and Llama 2"
+        notes.append(f"params.json has no rope_theta: {base:,.0f} is assumed, as in {whose}")
     scaled = raw.get("use_scaled_rope", False)
     if not isinstance(scaled, bool):
         raise ValueError(f"{where}: use_scaled_rope must be true or false, got {scaled!r:.40}")
     if not scaled:
         return rotary.RoPE(base=base)
-    factor = number(raw, "rope_scaling_factor", where, 8.0)
+    # The 1B and 3B of Llama 3.2, whose params.json is silent, too, were extended further.
+    small = whole(raw, "dim", where) <= 3072
+    factor = number(raw, "rope_scaling_factor", where, 32.0 if small else 8.0)
     if "rope_scaling_factor" not in raw:
         notes.append(
-            "use_scaled_rope has no rope_scaling_factor: 8 is assumed, as in Llama 3.1 (the 1B and "
-            "3B of Llama 3.2 use 32)"
+            f"use_scaled_rope has no rope_scaling_factor: {factor:g} is assumed, as in Llama "
+            f"{'3.2 of this size' if small else '3.1'}"
         )
     return rotary.Llama3(factor=factor, base=base)
 

@@ -21,6 +21,8 @@ class Leaf:
         hf, gguf, meta: name of the tensor in each format.
         merge: axis of the file's matrix that Meta's model parallelism cuts: "rows", "columns",
             "either", or "" for none.
+        when: field of LlamaConfig without which a model lacks the array, or "" for all models.
+        rotated: whether the order of its features, the last axis, depends on the rotary layout.
     """
 
     path: tuple[str, ...]
@@ -30,6 +32,8 @@ class Leaf:
     gguf: str
     meta: str
     merge: str = ""
+    when: str = ""
+    rotated: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -41,17 +45,21 @@ class Leaf:
         return getattr(self, form).replace("{l}", str(layer))
 
 
-def _layer(path: str, *rest: str) -> Leaf:
-    letters, axes, hf, gguf, meta, *merge = rest
-    return Leaf(
-        ("layers", *path.split("/")),
-        letters,
-        axes,
-        f"model.layers.{{l}}.{hf}.weight",
-        f"blk.{{l}}.{gguf}.weight",
-        f"layers.{{l}}.{meta}.weight",
-        *merge,
+def _layer(
+    path: str, letters: str, axes: str, hf: str, gguf: str, meta: str, merge: str = "", **options
+) -> Leaf:
+    what = options.pop("what", "weight")
+    names = (
+        f"model.layers.{{l}}.{hf}.{what}",
+        f"blk.{{l}}.{gguf}.{what}",
+        f"layers.{{l}}.{meta}.{what}",
     )
+    return Leaf(("layers", *path.split("/")), letters, axes, *names, merge, **options)
+
+
+def _bias(path: str, letters: str, axes: str, hf: str, gguf: str, meta: str, when: str) -> Leaf:
+    rotated = path.endswith(("bq", "bk"))
+    return _layer(path, letters, axes, hf, gguf, meta, what="bias", when=when, rotated=rotated)
 
 
 EMBED = Leaf(
@@ -69,16 +77,69 @@ UNEMBED = Leaf(
 LEAVES = (
     EMBED,
     _layer("attention_norm/scale", "D", "D", "input_layernorm", "attn_norm", "attention_norm"),
-    _layer("attention/wq", "DNH", "NH,D", "self_attn.q_proj", "attn_q", "attention.wq", "rows"),
-    _layer("attention/wk", "DKH", "KH,D", "self_attn.k_proj", "attn_k", "attention.wk", "rows"),
+    _layer(
+        "attention/wq",
+        "DNH",
+        "NH,D",
+        "self_attn.q_proj",
+        "attn_q",
+        "attention.wq",
+        "rows",
+        rotated=True,
+    ),
+    _layer(
+        "attention/wk",
+        "DKH",
+        "KH,D",
+        "self_attn.k_proj",
+        "attn_k",
+        "attention.wk",
+        "rows",
+        rotated=True,
+    ),
     _layer("attention/wv", "DKH", "KH,D", "self_attn.v_proj", "attn_v", "attention.wv", "rows"),
     _layer(
         "attention/wo", "NHD", "D,NH", "self_attn.o_proj", "attn_output", "attention.wo", "columns"
+    ),
+    _bias(
+        "attention/bq", "NH", "NH", "self_attn.q_proj", "attn_q", "attention.wq", "attention_bias"
+    ),
+    _bias(
+        "attention/bk", "KH", "KH", "self_attn.k_proj", "attn_k", "attention.wk", "attention_bias"
+    ),
+    _bias(
+        "attention/bv", "KH", "KH", "self_attn.v_proj", "attn_v", "attention.wv", "attention_bias"
+    ),
+    _bias(
+        "attention/bo", "D", "D", "self_attn.o_proj", "attn_output", "attention.wo", "output_bias"
+    ),
+    _layer(
+        "attention/q_norm/scale",
+        "H",
+        "H",
+        "self_attn.q_norm",
+        "attn_q_norm",
+        "attention.q_norm",
+        when="qk_norm",
+        rotated=True,
+    ),
+    _layer(
+        "attention/k_norm/scale",
+        "H",
+        "H",
+        "self_attn.k_norm",
+        "attn_k_norm",
+        "attention.k_norm",
+        when="qk_norm",
+        rotated=True,
     ),
     _layer("mlp_norm/scale", "D", "D", "post_attention_layernorm", "ffn_norm", "ffn_norm"),
     _layer("mlp/gate", "DF", "F,D", "mlp.gate_proj", "ffn_gate", "feed_forward.w1", "rows"),
     _layer("mlp/up", "DF", "F,D", "mlp.up_proj", "ffn_up", "feed_forward.w3", "rows"),
     _layer("mlp/down", "FD", "D,F", "mlp.down_proj", "ffn_down", "feed_forward.w2", "columns"),
+    _bias("mlp/bg", "F", "F", "mlp.gate_proj", "ffn_gate", "feed_forward.w1", "mlp_bias"),
+    _bias("mlp/bu", "F", "F", "mlp.up_proj", "ffn_up", "feed_forward.w3", "mlp_bias"),
+    _bias("mlp/bd", "D", "D", "mlp.down_proj", "ffn_down", "feed_forward.w2", "mlp_bias"),
     Leaf(
         ("final_norm", "scale"),
         "D",
@@ -89,12 +150,12 @@ LEAVES = (
     ),
     UNEMBED,
 )
-ROTATED = ("wq", "wk")  # the order of their features depends on the rotary layout
 
 
 def leaves(config: LlamaConfig) -> tuple[Leaf, ...]:
     """Returns the arrays of a model; with tied embeddings there is no separate output head."""
-    return LEAVES[:-1] if config.tie_embeddings else LEAVES
+    known = LEAVES[:-1] if config.tie_embeddings else LEAVES
+    return tuple(leaf for leaf in known if not leaf.when or getattr(config, leaf.when))
 
 
 def sizes(config: LlamaConfig) -> dict[str, int]:

@@ -45,6 +45,11 @@ class SafetensorsSource:
                 self.shapes[name], self.kinds[name] = shape, kind
                 self._at[name] = path, offset
 
+    def rename(self, name: str, other: str) -> None:
+        """Shows a tensor under another name from now on."""
+        for table in (self.shapes, self.kinds, self._at):
+            table[other] = table.pop(name)
+
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Returns rows `start` to `stop` of a tensor, in the file's dtype.
 

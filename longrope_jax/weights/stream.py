@@ -41,7 +41,7 @@ def check(config: llama.LlamaConfig, source: TensorSource, form: str, *, ignored
         if not name.endswith(tuple(ignored)):
             raise ValueError(
                 f"{source.where} has a tensor {name[:100]!r} that a Llama of this config has no "
-                "place for: is it another architecture, with biases or more layers?"
+                "place for: is it another architecture, or one with more layers?"
             )
 
 
@@ -180,7 +180,7 @@ def fetch(config: llama.LlamaConfig, params: dict, leaf: names.Leaf, layer: int,
         )
     values = np.asarray(_layer_of(array, layer) if leaf.stacked else array)
     values = cast(values, dtype, "/".join(leaf.path))
-    if leaf.path[-1] in names.ROTATED and layout != config.rotary_layout:
+    if leaf.rotated and layout != config.rotary_layout:
         order = half_from_interleaved(config.head_dim)
         values = values[..., order if layout == "half" else np.argsort(order)]
     order = [leaf.letters.index(letter) for letter in leaf.axes.replace(",", "")]

@@ -1,0 +1,211 @@
+"""The families beside Llama: their tiny random models give transformers' numbers, live, both ways.
+
+Biases, norms and windows act in every case: without them the numbers are others.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from checkpoints import CONFIG, numbers
+
+import longrope_jax
+from longrope_jax import llama, rotary, weights
+from longrope_jax.training import optimizer
+
+TOKENS = np.random.default_rng(11).integers(0, 40, (1, 24)).astype(np.int32)
+SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+SIZES |= {"initializer_range": 0.25, "bos_token_id": None, "eos_token_id": None}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, **FACTORS}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
+FAMILIES = {
+    "llama, all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral, a window": ("mistral", {"sliding_window": 5}),
+    "mistral, heads of another width": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2.5, yarn": (
+        "qwen2",
+        {"rope_parameters": YARN | {"original_max_position_embeddings": 32}},
+    ),
+    "qwen2, windows in the last layers": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3, biases and windows": (
+        "qwen3",
+        {
+            "head_dim": 8,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "phi3, short factors": (
+        "phi3",
+        {
+            "rope_parameters": LONGROPE | {"original_max_position_embeddings": 64},
+            "original_max_position_embeddings": 64,
+            "pad_token_id": 0,
+        },
+    ),
+    "phi3, long factors and a window": (
+        "phi3",
+        {
+            "rope_parameters": LONGROPE | {"original_max_position_embeddings": 16},
+            "original_max_position_embeddings": 16,
+            "sliding_window": 6,
+            "pad_token_id": 0,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    why = "LOUD SKIP: pip install transformers and a CPU torch to compare with transformers live"
+    torch = pytest.importorskip("torch", reason=why)
+    module = pytest.importorskip("transformers", reason=why)
+    module.logging.set_verbosity_error()
+    module.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    return module
+
+
+def random_model(transformers, path, kind, changes):
+    """A random model of transformers, with norms away from 1 and biases away from 0, saved."""
+    import torch
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **SIZES | changes)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.5 * torch.randn(parameter.shape)
+    model.save_pretrained(path)
+    return path
+
+
+def theirs(transformers, path, new=0):
+    """Logits [T, V] of TOKENS, and `new` greedy tokens after the first six of them."""
+    import torch
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    ids = torch.tensor(TOKENS.astype(np.int64))
+    with torch.no_grad():
+        logits = model(ids).logits[0].numpy()
+        if not new:
+            return logits, None
+        made = model.generate(ids[:, :6], max_new_tokens=new, do_sample=False, pad_token_id=0)
+    return logits, made[0, 6:].numpy()
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_a_family_gives_transformers_numbers_both_ways(transformers, tmp_path, case):
+    kind, changes = FAMILIES[case]
+    path = random_model(transformers, tmp_path / "in", kind, changes)
+    longrope = "phi3" in case  # its switch while decoding has tests of its own
+    expected, greedy = theirs(transformers, path, 0 if longrope else 50)
+    model = longrope_jax.load(path)
+    atol = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(model.logits(TOKENS[0]), expected, atol=atol)
+    if not longrope:
+        found = model.generate(TOKENS[0, :6], max_new_tokens=50)
+        assert found.tolist() == greedy.tolist()
+    model.save(tmp_path / "out")
+    again, _ = theirs(transformers, tmp_path / "out")
+    np.testing.assert_allclose(again, expected, atol=atol)
+    back = longrope_jax.load(tmp_path / "out")
+    assert (back.config, back.method, back.trained_length) == (
+        model.config,
+        model.method,
+        model.trained_length,
+    )
+
+
+PARTS = {
+    "attention_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+    "qk_norm": True,
+    "windows": (3, 0),
+}
+
+
+def everything(**changes):
+    return dataclasses.replace(CONFIG, **PARTS | changes)
+
+
+def drawn(config):
+    """Random parameters whose biases are not zero."""
+    return jax.tree.map(jax.numpy.asarray, numbers(config))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_acts_and_is_absent_from_the_program_where_it_is_off(part):
+    config, spec = everything(), rotary.RoPE()
+    params = drawn(config)
+    off = dataclasses.replace(config, **{part: () if part == "windows" else False})
+    one, other = (np.asarray(llama.logits(c, params, TOKENS, spec)) for c in (config, off))
+    assert np.abs(one - other).max() > 1e-3
+    shapes = jax.eval_shape(lambda: llama.init_params(CONFIG, jax.random.key(0)))
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)} == {
+        *("embed", "unembed", "scale", "wq", "wk", "wv", "wo", "gate", "up", "down")
+    }
+
+
+def test_biases_are_not_decayed():
+    params = drawn(everything())
+    decayed = optimizer._decayed(params)
+    for path, one in jax.tree_util.tree_leaves_with_path(decayed):
+        name = path[-1].key
+        assert one == (name not in ("scale", "bq", "bk", "bv", "bo", "bg", "bu", "bd")), name
+
+
+def test_attention_statistics_see_biases_norms_and_windows():
+    """Against queries and keys computed by hand in the second layer's place, the first."""
+    from longrope_jax.evaluation.attention_statistics import _heads
+
+    config = everything(n_layers=1)
+    layer = jax.tree.map(lambda x: x[0], drawn(config)["layers"]["attention"])
+    x = np.random.default_rng(1).normal(size=(1, 5, 32)).astype(np.float32)
+    for name in "qk":
+        raw = np.einsum("BTD,DNH->BTNH", x, layer[f"w{name}"]) + layer[f"b{name}"]
+        raw /= np.sqrt((raw**2).mean(-1, keepdims=True) + config.norm_eps)
+        expected = raw * layer[f"{name}_norm"]["scale"]
+        np.testing.assert_allclose(_heads(config, x, layer, name), expected, atol=1e-5)
+
+
+def test_what_no_model_of_transformers_has_together_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no model of transformers has these"):
+        weights.check_save(everything(), rotary.RoPE(), format="hf", path=tmp_path / "out")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_gguf_holds_a_plain_llama_alone(part):
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    config = dataclasses.replace(CONFIG, **{part: PARTS[part]})
+    with pytest.raises(ValueError, match=r"plain Llama, this one has .*: save as Hug"):
+        weights.check_save(config, rotary.RoPE(), format="gguf")
+
+
+def test_layer_types_of_another_number_or_name_are_refused(tmp_path):
+    qwen = dataclasses.replace(CONFIG, attention_bias=True)
+    weights.save(tmp_path / "m", qwen, numbers(qwen), rotary.RoPE())
+    raw = json.loads((tmp_path / "m" / "config.json").read_text())
+    raw |= {"use_sliding_window": True, "sliding_window": 4}
+    for layer_types, message in (
+        (["full_attention"], "layer_types must name 2 layers"),
+        (["full_attention", "sliding_atention"], "did you mean 'sliding_attention'"),
+    ):
+        (tmp_path / "m" / "config.json").write_text(json.dumps(raw | {"layer_types": layer_types}))
+        with pytest.raises(ValueError, match=message):
+            weights.open_checkpoint(tmp_path / "m")
