@@ -13,6 +13,7 @@ from checkpoints import CONFIG, numbers
 
 import longrope_jax
 from longrope_jax import llama, rotary, weights
+from longrope_jax.attention import attend
 from longrope_jax.training import optimizer
 
 TOKENS = np.random.default_rng(11).integers(0, 40, (1, 24)).astype(np.int32)
@@ -160,6 +161,42 @@ def test_every_part_acts_and_is_absent_from_the_program_where_it_is_off(part):
     assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)} == {
         *("embed", "unembed", "scale", "wq", "wk", "wv", "wo", "gate", "up", "down")
     }
+
+
+def test_decoding_with_a_cache_equals_the_whole_forward_with_every_part():
+    config, spec = everything(), rotary.RoPE()
+    params = drawn(config)
+    whole = np.asarray(llama.logits(config, params, TOKENS, spec))
+    rot = rotary.make(spec, head_dim=config.head_dim, seq_len=24)
+    cache, at = llama.init_cache(config, 1, 24), 0
+    for step in (9, 1, 1, 13):
+        tokens = TOKENS[:, at : at + step]
+        hidden, cache = llama.Llama(config).apply(
+            {"params": params}, tokens, rotary=rot, cache=cache
+        )
+        found = np.asarray(llama.unembed(config, params, hidden))
+        np.testing.assert_allclose(found, whole[:, at : at + step], atol=2e-5)
+        at += step
+
+
+def test_a_window_is_the_same_in_every_back_end_and_stays_within_documents():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 24, 4, 8)).astype(np.float32) for _ in range(3))
+    arrays = [jax.numpy.asarray(x) for x in (q, k, v)]
+    start = np.zeros((2, 24), np.int32)
+    start[1, 10:] = 10
+    for window in (1, 5, 100):
+        far = np.arange(24)[:, None] - np.arange(24)
+        seen = (far >= 0) & (far < window) & (np.arange(24) >= start[..., None])
+        scores = np.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(8)
+        scores = np.where(seen[:, None], scores, -np.inf)
+        expected = np.einsum("BNTS,BSNH->BTNH", np.asarray(jax.nn.softmax(scores)), v)
+        for backend in ("reference", "blockwise"):
+                found = attend(*arrays, segment_start=start, window=window, backend=backend)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    for backend in ("splash", "cudnn"):
+        with pytest.raises(ValueError, match=f"a window is not for backend '{backend}'"):
+            attend(*arrays, window=4, backend=backend)
 
 
 def test_biases_are_not_decayed():
