@@ -192,7 +192,7 @@ def test_a_window_is_the_same_in_every_back_end_and_stays_within_documents():
         scores = np.where(seen[:, None], scores, -np.inf)
         expected = np.einsum("BNTS,BSNH->BTNH", np.asarray(jax.nn.softmax(scores)), v)
         for backend in ("reference", "blockwise"):
-                found = attend(*arrays, segment_start=start, window=window, backend=backend)
+            found = attend(*arrays, segment_start=start, window=window, backend=backend)
             np.testing.assert_allclose(found, expected, atol=1e-5)
     for backend in ("splash", "cudnn"):
         with pytest.raises(ValueError, match=f"a window is not for backend '{backend}'"):
