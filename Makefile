@@ -26,7 +26,7 @@ docs: $(VENV)/docs.installed
 
 # Executes every notebook of colab/ in full and writes it back.
 notebooks: $(VENV)/notebooks.installed
-	$(BIN)/python -m colab.build
+	JAX_PLATFORMS=cpu $(BIN)/python -m colab.build
 
 # One stamp per extra, remade when setup.cfg changes.
 $(VENV)/%.installed: setup.cfg

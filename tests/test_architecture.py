@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("cli",),
     ("commands",),
-    ("model", "aot"),
+    ("model", "aot", "plot"),
     ("evaluation", "runs", "search"),
     ("generate", "training", "weights"),
     ("data", "llama"),

@@ -1,0 +1,83 @@
+"""Makes the notebooks of this folder from colab/sources: written, executed, kept with outputs.
+
+    python -m colab.build [NAME ...]      # all, or those whose names begin so
+    LONGROPE_TINY=1 python -m colab.build --check    # executes small, writes nothing
+
+Needs the extra `notebooks`. Only the sources, percent scripts of jupytext, are edited by hand. The
+first cell comes from colab/first_cell.txt and the public address in setup.cfg's project_urls.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from docs.tools.site import address
+
+COLAB = Path(__file__).parent
+ROOT = COLAB.parent
+LIMIT = 300_000  # bytes of a notebook
+
+
+def sources() -> list[Path]:
+    """Returns the sources in order."""
+    return sorted((COLAB / "sources").glob("*.py"))
+
+
+def notebook(source: Path):
+    """Returns a notebook without outputs: its title, the first cell, then the rest."""
+    import jupytext
+    import nbformat
+
+    made = jupytext.read(source, fmt="py:percent")
+    first = (COLAB / "first_cell.txt").read_text(encoding="utf-8").format(address=address())
+    made.cells.insert(1, nbformat.v4.new_code_cell(first.rstrip()))
+    for number, cell in enumerate(made.cells):
+        cell["id"] = f"cell-{number}"
+    made.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    return made
+
+
+def executed(source: Path, *, timeout: int = 1200):
+    """Returns the notebook with its outputs.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell fails.
+        ValueError: it is larger than a notebook of this folder may be.
+    """
+    import nbclient
+    import nbformat
+
+    made = notebook(source)
+    client = nbclient.NotebookClient(made, timeout=timeout, resources={"metadata": {"path": ROOT}})
+    client.execute()
+    without_noise(made)
+    if len(nbformat.writes(made)) > LIMIT:
+        raise ValueError(f"{source.stem} is larger than {LIMIT:,} bytes: draw fewer figures")
+    return made
+
+
+def without_noise(made) -> None:
+    """Drops what differs from run to run and from machine to machine: times, standard error."""
+    for cell in made.cells:
+        cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+
+
+def main(names: list[str]) -> None:
+    """Executes the named notebooks, all by default, and writes them unless `--check` is given."""
+    import nbformat
+
+    wanted = tuple(name for name in names if name != "--check") or ("",)
+    for source in sources():
+        if not source.stem.startswith(wanted):
+            continue
+        start = time.perf_counter()
+        made = executed(source)
+        print(f"{source.stem}: {time.perf_counter() - start:.0f} s")
+        if "--check" not in names:
+            nbformat.write(made, COLAB / f"{source.stem}.ipynb")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

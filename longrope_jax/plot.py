@@ -1,0 +1,126 @@
+"""Figures for a notebook: each function returns a matplotlib Figure and writes nothing.
+
+figure = plot.decay(["rope", "abf"], length=32_768)
+figure.savefig("decay.png")
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from longrope_jax import rotary
+from longrope_jax.analysis import decay as decay_lib
+from longrope_jax.analysis import helix as helix_lib
+from longrope_jax.evaluation.by_position import position_blocks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Methods = Sequence[rotary.Method | str]
+
+
+def decay(methods: Methods, *, length: int, head_dim: int = 128) -> "Figure":
+    """Score of an all-ones query and key against their distance (Figure 4 of Llama 2 Long).
+
+    Args:
+        methods: rotary methods or their texts, such as "rope:base=1e6".
+        length: tokens; the curves end there.
+        head_dim: H, even.
+
+    Raises:
+        ValueError: A method is unknown or has no such curve (see `analysis.decay.score`), or
+            matplotlib is missing.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    distances = np.unique(np.linspace(0, length - 1, min(length, 2000)).astype(int))
+    for method, label in map(_read, methods):
+        scores = decay_lib.score(method, distances, head_dim=head_dim, seq_len=length)
+        axes.plot(distances, scores, label=label, linewidth=1.2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="distance, tokens", ylabel="score of all-ones vectors")
+    axes.legend()
+    return figure
+
+
+def wavelengths(
+    methods: Methods, *, length: int, trained_length: int, head_dim: int = 128
+) -> "Figure":
+    """Turns of every pair within the trained length; below 1 a pair never completes one.
+
+    Args:
+        methods: rotary methods or their texts.
+        length: tokens at which methods that depend on the length are taken.
+        trained_length: tokens that the model was trained on.
+        head_dim: H, even.
+
+    Raises:
+        ValueError: A method is unknown, or matplotlib is missing.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for method, label in map(_read, methods):
+        speed = method.frequencies(head_dim=head_dim, seq_len=length).inv_freq
+        turning = speed > 0
+        turns = speed[turning] * trained_length / (2 * np.pi)
+        axes.plot(np.flatnonzero(turning), turns, label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="pair", ylabel=f"turns within {trained_length:,} tokens", yscale="log")
+    axes.legend()
+    return figure
+
+
+def helix() -> "Figure":
+    """The spirals of RoPE, Position Interpolation and ABF (Figure 8 of Llama 2 Long).
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    figure = _figure(10, 4)
+    for place, panel in enumerate(helix_lib.PANELS, start=1):
+        axes = figure.add_subplot(1, len(helix_lib.PANELS), place, projection="3d")
+        axes.plot(*helix_lib.curve(panel).T, linewidth=0.8)
+        axes.plot(*helix_lib.dots(panel).T, "o", color="tab:red", markersize=3)
+        axes.set_title(panel.method)
+    return figure
+
+
+def loss_by_position(
+    losses: Mapping[str, ArrayLike], *, block: int, trained_length: int | None = None
+) -> "Figure":
+    """Mean loss of blocks of positions, one curve per row.
+
+    Args:
+        losses: nats [windows, length] by the name of the curve, as `Model.loss_by_position` gives.
+        block: positions that are averaged.
+        trained_length: tokens where a line is drawn.
+
+    Raises:
+        ValueError: The block does not divide the length, or matplotlib is missing.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for label, nll in losses.items():
+        means = position_blocks(nll, block).mean(0)
+        axes.plot((np.arange(len(means)) + 0.5) * block, means, label=label)
+    if trained_length is not None:
+        axes.axvline(trained_length, color="black", linewidth=0.8)
+    axes.set(xlabel="position", ylabel="loss, nats per token")
+    axes.legend()
+    return figure
+
+
+def _read(method: rotary.Method | str) -> tuple[rotary.Method, str]:
+    read = rotary.parse(method) if isinstance(method, str) else method
+    return read, str(method)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure without the state of pyplot, which a notebook shows once."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("a figure needs matplotlib: pip install 'longrope_jax[plot]'") from error
+    return Figure(figsize=(width, height), dpi=60, layout="constrained")
