@@ -237,9 +237,9 @@ def trained(directory, mesh, params, *, until=(6,), seen=None, text=TEXTS[1], **
     """Parameters after training to each step of `until` in turn, as a run that was cut off."""
     train_step = steps.make_train_step(CONFIG, ADAMW, mesh)
 
-    def spy(state, rot, given):
-        seen is None or seen.append(np.asarray(given["positions"]))
-        return train_step(state, rot, given)
+    def spy(state, rot, given, count):
+        seen is None or seen.extend(np.asarray(given["positions"])[:count])
+        return train_step(state, rot, given, count=count)
 
     for end in until:
         state = loop.fit(
@@ -247,7 +247,7 @@ def trained(directory, mesh, params, *, until=(6,), seen=None, text=TEXTS[1], **
             spy,
             Batches(),
             rotary=ROPE,
-            loop=loop.LoopConfig(end, 2, 2, 2, False, positions=text, **options),
+            loop=loop.LoopConfig(end, 2, 2, 2, tensorboard=False, positions=text, **options),
             mesh=mesh,
             directory=directory,
         )

@@ -204,9 +204,10 @@ def test_bad_settings_are_one_line(cls, changes, message):
 
 def test_a_batch_that_does_not_split_is_refused():
     with pytest.raises(ValueError, match="batch of 8 is not a multiple of accumulation=3"):
-        loop._microbatches({"tokens": np.zeros((8, 4))}, 3, one_device())
+        loop._microbatches({"tokens": np.zeros((8, 4))}, 3)
     with pytest.raises(ValueError, match="batch of 4 does not divide over 8"):
-        loop._microbatches({"tokens": np.zeros((8, 4))}, 2, sharding.make_mesh(data=8))
+        batch = loop._microbatches({"tokens": np.zeros((8, 4))}, 2)
+        loop._stacked([batch], 1, sharding.make_mesh(data=8))
 
 
 # One program for all rotaries; meshes
