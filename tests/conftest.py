@@ -83,7 +83,6 @@ def unchecked_shapes():
 @pytest.fixture
 def compilations():
     """The names of the programs that are compiled while a test runs, such as jit(step)."""
-    jax.clear_caches()  # else a test that ran before has compiled some
     names = []
 
     def note(event, _, *, fun_name="", **__):
