@@ -107,7 +107,7 @@ def test_what_a_kernel_cannot_do_is_refused(backend, args, how, message):
 def chosen(platform, args, monkeypatch, *, packed=False, whole=True, parts=1):
     monkeypatch.setattr(sharding, "platform", lambda: platform)
     work = {"packed": packed, "whole": whole, "parts": parts}
-    return _attention("auto", "all_gather", args[0], work, None)
+    return _attention("auto", "all_gather", args[0], work, None, None)
 
 
 def test_auto_takes_the_kernel_of_the_platform_where_it_applies(monkeypatch):
