@@ -72,7 +72,7 @@ def _curve(name: str, request: dict, sizes, seconds: float) -> dict:
 
 
 def exponents(x: list, y: list) -> tuple[float, float]:
-    """Of all points, and of the last two."""
+    """Returns the exponent of a power law through all points, and that of the last two."""
     return ratios.exponent(x, y), ratios.exponent(x[-2:], y[-2:])
 
 

@@ -48,7 +48,7 @@ def start(request: dict) -> dict:
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """With the options that all scripts here take."""
+    """Returns a parser with the options that all benchmarks take."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", default="smollm2_135m", choices=("smollm2_135m", "tiny"))

@@ -333,7 +333,7 @@ def _interval(found: Found, name: str, row: str) -> str | None:
 
 
 def pretrained_table(found: Found) -> lab.Table:
-    """What the pretrained models can do at their own length, the ceiling of every row."""
+    """What the pretrained models can do at their own length, before any continuation."""
     names, lines = ("first sentence", "answer tokens", "passkey"), []
     every = [found.quantities[f"{name} at its own length"].values for name in names]
     by_seeds = sorted(found.rows, key=found.rows.get)

@@ -259,7 +259,7 @@ def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.
 
 
 def claim(config: ConfigDict, loss: lab.Scores) -> str:
-    """In words what the interval of the gain over zero-shot says."""
+    """Returns a sentence: whether the gain over zero-shot extension is told from none."""
     last, length = _last(config), config.evaluation.length
     if not {"zero-shot", last} <= set(loss.rows):
         return f"The loss at {length:,} tokens is not measured yet."

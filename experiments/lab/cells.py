@@ -81,7 +81,7 @@ def path(folder: Path, cell: Cell) -> Path:
 
 
 def run_folder(folder: Path, cell: Cell) -> Path:
-    """Where a cell that trains or searches keeps its checkpoints and logs."""
+    """Returns the folder in which a cell that trains or searches keeps checkpoints and logs."""
     return Path(folder) / "runs" / cell.name
 
 
