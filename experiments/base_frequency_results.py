@@ -1,7 +1,6 @@
-"""What the base-frequency ablation found: quantities, hypotheses, tables.
+"""What the base-frequency ablation found: the quantities that hypotheses name, and curves.
 
-Everything is computed from cells alone, which experiments/base_frequency_ablation.py makes. Every
-row of the config stands in every table.
+Everything is computed from cells alone, which experiments/base_frequency_ablation.py makes.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ from ml_collections import ConfigDict
 
 from experiments import lab
 from longrope_jax import rotary
-from longrope_jax.analysis import decay
 from longrope_jax.evaluation import power_law
 from longrope_jax.evaluation.statistics import (
     Interval,
@@ -26,27 +24,45 @@ from longrope_jax.evaluation.statistics import (
 PAPER_GAP = 0.003  # nats between PI and ABF in Llama 2 Long's Table 5 (Books: log 6.341/6.323)
 PAPER = {"base": 1e4, "abf": 5e5, "length": 4096, "factor": 8}  # sizes of Llama 2 Long
 PAPER_HEAD_DIM = 128
+PAPER_PERPLEXITY = {  # Table 5 of Llama 2 Long: Books, CC, Wikipedia at 32,768 tokens
+    "RoPE": (6.548, 6.816, 3.802),
+    "RoPE PI": (6.341, 6.786, 3.775),
+    "RoPE ABF": (6.323, 6.780, 3.771),
+    "xPos ABF": (6.331, 6.780, 3.771),
+}
+PAPER_STEPS = 19_073  # 80 billion tokens at 4M a step
+REPAIRED = 0.01  # nats between PI and ABF from which on PI counts as repaired
 CONTROLS = ("removed", "other")  # of `tasks.CONTROLS`, at the continued length
 WITHIN, BEYOND = "loss within the pretraining length", "loss at long range"
 GAIN, UNTRAINED = "gain from long context", "loss untrained"
-_SUMMARY = (UNTRAINED, "loss", WITHIN, BEYOND, GAIN, "ROUGE-L", "answer tokens", "passkey")
-_TOPS = {"ROUGE-L": 100.0, "answer tokens": 1.0, "passkey": 1.0}
+EXCESS = "excess at long range, less half of RoPE's"
+START, UNTAUGHT = "pretraining", "pretraining, not taught"
+CROPPED = "RoPE, cropped"  # the pretrained model, which reads the last tokens alone
+REACH = 0.8  # share of a row's own value at the pretraining length down to which it reaches
 
 
 def start_row(settings: ConfigDict) -> str:
     """The row of the pretrained model that a row of the config starts from."""
-    return "pretraining" if settings.taught else "pretraining, not taught"
+    return START if settings.taught else UNTAUGHT
+
+
+def full(config: ConfigDict) -> int:
+    """Tokens of the continuation's windows."""
+    return config.length * config.factor
 
 
 def lengths(config: ConfigDict) -> list[int]:
-    """Tokens of the samples that retrieval is tested with; the last is the continued length."""
-    return [round(share * config.length * config.factor) for share in config.evaluation.lengths]
+    """Tokens of the samples that retrieval is tested with, the two trained lengths among them."""
+    shares = {1 / config.factor, *config.evaluation.lengths, 1.0}
+    return [round(share * full(config)) for share in sorted(shares)]
 
 
-def steps_between(config: ConfigDict) -> tuple[int, ...]:
-    """Steps of the continuation at which a row is measured, its beginning and end aside."""
+def branches(config: ConfigDict, row: str) -> tuple[int, ...]:
+    """Steps of the annealed branches of a row's continuation, its whole length aside."""
+    if not config.rows[row].branched:
+        return ()
     last = config.continuation.steps
-    steps = {max(1, round(share * last)) for share in config.evaluation.at}
+    steps = {max(config.continuation.warmup_steps + 1, round(s * last)) for s in config.branches}
     return tuple(sorted(step for step in steps if step < last))
 
 
@@ -59,12 +75,14 @@ class Found:
         folder: the study's folder.
         cells: all cells of the study, finished or not.
         head_dim: H of the model.
+        left_out: rows and seeds that the time budget had no room for.
     """
 
     config: ConfigDict
     folder: Path
     cells: Sequence[lab.Cell]
     head_dim: int
+    left_out: tuple[str, ...] = ()
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
@@ -74,7 +92,8 @@ class Found:
         """
         counts = {}
         for row, settings in self.config.rows.items():
-            whole = (self._is_whole(row, seed) for seed in range(settings.seeds))
+            first = settings.first_seed
+            whole = (self._is_whole(row, first + i) for i in range(settings.seeds))
             counts[row] = sum(itertools.takewhile(bool, whole))
         return {row: count for row, count in counts.items() if count}
 
@@ -90,7 +109,7 @@ class Found:
     @property
     def full(self) -> int:
         """Tokens of the continuation's windows."""
-        return self.config.length * self.config.factor
+        return full(self.config)
 
     @property
     def plain(self) -> rotary.RoPE:
@@ -129,13 +148,27 @@ class Found:
     def scores(self, kind: str, key: str, step: int | None = None, column=None) -> lab.Scores:
         """An array, or one column of it, of every row at a step; the last step by default."""
         step = self.config.continuation.steps if step is None else step
-        cells = [c for c in self.cells if c.kind == kind and c.seed < self.rows.get(c.row, 0)]
+        cells = [c for c in self.cells if c.kind == kind and self._counts(c)]
         cells = [c for c in cells if c.what[0].step == step]
         if column is None:
             return lab.scores(self.folder, cells, key)
         cells = [c for c in cells if column in c.what[0].columns]
         at = cells[0].what[0].columns.index(column)
         return lab.scores(self.folder, cells, key).map(lambda v: v[..., at])
+
+    def _counts(self, cell: lab.Cell) -> bool:
+        """Whether a cell is of a row and of a seed that is finished."""
+        seeds = self.rows.get(cell.row, 0)
+        return seeds and 0 <= cell.seed - self.config.rows[cell.row].first_seed < seeds
+
+    def cropped(self, kind: str, key: str, column=None) -> lab.Scores:
+        """As `scores`, of the pretrained models that read their last tokens alone."""
+        cells = [c for c in self.cells if c.kind == kind and c.row == CROPPED]
+        found = lab.scores(self.folder, cells, key)
+        if column is None or not found.rows:
+            return found
+        at = cells[0].what[0].columns.index(column)
+        return found.map(lambda v: v[..., at])
 
     def at(self, kind: str, key: str, length=0, scale=1.0, control="none", step=None) -> lab.Scores:
         """One column: by default the continued length, the method itself, no control."""
@@ -152,10 +185,84 @@ class Found:
         """Mean loss from `low` to `high` of the continued length, which is half of the blocks."""
 
         def part(blocks: np.ndarray) -> np.ndarray:
-            full = blocks.shape[-1] // 2
-            return blocks[..., round(low * full) : round(high * full)].mean(-1)
+            end = blocks.shape[-1] // 2
+            return blocks[..., round(low * end) : round(high * end)].mean(-1)
 
         return self.scores("loss", "blocks", step).map(part)
+
+    def at_end(self, key: str) -> lab.Scores:
+        """Loss of the window's last quarter: "long" under all of it, "short" under L tokens."""
+        return self.scores("context_gain", key)
+
+    def beyond(self) -> lab.Scores:
+        """Loss at long range, beside it that of the pretrained model that reads L tokens alone."""
+        own, cropped = self.at_end("long"), self.cropped("context_gain", "short")
+        return lab.Scores(own.values | cropped.values, own.documents | cropped.documents)
+
+    def area(self, kind: str) -> lab.Scores:
+        """Area under whole answers right over the logarithm of the length, as a share.
+
+        Lengths from the pretraining length on count; the curve is joined by straight lines.
+        """
+        return self._area(lambda n: self.at(kind, "exact", length=n))
+
+    def cropped_area(self, kind: str) -> Interval | None:
+        """The area of the pretrained models that read their last tokens alone."""
+        found = self._area(lambda n: self.cropped(kind, "exact", (n, 1.0, "none")))
+        return found.interval(CROPPED) if found.rows else None
+
+    def _area(self, at_length: Callable[[int], lab.Scores]) -> lab.Scores:
+        at = [n for n in lengths(self.config) if n >= self.config.length]
+        every = [at_length(n).map(lambda v: v.astype(float)) for n in at]
+        if len(at) < 2:
+            return every[0]
+        steps = np.diff(np.log(at)) / np.log(at[-1] / at[0])
+        weights = (np.append(steps, 0) + np.append(0, steps)) / 2
+        values = {
+            row: sum(w * one.values[row] for w, one in zip(weights, every, strict=True))
+            for row in every[0].rows
+        }
+        return lab.Scores(values, every[0].documents)
+
+    def of_ceiling(self, kind: str, share: float) -> lab.Scores:
+        """Whole answers at the continued length, less `share` of those at the pretraining length.
+
+        Samples are paired by their number, since a sample's document is the same at all lengths.
+        """
+        own = self.at(kind, "exact", length=self.config.length)
+        return self.at(kind, "exact").minus(own.map(lambda v: share * v))
+
+    def excess(self) -> lab.Scores:
+        """What a row gains less from long context than ABF, less half of what RoPE gains less.
+
+        Below 0 a row loses less than half as much at long range as plain RoPE: rho, the ratio of
+        the two, is below 1/2. Empty without those two rows.
+        """
+        gain = QUANTITIES[GAIN](self)
+        if not {"RoPE", "RoPE ABF"} <= set(gain.rows):
+            return lab.Scores({}, {})
+        seeds = min(len(gain.values[row]) for row in ("RoPE", "RoPE ABF"))
+        abf = gain.values["RoPE ABF"][:seeds]
+        rope = abf - gain.values["RoPE"][:seeds]
+        values = {
+            row: abf[: len(v)] - v[:seeds] - 0.5 * rope[: len(v)] for row, v in gain.values.items()
+        }
+        return lab.Scores(values, gain.documents)
+
+    def reach(self, kind: str) -> dict[str, list[int]]:
+        """The longest length at which each seed keeps 80 % of its own value at its own length.
+
+        0 where even that is 0. A length counts only if all shorter ones do.
+        """
+        at = [n for n in lengths(self.config) if n >= self.config.length]
+        every = [self.at(kind, "exact", length=n) for n in at]
+        found = {}
+        for row in every[0].rows:
+            means = np.stack([one.values[row].mean(1) for one in every], -1)  # [seeds, lengths]
+            kept = (means >= REACH * means[:, :1]) & (means[:, :1] > 0)
+            counts = np.cumprod(kept, -1).sum(-1)
+            found[row] = [at[count - 1] if count else 0 for count in counts]
+        return found
 
     def rouge(self, **column) -> lab.Scores:
         """ROUGE-L beside a row "chance": a random other document's first sentence."""
@@ -175,19 +282,32 @@ class Found:
 
 # By the names that hypotheses use. Losses are nats per token, ROUGE-L goes from 0 to 100, the
 # others are shares. All are of the trained rows at the continued length unless they say otherwise;
-# within the pretraining length its second half counts, at long range the window's last quarter.
+# within the pretraining length its second half counts, at long range the window's last quarter. The
+# gain from long context is what the same row loses on those same tokens where it reads only as many
+# as in pretraining.
 QUANTITIES: dict[str, Callable[[Found], lab.Scores]] = {
     "loss": lambda f: f.loss(0, 1),
     WITHIN: lambda f: f.loss(0.5 / f.config.factor, 1 / f.config.factor),
-    BEYOND: lambda f: f.loss(0.75, 1),
-    GAIN: lambda f: QUANTITIES[WITHIN](f).minus(QUANTITIES[BEYOND](f)),
+    BEYOND: lambda f: f.beyond(),
+    GAIN: lambda f: f.at_end("short").minus(f.at_end("long")),
     UNTRAINED: lambda f: f.loss(0, 1, step=0),
+    EXCESS: lambda f: f.excess(),
     "ROUGE-L": lambda f: f.rouge(),
+    "first sentence": lambda f: f.at("first_sentence", "exact"),
     "answer tokens": lambda f: f.at("first_sentence", "answer_tokens"),
     "passkey": lambda f: f.at("passkey", "exact"),
+    "first sentence area": lambda f: f.area("first_sentence"),
+    "passkey area": lambda f: f.area("passkey"),
+    "passkey, less 0.9 of its own ceiling": lambda f: f.of_ceiling("passkey", 0.9),
+    "passkey, less half of its own ceiling": lambda f: f.of_ceiling("passkey", 0.5),
+    "first sentence, less half of its own ceiling": lambda f: f.of_ceiling("first_sentence", 0.5),
     "ROUGE-L, sentence removed": lambda f: f.rouge(control="removed"),
     "ROUGE-L, other sentence": lambda f: f.rouge(control="other"),
     "gain from the sentence": lambda f: f.rouge().minus(f.rouge(control="removed")),
+    "first sentence, sentence removed": lambda f: f.at(
+        "first_sentence", "exact", control="removed"
+    ),
+    "passkey, key removed": lambda f: f.at("passkey", "exact", control="removed"),
     "first sentence at its own length": lambda f: f.at_start("first_sentence", "exact"),
     "answer tokens at its own length": lambda f: f.at_start("first_sentence", "answer_tokens"),
     "passkey at its own length": lambda f: f.at_start("passkey", "exact"),
@@ -204,7 +324,7 @@ def check_hypotheses(config: ConfigDict) -> None:
         for text in (*hypothesis.get("gates", ()), *hypothesis.checks):
             chance = ["chance"] if "ROUGE" in text.partition(":")[0] else []
             with lab.naming(f"hypotheses.{name}"):
-                lab.check_text(text, QUANTITIES, [*config.rows, *chance])
+                lab.check_text(text, QUANTITIES, [*config.rows, CROPPED, *chance])
 
 
 def power(found: Found) -> PowerNeeded | None:
@@ -264,14 +384,96 @@ def by_scale(found: Found, name: str) -> dict[str, tuple[list[float], list[float
     return _curves(found, scales, every)
 
 
+def at_steps(found: Found, name: str) -> tuple[list[int], list[lab.Scores]]:
+    """Steps of the annealed branches and of the end, and "loss" or "passkey" of every row there.
+
+    Only rows that are branched stand in the first ones.
+    """
+    branched = [row for row in found.rows if found.config.rows[row].branched]
+    between = branches(found.config, branched[0]) if branched else ()
+    key = ("mean_loss", "loss") if name == "loss" else (name, "exact")
+    every = [found.at(*key, step=step) for step in between]
+    return [*between, found.config.continuation.steps], [*every, found.quantities[name]]
+
+
 def by_step(found: Found, name: str) -> dict[str, tuple[list[int], list[float]]]:
-    """(steps, means of "loss" or "answer tokens") of every row during the continuation."""
-    between, loss = steps_between(found.config), found.quantities["loss"]
-    steps = [0, *between, found.config.continuation.steps]
-    if name == "loss":
-        losses = [found.at("mean_loss", "loss", step=step) for step in between]
-        return _curves(found, steps, [found.quantities[UNTRAINED], *losses, loss])
-    return _curves(found, steps, [found.shares(step=step) for step in steps])
+    """(steps, means of "loss" or "passkey") of every branched row."""
+    steps, every = at_steps(found, name)
+    rows = [row for row in found.rows if row in every[0].rows]
+    return {row: (steps, [float(one.mean(row)) for one in every]) for row in rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Repair:
+    """How the excess of PI over ABF in loss falls with the steps: a power of the steps.
+
+    Attributes:
+        steps: of the annealed branches and the end.
+        excess: at each, nats per token.
+        exponent: of the steps, with a 95 % bootstrap over seeds and documents.
+        at_paper: the excess that the power has at the paper's steps, nats.
+        reaches: steps at which it passes `REPAIRED`.
+    """
+
+    steps: tuple[int, ...]
+    excess: tuple[Interval, ...]
+    exponent: Interval
+    at_paper: Interval
+    reaches: Interval
+
+
+def repair(found: Found) -> Repair | None:
+    """The power law of PI's excess; None without both rows, or where an excess is not above 0."""
+    pair = ("RoPE PI", "RoPE ABF")
+    steps, every = at_steps(found, "loss")
+    if len(steps) < 3 or not all(set(pair) <= set(one.rows) for one in every):
+        return None
+    seeds = min(found.rows[row] for row in pair)
+    values = np.stack([one.values[pair[0]][:seeds] - one.values[pair[1]][:seeds] for one in every])
+    documents = values.mean((0, 1)).size
+    rng = np.random.default_rng(0)
+    draws = [values.mean((1, 2))]
+    for _ in range(2000):
+        chosen = rng.integers(seeds, size=seeds), rng.integers(documents, size=documents)
+        draws.append(values[:, chosen[0]][:, :, chosen[1]].mean((1, 2)))
+    means = np.stack(draws)
+    if not (means[0] > 0).all():
+        return None
+    means = means[(means > 0).all(1)]
+    slope, height = np.polyfit(np.log(steps), np.log(means).T, 1)
+    at_paper = np.exp(height + slope * np.log(PAPER_STEPS))
+    reaches = np.exp((np.log(REPAIRED) - height) / slope)
+    intervals = [_percentiles(v) for v in (-slope, at_paper, reaches)]
+    excess = tuple(lab.difference(one, *pair) for one in every)
+    return Repair(tuple(steps), excess, *intervals)
+
+
+def ratio(found: Found) -> Interval | None:
+    """rho: what PI gains less from long context than ABF, over what RoPE gains less.
+
+    None unless RoPE surely gains less, since a ratio to a difference that may be 0 says nothing.
+    """
+    gain = found.quantities[GAIN]
+    rows = ("RoPE", "RoPE PI", "RoPE ABF")
+    if not set(rows) <= set(gain.rows):
+        return None
+    between = lab.difference(gain, "RoPE", "RoPE ABF")
+    if between is None or between.high >= 0:
+        return None
+    seeds = min(found.rows[row] for row in rows)
+    rope, pi, abf = (gain.values[row][:seeds] for row in rows)
+    rng, draws = np.random.default_rng(0), [(abf - pi).mean() / (abf - rope).mean()]
+    for _ in range(2000):
+        s, d = rng.integers(seeds, size=seeds), rng.integers(pi.shape[1], size=pi.shape[1])
+        part = np.ix_(s, d)
+        draws.append((abf - pi)[part].mean() / (abf - rope)[part].mean())
+    return _percentiles(np.asarray(draws))
+
+
+def _percentiles(draws: np.ndarray) -> Interval:
+    """The first value, with the 95 % percentiles of the others."""
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    return Interval(float(draws[0]), float(low), float(high))
 
 
 def by_length(found: Found, kind: str, key: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -282,173 +484,6 @@ def by_length(found: Found, kind: str, key: str) -> dict[str, tuple[list[int], l
 
 def _curves(found: Found, at: list, scores: Sequence[lab.Scores]) -> dict[str, tuple[list, list]]:
     return {row: (at, [float(one.mean(row)) for one in scores]) for row in found.rows}
-
-
-# Tables.
-
-
-def _table(header: Sequence[str], lines: Sequence, caption: str, name: str) -> lab.Table:
-    """A table whose numbers are shown with three decimals, whole ones as they are."""
-    formats = dict.fromkeys(header, lambda v: str(v) if isinstance(v, int) else f"{v:.3f}")
-    return lab.Table(header, lines, caption, name, formats)
-
-
-def perplexity_table(found: Found) -> lab.Table:
-    """Perplexity of every row at every length, before and after the continuation."""
-    ends = [found.config.length << k for k in range(found.config.factor.bit_length() + 1)]
-    stages = {"before": found.scores("loss", "blocks", 0), "after": found.scores("loss", "blocks")}
-    lines = []
-    for row, seeds in found.rows.items():
-        every = [(scores.values[row], end) for scores in stages.values() for end in ends]
-        parts = [blocks[..., : end * blocks.shape[-1] // ends[-1]] for blocks, end in every]
-        lines.append([row, seeds, *(float(np.exp(part.mean())) for part in parts)])
-    header = ["row", "seeds", *(f"{stage} {end}" for stage in stages for end in ends)]
-    caption = (
-        "Perplexity over the first tokens of held-out windows, weighted by token, in one pass over "
-        "twice the continued length, before and after the continuation."
-    )
-    return _table(header, lines, caption, "perplexity")
-
-
-def summary_table(found: Found) -> lab.Table:
-    """Every row at the continued length, with intervals."""
-    lines = [[row, *(_interval(found, name, row) for name in _SUMMARY)] for row in found.rows]
-    caption = (
-        f"At {found.full:,} tokens. Loss in nats per token: within the pretraining length that of "
-        "its second half, at long range that of the window's last quarter; the gain from long "
-        "context is their difference. ROUGE-L from 0 to 100; shares of answer tokens and of keys "
-        "that are right. 95 % intervals in brackets: bootstrap over seeds and documents, wide "
-        "where seeds are few."
-    )
-    return _table(["row", *_SUMMARY], lines, caption, "summary")
-
-
-def _interval(found: Found, name: str, row: str) -> str | None:
-    """Estimate [low, high]; limits of a bounded quantity are cut to 0 and its top."""
-    interval = found.quantities[name].interval(row)
-    if interval and name in _TOPS:
-        low, high = max(interval.low, 0.0), min(interval.high, _TOPS[name])
-        interval = Interval(interval.estimate, low, high)
-    return lab.show(interval)
-
-
-def pretrained_table(found: Found) -> lab.Table:
-    """What the pretrained models can do at their own length, before any continuation."""
-    names, lines = ("first sentence", "answer tokens", "passkey"), []
-    every = [found.quantities[f"{name} at its own length"].values for name in names]
-    by_seeds = sorted(found.rows, key=found.rows.get)
-    for start, row in {start_row(found.config.rows[row]): row for row in by_seeds}.items():
-        for seed in range(found.rows[row]):
-            means = [float(values[row][seed].mean()) for values in every]
-            lines.append([f"{start}, seed {seed}", *means])
-    caption = f"The pretrained models at {found.config.length:,} tokens."
-    return _table(["pretrained model", *names], lines, caption, "pretrained")
-
-
-def controls_table(found: Found) -> lab.Table:
-    """Retrieval beside its two controls and chance, on the same samples."""
-    shares = [found.shares(control=control) for control in ("none", *CONTROLS)]
-    rouge, lines = found.quantities["ROUGE-L"], []
-    for row in found.rows:
-        line = [row, float(rouge.mean(row))]
-        for name in ("ROUGE-L, sentence removed", "ROUGE-L, other sentence"):
-            verdict = lab.check(found.quantities, f"{name}: |{row} - chance| <= 5").verdict
-            line += [float(found.quantities[name].mean(row)), verdict]
-        line += [float(rouge.mean("chance")), *(float(share.mean(row)) for share in shares)]
-        lines.append(line)
-    header = ["row", "ROUGE-L", "sentence removed", "removed at chance?", "other sentence"]
-    header += ["other at chance?", "chance", "answer tokens", "removed", "other"]
-    caption = (
-        "At the continued length, on the samples that answers are generated for. Both controls ask "
-        "for a sentence that is not there; chance scores random other documents' first sentences, "
-        "and a control is at chance within 5 points of it. Shares of answer tokens count guesses "
-        "from the answer's own beginning, so compare them with the controls."
-    )
-    return _table(header, lines, caption, "controls")
-
-
-def length_table(found: Found) -> lab.Table:
-    """Retrieval at every length, means over seeds and samples."""
-    scores = {
-        "ROUGE-L": by_length(found, "answers", "rouge"),
-        "answer tokens": by_length(found, "first_sentence", "answer_tokens"),
-        "exact": by_length(found, "first_sentence", "exact"),
-        "passkey": by_length(found, "passkey", "exact"),
-    }
-    lines = [[row, name, *scores[name][row][1]] for row in found.rows for name in scores]
-    header = ["row", "score", *(f"{n} tokens" for n in lengths(found.config))]
-    return _table(header, lines, "Retrieval by length", "by_length")
-
-
-def laws_table(found: Found) -> lab.Table:
-    """The power law of every row."""
-    names, shown = ("alpha", "beta", "gamma"), "{0.estimate:.3g} [{0.low:.3g}, {0.high:.3g}]".format
-    lines = [
-        [row, *(shown(getattr(law, name)) if law else "no fit" for name in names)]
-        for row, law in found.laws.items()
-    ]
-    caption = (
-        "Power law of the context. No fit: the losses do not fall with the context, or the 95 % "
-        "interval of beta spans more than a factor of 10."
-    )
-    return _table(["row", *names], lines, caption, "power_laws")
-
-
-def scales_table(found: Found) -> lab.Table:
-    """Each trained row evaluated at other scales than its own."""
-    every = {name: by_scale(found, name) for name in ("loss", "answer tokens")}
-    lines = [[row, name, *every[name][row][1]] for row in found.rows for name in every]
-    header = ["row", "score", *(f"{scale:g}" for scale in found.config.evaluation.scales)]
-    return _table(header, lines, "By scale, times the method's own", "by_scale")
-
-
-def turns_table(found: Found) -> lab.Table:
-    """Turns of the slowest pair and share of negative scores, beside those of the paper's sizes.
-
-    A row whose text names no size has no counterpart in the paper.
-    """
-    short, extended = PAPER["length"], PAPER["length"] * PAPER["factor"]
-    ours = _turns(found.plain, found.head_dim, found.config.length)
-    theirs = _turns(rotary.RoPE(base=PAPER["base"]), PAPER_HEAD_DIM, short)
-    lines = [["stock at L", *ours, *theirs]]
-    for row, method in found.methods.items():
-        settings, theirs = found.config.rows[row], (None, None)
-        if "{" in settings.method:
-            swept = PAPER["base"] * settings.times
-            paper = lab.read_method(settings.method, **PAPER, swept=swept)
-            theirs = _turns(paper, PAPER_HEAD_DIM, extended)
-        ours = _turns(method, found.head_dim, found.full)
-        lines.append([f"{row} at {found.config.factor}L", *ours, *theirs])
-    header = ["case", "turns here", "negative scores here", "turns in paper", "negative in paper"]
-    caption = "Turns of the slowest pair in a window, and share of distances with a score below 0"
-    return _table(header, lines, caption, "turns")
-
-
-def _turns(method: rotary.Method, head_dim: int, length: int) -> tuple[float, float | None]:
-    f = method.frequencies(head_dim=head_dim, seq_len=length)
-    turns = float(length * f.inv_freq.min() / (2 * np.pi))
-    try:
-        score = decay.score(f, np.arange(length), head_dim=head_dim)
-    except ValueError:  # the method's scores are no function of distance
-        return turns, None
-    return turns, float((score < 0).mean())
-
-
-def save_documents(found: Found) -> None:
-    """Writes per_document.csv: means of every row, seed and held-out document."""
-    scores = [found.quantities[name] for name in _SUMMARY]
-    lines = []
-    for row, seeds in found.rows.items():
-        documents = scores[0].documents[row]
-        for seed, document in itertools.product(range(seeds), np.unique(documents)):
-            parts = [s.values[row][seed][s.documents[row] == document] for s in scores]
-            means = [f"{part.mean():.5f}" if part.size else None for part in parts]
-            lines.append([row, seed, document, *means])
-    header = ["row", "seed", "document", *_SUMMARY]
-    lab.save_csv(found.folder / "per_document.csv", header, lines)
-
-
-RETRIEVAL_TABLES = (pretrained_table, controls_table, length_table)
 
 
 def taught(found: Found) -> dict[str, dict[str, float]]:

@@ -90,8 +90,8 @@ def scores(
 ) -> Scores:
     """The array `key` of all finished cells, by row; several cells of a seed are joined.
 
-    Seeds count up to the first that is missing or not finite (a run that diverged), so that the
-    seeds of two rows stay pairs.
+    Seeds count from the least one up to the first that is missing or not finite (a run that
+    diverged), so that the seeds of two rows stay pairs.
 
     Args:
         folder: of the study.
@@ -108,7 +108,7 @@ def scores(
     values, names = {}, {}
     for row, seeds in found.items():
         kept: list[np.ndarray] = []
-        for seed in range(len(seeds)):
+        for seed in range(min(seeds), min(seeds) + len(seeds)):
             if seed not in seeds:
                 break
             array = np.concatenate([pair[0] for pair in seeds[seed]])
@@ -117,17 +117,21 @@ def scores(
             kept.append(array)
         if kept:
             values[row] = np.stack(kept)
-            names[row] = np.concatenate([pair[1] for pair in seeds[0]])
+            names[row] = np.concatenate([pair[1] for pair in seeds[min(seeds)]])
     return Scores(values, names)
 
 
-def difference(found: Scores, row: str, reference: str) -> Interval | None:
+def difference(
+    found: Scores, row: str, reference: str, confidence: float = 0.95
+) -> Interval | None:
     """Mean of `row` minus `reference`, paired over seeds and the documents that both have.
 
     None where they share fewer than two documents: there is no interval from one.
     """
     a, b, documents = _paired(found, row, reference)
-    return paired_difference(a, b, documents) if len(set(documents)) > 1 else None
+    if len(set(documents)) < 2:
+        return None
+    return paired_difference(a, b, documents, confidence=confidence)
 
 
 def gap(found: Scores, row: str, reference: str) -> Interval | float | np.ndarray | None:
@@ -278,7 +282,7 @@ def check_hypotheses(
                 check_text(text, quantities, rows)
 
 
-def check(quantities: Mapping[str, Scores], text: str) -> Check:
+def check(quantities: Mapping[str, Scores], text: str, confidence: float = 0.95) -> Check:
     """Computes one check, such as "loss: RoPE - RoPE ABF > 0" or "loss: |A - B| <= 0.01".
 
     A second operand that is a number is compared with. A row that has not been measured makes the
@@ -297,7 +301,7 @@ def check(quantities: Mapping[str, Scores], text: str) -> Check:
         constant = np.full_like(found.values[a], float(b))
         documents = found.documents | {b: found.documents[a]}
         found = dataclasses.replace(found, values=found.values | {b: constant}, documents=documents)
-    between = difference(found, a, b)
+    between = difference(found, a, b, confidence)
     word = "indistinguishable" if between is None else verdict(between, claim, margin)
     return Check(text, between, word, _seeds(found, a, b))
 
@@ -309,10 +313,36 @@ def judged(hypotheses: Mapping[str, Mapping], quantities: Mapping[str, Scores]) 
             name,
             h["claim"],
             tuple(check(quantities, text) for text in h.get("gates", ())),
-            tuple(check(quantities, text) for text in h["checks"]),
+            tuple(holm(quantities, h["checks"])),
         )
         for name, h in hypotheses.items()
     ]
+
+
+def holm(quantities: Mapping[str, Scores], texts: Sequence[str]) -> list[Check]:
+    """The checks of one hypothesis, of which by chance one in 20 hypotheses decides any wrongly.
+
+    Holm's step-down rule (1979, Scand. J. Stat. 6:65): the clearest of m checks is decided at
+    confidence 1 - 0.05/m, the next at 1 - 0.05/(m-1) and so on; after the first that stays
+    undecided no other is decided. Each check has the interval of its own confidence.
+    """
+    first = [check(quantities, text) for text in texts]
+    measured = [i for i, one in enumerate(first) if one.difference is not None]
+    found, undecided = list(first), False
+    for rank, i in enumerate(sorted(measured, key=lambda i: -_clearness(first[i]))):
+        one = check(quantities, texts[i], 1 - 0.05 / (len(measured) - rank))
+        undecided = undecided or one.verdict == "indistinguishable"
+        found[i] = dataclasses.replace(one, verdict="indistinguishable") if undecided else one
+    return found
+
+
+def _clearness(one: Check) -> float:
+    """Distance of the difference from the nearest bound of its claim, in half widths."""
+    *_, claim, margin = _parse(one.text)
+    bounds = {"difference > margin": [margin], "difference < -margin": [-margin]}
+    estimate = one.difference.estimate
+    distance = min(abs(estimate - b) for b in bounds.get(claim, [margin, -margin]))
+    return distance / max((one.difference.high - one.difference.low) / 2, 1e-300)
 
 
 def verdict_lines(hypotheses: Sequence[Hypothesis]) -> list[list]:
@@ -322,7 +352,7 @@ def verdict_lines(hypotheses: Sequence[Hypothesis]) -> list[list]:
         lines.append([f"{h.name}: {h.claim}", "", h.verdict.upper()])
         for kind, checks in (("gate", h.gates), ("check", h.checks)):
             for c in checks:
-                lines.append([f"    {kind}: {c.text}", show(c.difference, 4), c.verdict])
+                lines.append([f"    {kind}: {c.text}", show(c.difference, 3), c.verdict])
     return lines
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 import longrope_jax
 from experiments.lab import progress
+from experiments.lab.cells import Cell, run_folder
 from experiments.lab.corpus import Text
 from experiments.lab.machine import Machine, batch_parts, writes
 from longrope_jax import llama, rotary, runs
@@ -217,7 +220,7 @@ def train(
         `held_out`, the names of the documents that it was not trained on.
     """
     config, optimizer, lora, mesh = _setting(model, recipe, machine)
-    train_step = step.make_train_step(config, optimizer, mesh, lora)
+    train_step = _train_step(config, optimizer, mesh, lora)
     if lora:
         train_step = functools.partial(train_step, frozen=lora_lib.split(lora, model.params)[1])
     if writes():
@@ -257,6 +260,23 @@ def train(
     arrays = {name: np.asarray([line[name] for line in logged]) for name in names}
     held_out = np.asarray([document.name for document in text.held_out])
     return arrays | {"trainable": np.int64(trainable), "held_out": held_out}
+
+
+def keep_as(folder: Path, cell: Cell) -> None:
+    """Makes the training before a cell the cell's own, unchanged; on several hosts one copies."""
+    if writes():
+        before, after = run_folder(folder, cell.after[0]), run_folder(folder, cell)
+        shutil.rmtree(after, ignore_errors=True)  # of a run that was killed while it copied
+        shutil.copytree(before, after)
+
+
+def time_steps(model: Model, recipe: Recipe, text: Text, machine: Machine) -> float:
+    """Seconds that a token of training takes: the median over a few steps after the first ones."""
+    steps = 4 * machine.steps_per_dispatch
+    recipe = dataclasses.replace(recipe, steps=steps, warmup_steps=0, decay=0.0)
+    machine = dataclasses.replace(machine, log_every=machine.steps_per_dispatch)
+    with tempfile.TemporaryDirectory() as folder:
+        return 1 / speed(train(model, recipe, text, Path(folder), machine))
 
 
 def speed(logged: Mapping[str, np.ndarray]) -> float:
@@ -335,6 +355,10 @@ def _setting(model: Model, recipe: Recipe, machine: Machine):
         model.config, sparse_group=recipe.sparse_group, remat=machine.remat
     )
     return config, recipe.optimizer, recipe.lora, machine.mesh()
+
+
+# Rows of a study differ in the method, which is data: they share one compiled step.
+_train_step = functools.lru_cache(maxsize=8)(step.make_train_step)
 
 
 def _loop_config(recipe: Recipe, machine: Machine) -> loop.LoopConfig:

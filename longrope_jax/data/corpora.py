@@ -235,9 +235,12 @@ _ASCII = str.maketrans(
 )
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # Unicode's Cc without tab and newline
+
+
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFC", _lf(text)).translate(_ASCII)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    text = _CONTROL.sub("", text)
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip() + "\n"
 
 

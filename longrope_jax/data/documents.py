@@ -1,5 +1,6 @@
 """Documents are tokenized together with the sentences at which a passage can begin."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,9 +90,9 @@ def unseen(
     Raises:
         ValueError: no sentence is left.
     """
-    keep = [
-        i for i, s in enumerate(candidates.sentences) if tokenizer.decode(s) not in training_text
-    ]
+    texts = [tokenizer.decode(sentence) for sentence in candidates.sentences]
+    maybe = _may_hold(training_text, texts)
+    keep = [i for i, text in enumerate(texts) if not (maybe[i] and text in training_text)]
     if not keep:
         raise ValueError(f"every sentence of {candidates.name} occurs in the training text")
     return TokenizedDocument(
@@ -100,6 +101,38 @@ def unseen(
         candidates.starts[keep],
         tuple(candidates.sentences[i] for i in keep),
     )
+
+
+def _may_hold(text: str, parts: Sequence[str]) -> np.ndarray:
+    """Whether the text may hold each part from the beginning of a word on, bool [n].
+
+    A search through a long text takes milliseconds, so most parts are ruled out by the hashes of
+    their beginnings; what is left must be searched for.
+    """
+    known, found = _beginnings(text), np.ones(len(parts), bool)
+    for i, part in enumerate(parts):
+        data = part.encode("utf-8", "surrogatepass")
+        if len(data) >= 16 and data[:1].isalpha():
+            (own,) = _hashes(data, np.zeros(1, int))
+            at = np.searchsorted(known, own)
+            found[i] = at < len(known) and known[at] == own
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _beginnings(text: str) -> np.ndarray:
+    """Sorted hashes of the 16 bytes from the beginning of each word on."""
+    data = text.encode("utf-8", "surrogatepass")
+    raw = np.frombuffer(data, np.uint8)
+    letter = ((raw | 32) >= ord("a")) & ((raw | 32) <= ord("z"))
+    starts = np.flatnonzero(letter & ~np.append(False, letter[:-1]))
+    return np.unique(_hashes(data, starts[starts <= len(data) - 16]))
+
+
+def _hashes(data: bytes, starts: np.ndarray) -> np.ndarray:
+    """A hash of the 16 bytes from each start on, uint64 [n]."""
+    words = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
+    return words[starts] * np.uint64(0x9E3779B97F4A7C15) ^ words[starts + 8]
 
 
 def window_starts(document: TokenizedDocument, *, length: int, count: int) -> np.ndarray:

@@ -107,6 +107,23 @@ class Samples:
             self.tokens[:count], self.answer[:count], self.prompt_length, self.documents[:count]
         )
 
+    def last(self, length: int) -> "Samples":
+        """Returns the samples cropped to their last `length` tokens, which hold every answer.
+
+        Raises:
+            ValueError: `length` does not reach back to an answer and the token before it.
+        """
+        left_out = self.tokens.shape[1] - length
+        if not 0 <= left_out < self.prompt_length:
+            answer = self.tokens.shape[1] - self.prompt_length
+            raise ValueError(
+                f"length must be from {answer + 1} to {self.tokens.shape[1]} tokens to hold the "
+                f"answers, got {length}"
+            )
+        at = slice(left_out, None)
+        tokens, answer = self.tokens[:, at], self.answer[:, at]
+        return Samples(tokens, answer, self.prompt_length - left_out, self.documents)
+
     def references(self) -> list[np.ndarray]:
         """Returns the tokens of each answer."""
         return [row[mask] for row, mask in zip(self.tokens, self.answer, strict=True)]

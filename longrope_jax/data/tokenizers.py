@@ -245,7 +245,7 @@ class SentencePieceTokenizer:
             ValueError: the text has a lone surrogate.
         """
         _utf8(text)
-        return np.asarray(_processor(self.path).encode(text, out_type=int), np.int32)
+        return np.asarray(_pieces(self.path, text)["ids"], np.int32)
 
     def spans(self, text: str) -> np.ndarray:
         """Returns [start, end) of each token of `encode(text)` in characters, int [T, 2].
@@ -254,8 +254,7 @@ class SentencePieceTokenizer:
             ValueError: the text has a lone surrogate.
         """
         _utf8(text)
-        offsets = _processor(self.path).encode(text, return_type="offset_mapping")["offsets"]
-        return np.asarray(offsets, int).reshape(-1, 2)
+        return np.asarray(_pieces(self.path, text)["offsets"], int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` [T], without special tokens.
@@ -384,6 +383,13 @@ def _opened(path: str, json: str):
 @functools.lru_cache(maxsize=8)
 def _vocab_size(path: str, json: str) -> int:
     return max(_opened(path, json).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+@functools.lru_cache(maxsize=1)
+def _pieces(path: str, text: str) -> dict[str, list]:
+    """Ids and offsets of a text in one pass: whoever asks for the one asks for the other next."""
+    found = _processor(path).encode(text, return_type="offset_mapping")
+    return {name: found[name] for name in ("ids", "offsets")}
 
 
 @functools.lru_cache(maxsize=8)
