@@ -34,14 +34,7 @@ def decay(methods: Methods, *, length: int, head_dim: int = 128) -> "Figure":
             matplotlib is missing.
     """
     figure = _figure(8, 4)
-    axes = figure.subplots()
-    distances = np.unique(np.linspace(0, length - 1, min(length, 2000)).astype(int))
-    for method, label in map(_read, methods):
-        scores = decay_lib.score(method, distances, head_dim=head_dim, seq_len=length)
-        axes.plot(distances, scores, label=label, linewidth=1.2)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="distance, tokens", ylabel="score of all-ones vectors")
-    axes.legend()
+    _decay(figure.subplots(), methods, length, head_dim)
     return figure
 
 
@@ -60,15 +53,28 @@ def wavelengths(
         ValueError: A method is unknown, or matplotlib is missing.
     """
     figure = _figure(8, 4)
-    axes = figure.subplots()
-    for method, label in map(_read, methods):
-        speed = method.frequencies(head_dim=head_dim, seq_len=length).inv_freq
-        turning = speed > 0
-        turns = speed[turning] * trained_length / (2 * np.pi)
-        axes.plot(np.flatnonzero(turning), turns, label=label)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="pair", ylabel=f"turns within {trained_length:,} tokens", yscale="log")
-    axes.legend()
+    _turns(figure.subplots(), methods, length, trained_length, head_dim)
+    return figure
+
+
+def panel(
+    method: rotary.Method | str, *, length: int, trained_length: int, head_dim: int = 128
+) -> "Figure":
+    """A method beside RoPE of base 10,000, as in the atlas: its turns and its decay.
+
+    Args:
+        method: a rotary method or its text.
+        length: tokens; the decay curve ends there.
+        trained_length: tokens that the model was trained on.
+        head_dim: H, even.
+
+    Raises:
+        ValueError: as `wavelengths` and `decay`.
+    """
+    figure = _figure(11, 4)
+    left, right = figure.subplots(1, 2)
+    _turns(left, ["rope", method], length, trained_length, head_dim)
+    _decay(right, ["rope", method], length, head_dim)
     return figure
 
 
@@ -110,6 +116,27 @@ def loss_by_position(
     axes.set(xlabel="position", ylabel="loss, nats per token")
     axes.legend()
     return figure
+
+
+def _decay(axes, methods: Methods, length: int, head_dim: int) -> None:
+    distances = np.unique(np.linspace(0, length - 1, min(length, 2000)).astype(int))
+    for method, label in map(_read, methods):
+        scores = decay_lib.score(method, distances, head_dim=head_dim, seq_len=length)
+        axes.plot(distances, scores, label=label, linewidth=1.2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="distance, tokens", ylabel="score of all-ones vectors")
+    axes.legend()
+
+
+def _turns(axes, methods: Methods, length: int, trained_length: int, head_dim: int) -> None:
+    for method, label in map(_read, methods):
+        speed = method.frequencies(head_dim=head_dim, seq_len=length).inv_freq
+        turning = speed > 0
+        turns = speed[turning] * trained_length / (2 * np.pi)
+        axes.plot(np.flatnonzero(turning), turns, label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="pair", ylabel=f"turns within {trained_length:,} tokens", yscale="log")
+    axes.legend()
 
 
 def _read(method: rotary.Method | str) -> tuple[rotary.Method, str]:

@@ -37,3 +37,11 @@ def test_helix_has_a_panel_each():
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="ropee"):
         plot.decay(["ropee"], length=64)
+
+
+def test_a_panel_shows_a_method_beside_rope():
+    figure = plot.panel("abf", length=64, trained_length=32, head_dim=8)
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines][:2] == ["rope", "abf"]
+    expected = decay_lib.score(RoPE(base=5e5), np.arange(64), head_dim=8)
+    np.testing.assert_allclose(right.lines[1].get_ydata(), expected)

@@ -54,16 +54,31 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: An argument is wrong, libtpu is missing, or the compiler fails.
     """
-    works = workloads(args)
-    folder = nullcontext(local(args.out)) if args.out else tempfile.TemporaryDirectory()
+    print(report(fits(workloads(args), args.tokens_per_batch, args.out)))
+    return 0
+
+
+def fits(
+    works: Sequence[Workload], tokens_per_batch: int = 2**22, out: Path | None = None
+) -> Pairs:
+    """Compiles workloads and returns what the compiler says of each, for `report`.
+
+    Args:
+        works: What to compile.
+        tokens_per_batch: Tokens of a training step.
+        out: A folder for the numbers and the programs' text; what it holds is not compiled again.
+
+    Raises:
+        ValueError: libtpu is missing, or the compiler fails for another reason than memory.
+    """
+    folder = nullcontext(local(out)) if out else tempfile.TemporaryDirectory()
     found = []
     with folder as where:
         for work in works:
             print(f"compiling {work} ...", flush=True)
-            result = compilation.compiled(work, args.tokens_per_batch, Path(where))
+            result = compilation.compiled(work, tokens_per_batch, Path(where))
             found.append((work, result))
-    print(report(found))
-    return 0
+    return found
 
 
 def workloads(args: argparse.Namespace) -> list[Workload]:
@@ -99,16 +114,22 @@ def read_mesh(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def report(found: Pairs) -> str:
-    """The answer as text: a column per program, then its collectives."""
+    """The answer as text: a column per program, then its collectives.
+
+    Several slices may stand side by side, for one model and length.
+    """
     work, result = found[0]
+    slices = dict.fromkeys(
+        f"{w.topology}: {w.chips} chips of {memory.hbm_gib(w):.2f} GiB" for w, _ in found
+    )
     head = (
-        f"\n{work.model}, {work.length:,} tokens, {work.topology}: {work.chips} chips of "
-        f"{memory.hbm_gib(work):.2f} GiB, libtpu {result['versions']['libtpu']}\n"
+        f"\n{work.model}, {work.length:,} tokens, {'; '.join(slices)}, "
+        f"libtpu {result['versions']['libtpu']}\n"
     )
     columns = [column(work, result) for work, result in found]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
-    parts = [head, _aligned([["", *(work.program for work, _ in found)], *rows])]
+    parts = [head, _aligned([["", *_titles(found)], *rows])]
     if sent := collective_rows(found):
         header = ["program", "collective", "over", "executions", "GB", "s at least"]
         parts += ["", _aligned([header, *sent])]
@@ -157,17 +178,23 @@ def collective_rows(found: Pairs) -> list[list[str]]:
     """The collectives of every program that fits, above 1 MB, the largest first."""
     return [
         [
-            work.program,
+            title,
             c["kind"],
             "+".join(c["axes"]),
             f"{c['count']:,.0f}",
             f"{c['bytes'] / 1e9:.3g}",
             f"{c['seconds']:.3g}",
         ]
-        for work, result in found
+        for title, (_, result) in zip(_titles(found), found, strict=True)
         for c in result.get("measured", {}).get("collectives", ())
         if c["bytes"] >= 1e6
     ]
+
+
+def _titles(found: Pairs) -> list[str]:
+    """The program of each column, and its slice where there are several."""
+    several = len({work.topology for work, _ in found}) > 1
+    return [f"{w.program} {w.topology}" if several else w.program for w, _ in found]
 
 
 def _aligned(rows: list[list[str]]) -> str:

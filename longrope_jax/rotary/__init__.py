@@ -66,6 +66,7 @@ from longrope_jax.rotary.methods import (
     YaRN,
     alibi_slopes,
 )
+from longrope_jax.rotary.promises import Property, properties
 from longrope_jax.rotary.registry import (
     Method,
     build,
@@ -109,6 +110,7 @@ __all__ = [
     "Phase",
     "Phases",
     "PositionInterpolation",
+    "Property",
     "Proportional",
     "ReRoPE",
     "Resonance",
@@ -141,6 +143,7 @@ __all__ = [
     "parse_for_checkpoint",
     "phases",
     "positions",
+    "properties",
     "register",
     "rescale",
     "rope_inv_freq",
