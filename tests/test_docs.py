@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.tools import methods, site
+from docs.tools import methods, results, site
 from longrope_jax.rotary import names
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +16,22 @@ def test_the_pages_of_methods_are_current():
     """If this fails: python -m docs.tools.methods."""
     folder = ROOT / "docs/methods"
     assert {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.md")} == methods.pages()
+
+
+@pytest.mark.parametrize("folder", results.folders(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_the_pages_of_results_are_current(folder):
+    """If this fails: python -m docs.tools.results."""
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert page == results.page(folder, results.folders()[folder])
+    assert site.linked(page, folder / "README.md")
+    named = re.findall(r"!\[[^]]*\]\(([^)]*)\)", page)
+    assert named and [name for name in named if not (folder / name).exists()] == []
+
+
+def test_every_page_of_results_is_linked():
+    linked = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
+    paths = (folder.relative_to(ROOT / "docs") / "README.md" for folder in results.folders())
+    assert [str(path) for path in paths if f"({path})" not in linked] == []
 
 
 def test_every_name_of_a_method_is_on_a_page():

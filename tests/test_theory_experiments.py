@@ -78,7 +78,7 @@ def published_row(head_dim):
     return bound_script._row(cell, {"low": 26_952.3, "high": 26_952.4, "until": 26_973, "at": 4012})
 
 
-def test_failing_entries_are_named(bounds):
+def test_entries_above_the_smallest_base_are_named_and_rounding_is_not_blamed(bounds):
     row = bounds[1].results["bounds"][2]
     assert row["2405.14591"] == row["Su"] == 4300 and row["2405.14591 fails at"] is None
     row, other = published_row(128), published_row(64)
@@ -86,7 +86,11 @@ def test_failing_entries_are_named(bounds):
     assert row["2405.14591 fails at"] == row["Su fails at"] == 4079
     assert {other[name] for name in ("2405.14591", "Su", "Su fails at")} == {None}
     claims = bound_script._claims({"bounds": [row], "fits": {}})
-    assert "2405.14591: 1 of 1 entries fail: 27,000 at 4k (m = 4,079)." in claims
+    assert claims[0].startswith("2405.14591: 0 of 1 entries lie above the smallest base by more")
+    assert "As printed, 1 fail" in claims[0]
+    above = row | {"smallest": 11_587.2, "2405.14591": 1.6e4}
+    claims = bound_script._claims({"bounds": [above], "fits": {}})
+    assert "1 of 1 entries lie above" in claims[0] and "16,000 at 4k (1.38 times)" in claims[0]
 
 
 def test_both_theories_of_reach_stand_beside_each_other(bounds):

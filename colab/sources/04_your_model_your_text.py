@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Your model, your text
 #
-# A checkpoint is taken to a longer context: measured as it is, measured under a method with no training, fine-tuned by LoRA, measured again on documents that it never saw, and exported for Hugging Face and llama.cpp. 6 minutes on 2 CPU cores with the small model that is trained here when no checkpoint is named.
+# A checkpoint is taken to a longer context: measured as it is, measured under a method with no training, fine-tuned by LoRA, measured again on documents that it never saw, and exported for Hugging Face and llama.cpp. 3 minutes on 2 CPU cores with the small model that is trained here when no checkpoint is named.
 
 # %% [markdown]
 # ## What is yours
