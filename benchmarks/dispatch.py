@@ -89,12 +89,12 @@ def time(steps_per_dispatch: int) -> dict[str, float]:
     import jax
 
     from configs import base_frequency_ablation as configs
-    from experiments.base_frequency_ablation import shape
+    from experiments.base_frequency_cells import shape
     from longrope_jax import rotary, sharding
     from longrope_jax.training import loop, optimizer, step
 
     config, mesh = (
-        shape(configs.get_config("cpu"), vocab=260),
+        shape(configs.get_config("cpu"), vocab=2048),
         sharding.make_mesh(devices=jax.devices()[:1]),
     )
     adamw = optimizer.OptimizerConfig(3e-3, 10_000, warmup_steps=40)

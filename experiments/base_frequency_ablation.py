@@ -142,7 +142,7 @@ class Work:
         """The model that the study starts from, and what each training came to."""
         types = {"dtype": self.config.dtype, "param_dtype": self.config.param_dtype}
         given = (self.config.init_checkpoint, self.folder, self.machine, types)
-        return lab.Models(*given, fresh=self.fresh)
+        return lab.Models(*given, fresh=self.fresh, again=lambda c: self.functions[c.kind](c))
 
     def fresh(self, cell: lab.Cell):
         """A model to pretrain."""

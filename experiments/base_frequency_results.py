@@ -61,8 +61,10 @@ def branches(config: ConfigDict, row: str) -> tuple[int, ...]:
     """Steps of the annealed branches of a row's continuation, its whole length aside."""
     if not config.rows[row].branched:
         return ()
-    last = config.continuation.steps
-    steps = {max(config.continuation.warmup_steps + 1, round(s * last)) for s in config.branches}
+    phase = config.continuation
+    least = int(phase.warmup_steps / (1 - phase.decay)) + 2  # to warm up and to come down
+    steps = {max(least, round(share * phase.steps)) for share in config.branches}
+    last = phase.steps
     return tuple(sorted(step for step in steps if step < last))
 
 
@@ -397,10 +399,13 @@ def at_steps(found: Found, name: str) -> tuple[list[int], list[lab.Scores]]:
 
 
 def by_step(found: Found, name: str) -> dict[str, tuple[list[int], list[float]]]:
-    """(steps, means of "loss" or "passkey") of every branched row."""
+    """(steps, means of "loss" or "passkey") of every row; of one that is not branched, the end."""
     steps, every = at_steps(found, name)
-    rows = [row for row in found.rows if row in every[0].rows]
-    return {row: (steps, [float(one.mean(row)) for one in every]) for row in rows}
+    curves = {}
+    for row in found.rows:
+        there = [(n, one) for n, one in zip(steps, every, strict=True) if row in one.rows]
+        curves[row] = [n for n, _ in there], [float(one.mean(row)) for _, one in there]
+    return curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -453,7 +458,7 @@ def ratio(found: Found) -> Interval | None:
 
     None unless RoPE surely gains less, since a ratio to a difference that may be 0 says nothing.
     """
-    gain = found.quantities[GAIN]
+    gain = QUANTITIES[GAIN](found)
     rows = ("RoPE", "RoPE PI", "RoPE ABF")
     if not set(rows) <= set(gain.rows):
         return None

@@ -2,10 +2,10 @@
 
     python -m experiments.reproduce --workdir=DIR
 
-`make reproduce` runs this: the study in miniature, Figures 4 and 8, then what the papers prove
-about position encodings (granularity, smallest bases) and every method on one page. It takes less
-than 15 minutes on 2 CPU cores and 4 GB of memory; a second run takes about a minute. Other sizes:
---config=configs/reproduce.py:laptop or :tpu_7b.
+`make reproduce` runs this: Figures 4 and 8, what the papers prove about position encodings
+(granularity, smallest bases), every method on one page, and the study in miniature within a budget
+of minutes; beside it stand the committed scores of the overnight study, redrawn. The overnight
+study itself, resumable at any moment: --config=configs/reproduce.py:overnight.
 """
 
 from pathlib import Path
@@ -16,6 +16,8 @@ from experiments import (
     attention_decay,
     base_bound,
     base_frequency_ablation,
+    base_frequency_report,
+    base_frequency_summary,
     granularity,
     helix,
     lab,
@@ -23,34 +25,40 @@ from experiments import (
 )
 
 _TITLE = "The base-frequency study of Llama 2 Long, reproduced"
-# In the order in which they run; the ablation, which takes longest, comes first in the report.
-_STUDIES = {
+_THEORY = {
     "attention_decay": attention_decay,
     "helix": helix,
     "granularity": granularity,
     "base_bound": base_bound,
     "method_atlas": method_atlas,
-    "ablation": base_frequency_ablation,
 }
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> Path:
-    """Runs the studies in folders of their own and joins their reports.
+    """Runs the studies in folders of their own and joins their reports, the ablations first.
 
     Returns:
         The path of the report, a single file.
     """
-    lab.start(lab.Machine(**_settings(config, "ablation").machine))
-    folder, reports = Path(folder), {}
-    for name, study in _STUDIES.items():
-        reports[name] = study.main(_settings(config, name), folder / name, command)
-    ablation = reports.pop("ablation")
-    return lab.join(folder, command, _TITLE, [ablation, *reports.values()])
+    lab.start(lab.Machine(**config.machine))
+    folder, theory = Path(folder), []
+    for name, study in _THEORY.items():
+        if name in config:
+            theory.append(study.main(_settings(config[name], config), folder / name, command))
+    found, reports = {}, []
+    for name, settings in config.ablations.items():
+        one = base_frequency_ablation.found(_settings(settings, config), folder / name)
+        reports.append(base_frequency_report.publish(one, command))
+        found[name] = one
+    kept = base_frequency_summary.committed(config.committed, Path(config.scores))
+    found |= {name: one for name, one in kept.items() if name not in found}
+    summary = base_frequency_summary.publish(found, folder, command, config)
+    return lab.join(folder, command, _TITLE, [summary, *reports, *theory])
 
 
-def _settings(config: ConfigDict, name: str) -> ConfigDict:
+def _settings(settings: ConfigDict, config: ConfigDict) -> ConfigDict:
     """The config of a study; where it says nothing of the machine, --config.machine counts."""
-    settings = config[name].copy_and_resolve_references()
+    settings = settings.copy_and_resolve_references()
     with settings.unlocked():
         settings.machine = config.machine.to_dict() | dict(settings.get("machine", {}))
     return settings

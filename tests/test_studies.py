@@ -60,7 +60,6 @@ STUDIES = {
         "configs/base_frequency_ablation.py",
         seeds="rows.RoPE.seeds",
         evaluation=("evaluation.windows_per_document", "3"),
-        committed=(("base_frequency_ablation", "laptop"),),
     ),
     "two_methods": Study(
         "docs.examples.two_methods",

@@ -34,6 +34,8 @@ from experiments.lab.page import Figure, Section, Table, table
 from experiments.lab.page import Text as Paragraphs
 from experiments.lab.progress import counting
 from experiments.lab.quantities import (
+    NOT_RUN,
+    NOT_TESTABLE,
     VERDICT_HEADER,
     Check,
     Hypothesis,
@@ -70,6 +72,8 @@ from experiments.lab.training import (
 from experiments.lab.training import check as check_recipe
 
 __all__ = [
+    "NOT_RUN",
+    "NOT_TESTABLE",
     "VERDICT_HEADER",
     "Cell",
     "Check",

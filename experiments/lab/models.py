@@ -1,7 +1,7 @@
 """Chains of trainings: the models that cells start from, one at a time on the devices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ class Models:
         machine: where the parameters go.
         types: `dtype` and `param_dtype` of the checkpoint.
         fresh: makes the new model that a training starts from where `source` is "".
+        again: makes a finished training's cell once more, where its numbers came from another
+            machine without its parameters; None: that is an error.
     """
 
     source: str
@@ -34,43 +36,44 @@ class Models:
     machine: Machine
     types: Mapping[str, str]
     fresh: Callable[[Cell], Model] | None = None
-    _held: dict[tuple[Cell | None, int | None], Model] = dataclasses.field(default_factory=dict)
+    again: Callable[[Cell], object] | None = None
+    _held: dict[Cell | None, Model] = dataclasses.field(default_factory=dict)
 
-    def start(self, cell: Cell, snapshot: int | None = None) -> Model:
-        """The model that a cell starts from: it trains that model further or measures it.
+    def start(self, cell: Cell) -> Model:
+        """The model that a cell starts from: it trains that model further or measures it."""
+        return self._after(_before(cell))
 
-        Args:
-            cell: with the training before it in its `after`.
-            snapshot: a step of that training whose parameters were kept, instead of its last.
-        """
-        return self._after(_before(cell), snapshot)
-
-    def train(self, cell: Cell, text: Text, snapshots: Sequence[int] = ()) -> dict[str, np.ndarray]:
+    def train(self, cell: Cell, text: Text) -> dict[str, np.ndarray]:
         """Trains a cell's recipe; see `training.train`."""
         recipe, before = _recipe(cell), _before(cell)
         new = self.fresh is not None and not (before or self.source)
         model = self.fresh(cell) if new else self._after(before)
         # Without adapters the model's buffers are used up.
-        self._keep({(before, None): model} if recipe.lora else {})
+        self._keep({before: model} if recipe.lora else {})
         run = run_folder(self.folder, cell)
-        return training.train(model, recipe, text, run, self.machine, snapshots=snapshots)
+        return training.train(model, recipe, text, run, self.machine)
 
-    def _after(self, trained: Cell | None, snapshot: int | None = None) -> Model:
-        key = trained, snapshot
-        if key not in self._held:
+    def _after(self, trained: Cell | None) -> Model:
+        if trained not in self._held:
+            if trained and self.again and not self._is_here(trained):
+                print(f"{trained.name}: its parameters are not here, so it is trained again")
+                self.again(trained)
             recipe = None if trained is None else _recipe(trained)
             base = self.start(trained) if recipe and recipe.lora else None
-            self._keep({(_before(trained), None): base} if base else {})
-            self._held[key] = self._loaded(trained, snapshot, recipe, base)
-        return self._held[key]
+            self._keep({_before(trained): base} if base else {})
+            self._held[trained] = self._loaded(trained, recipe, base)
+        return self._held[trained]
 
-    def _loaded(self, trained: Cell | None, snapshot, recipe, base: Model | None) -> Model:
+    def _is_here(self, trained: Cell) -> bool:
+        return training.has_parameters(run_folder(self.folder, trained))
+
+    def _loaded(self, trained: Cell | None, recipe, base: Model | None) -> Model:
         if trained is None:
             return training.model(self.source, self.machine, **self.types)
         run = run_folder(self.folder, trained)
-        return training.trained(run, self.machine, snapshot=snapshot, base=base, recipe=recipe)
+        return training.trained(run, self.machine, base=base, recipe=recipe)
 
-    def _keep(self, models: dict[tuple[Cell | None, int | None], Model]) -> None:
+    def _keep(self, models: dict[Cell | None, Model]) -> None:
         self._held.clear()
         self._held.update(models)
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,6 @@ def train(
     text: Text,
     folder: Path,
     machine: Machine,
-    *,
-    snapshots: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
     """Trains to the recipe's end, from the newest checkpoint in `folder` if there is one.
 
@@ -213,7 +211,6 @@ def train(
         text: to train on.
         folder: of the run: checkpoints, metrics, run.json.
         machine: what to do it with.
-        snapshots: steps whose parameters are kept beside the last.
 
     Returns:
         What was logged, one array per metric [lines], `trainable`, how many numbers train, and
@@ -239,10 +236,6 @@ def train(
     )
     trainable = lora_lib.count(state.params)
 
-    def keep(state: step.TrainState) -> None:
-        kept = folder / "snapshots" / str(int(state.step))
-        checkpoints.save_params(kept, int(state.step), state.params)
-
     with jax.set_mesh(mesh):
         loop.fit(
             state,
@@ -253,7 +246,6 @@ def train(
             mesh=mesh,
             directory=folder,
             on_step=lambda done, tokens: progress.step(done, recipe.steps, tokens, flops),
-            hooks=dict.fromkeys(snapshots, keep),
         )
     logged = metrics.read(folder)
     names = [name for name in logged[0] if all(name in line for line in logged)]
@@ -288,11 +280,15 @@ def speed(logged: Mapping[str, np.ndarray]) -> float:
     return float(np.median(lines[1:] if len(lines) > 1 else lines))
 
 
+def has_parameters(folder: Path) -> bool:
+    """Whether the parameters that a run came to lie in its folder."""
+    return checkpoints.latest_step(folder / "checkpoints") is not None
+
+
 def trained(
     folder: Path,
     machine: Machine,
     *,
-    snapshot: int | None = None,
     base: Model | None = None,
     recipe: Recipe | None = None,
 ) -> Model:
@@ -301,22 +297,17 @@ def trained(
     Args:
         folder: of the run.
         machine: where the parameters go.
-        snapshot: a step whose parameters `train` was told to keep, instead of the last.
         base: of a run that trained adapters, the model that it started from.
         recipe: of a run that trained adapters; they come merged into the base.
 
     Raises:
-        ValueError: the run's checkpoints are gone, or that step was not kept.
+        ValueError: the run's checkpoints are gone.
     """
-    known = runs.load(folder)
-    kept = folder / "checkpoints" if snapshot is None else folder / "snapshots" / str(snapshot)
-    if known is None or checkpoints.latest_step(kept) is None:
-        what = (
-            "its checkpoints are" if snapshot is None else f"the parameters of step {snapshot} are"
-        )
+    known, kept = runs.load(folder), folder / "checkpoints"
+    if known is None or not has_parameters(folder):
         raise ValueError(
-            f"{folder.name} was trained, but {what} not in {folder}: to train it again, delete "
-            f"cells/{folder.name}.npz and that folder"
+            f"{folder.name} was trained, but its checkpoints are not in {folder}: to train it "
+            f"again, delete cells/{folder.name}.npz and that folder"
         )
     config = step.trained_config(dataclasses.replace(known.config, remat=machine.remat))
     mesh = machine.mesh()
