@@ -173,3 +173,15 @@ def test_extrapolation_bound_sums_the_partial_sums():
         found = interpolation.extrapolation_bound(s, head_dim=8)
         assert found == pytest.approx(sum(partial))
     assert interpolation.extrapolation_bound([0.0], head_dim=8)[0] == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "alpha"), [("rope", 1e4, 1), ("abf", 5e5, 1), ("pi:factor=4", 1e4, 0.25)]
+)
+def test_the_distance_of_neighbours_tends_to_its_limit(method, base, alpha):
+    q = [
+        granularity.granularity(rotary.parse(method), np.ones(H), positions=2)
+        for H in (128, 1024, 8192)
+    ]
+    gaps = np.abs(np.array(q) - granularity.chord_limit(base, alpha=alpha))
+    assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 5e-4

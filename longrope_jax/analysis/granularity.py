@@ -106,6 +106,25 @@ def printed_limit(base: float, *, alpha: float = 1.0) -> float:
     return alpha / math.log(base)
 
 
+def chord_limit(base: float, *, alpha: float = 1.0) -> float:
+    """Returns the limit for H to infinity of the distance between neighbours for all-ones x.
+
+    It is sqrt(2 (Cin(alpha) - Cin(alpha/base)) / ln base) in units of ||x||, the paper's own
+    distance (its definition of q), of which the sine in its Theorem 1 is not a bound. At a finite H
+    it is `granularity` of an all-ones vector at 2 positions.
+
+    Args:
+        base: the base of the frequencies, above 1.
+        alpha: as in `limit`.
+
+    Raises:
+        ValueError: `base` or `alpha` is out of range.
+    """
+    limit(base, alpha=alpha)
+    low, high = (np.euler_gamma + math.log(x) - float(sici(x)[1]) for x in (alpha / base, alpha))
+    return math.sqrt(2 * (high - low) / math.log(base))
+
+
 def sine_bounds(method: Method | Frequencies, x: np.ndarray) -> SineBounds:
     """Returns Theorem 1 for a vector x [H], corrected and as printed.
 
