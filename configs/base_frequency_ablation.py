@@ -132,10 +132,10 @@ _COMMON = {
         "passkey_prompt": " {name} ",
         # Shares of the taught questions that ask each task, the loss weight of their answers, and
         # tokens of text for each question, the same in pretraining and continuation.
-        "taught_first_sentence": 0.5,
-        "taught_passkey": 0.5,
+        "taught_first_sentence": 0.35,
+        "taught_passkey": 0.65,
         "answer_weight": 1.0,
-        "every": 80,
+        "every": 70,
     },
     # A pretraining whose answers on training documents have a smaller share of right tokens, in
     # either task, is continued once, for `more` of its steps; share 0 never is.
