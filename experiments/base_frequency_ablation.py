@@ -336,8 +336,10 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
         ValueError: the first thing that cannot be honoured.
     """
     _check_sizes(work.config)
+    with lab.naming("tokenizer"):
+        tokenizer = work.tokenizer
     with lab.naming("bos"):
-        work.tokenizer.special(work.config.bos)
+        tokenizer.special(work.config.bos)
     for cell in cells:
         if cell.kind == "train":
             recipe, twice = cell.what[0], 2 * results.full(work.config)
