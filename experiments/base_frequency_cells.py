@@ -86,7 +86,7 @@ def within(
 ) -> tuple[list[Part], list[str]]:
     """The parts that fit the time budget, in their order, and the labels of those left out.
 
-    The first part is always there: a study of nothing says nothing.
+    One seed of every row that has several is always there: a study of fewer rows says nothing.
 
     Args:
         config: with `minutes`.
@@ -94,10 +94,11 @@ def within(
         per_token: seconds that a token of training takes; one that is scored takes a third.
     """
     kept, left_out, started, spent = [], [], set(), 0.0
+    needed = sum(settings.seeds > 1 for settings in config.rows.values()) or 1
     for part in every:
         tokens = part.trained + part.scored / 3
         tokens += 0 if part.start in started else part.pretrained
-        if kept and spent + tokens * per_token > 60 * config.minutes:
+        if len(kept) >= needed and spent + tokens * per_token > 60 * config.minutes:
             left_out.append(part.label)
             continue
         kept.append(part)
@@ -200,8 +201,12 @@ def _start(config: ConfigDict, row: str, seed: int) -> tuple[tuple, tuple[lab.Ce
     if recipe.mixture and config.criterion.share:
         steps = max(recipe.warmup_steps + 1, round(config.criterion.more * recipe.steps))
         more = dataclasses.replace(recipe, steps=steps)
-        asked = wording(config, "passkey"), wording(config, "first_sentence")
-        what = (more, dict(config.criterion), config.evaluation.samples, *asked, text)
+        taught = {
+            "passkey": recipe.mixture.passkey,
+            "first_sentence": recipe.mixture.first_sentence,
+        }
+        asked = {kind: wording(config, kind)[0] for kind, share in taught.items() if share}
+        what = (more, dict(config.criterion), config.evaluation.samples, asked, text)
         return (), (lab.Cell("prolonged", first, seed, what, (before,)),), recipe.tokens
     return (), (before,), recipe.tokens
 

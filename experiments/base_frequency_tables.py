@@ -195,7 +195,8 @@ def criterion_table(found: Found) -> lab.Table | None:
         kind = cell.after[0] if cell.kind == "train" and cell.after else cell
         arrays = lab.read(found.folder, kind) if kind.kind == "prolonged" else None
         if arrays is not None:
-            shares = [float(arrays[name].mean()) for name in ("passkey", "first_sentence")]
+            names = ("passkey", "first_sentence")
+            shares = [float(arrays[name].mean()) if name in arrays else None for name in names]
             lines.append([f"{kind.row}, seed {kind.seed}", bool(arrays["prolonged"]), *shares])
     if not lines:
         return None
