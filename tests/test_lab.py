@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 from docs.examples import two_methods
 from experiments import lab
@@ -373,6 +374,36 @@ def test_a_failed_gate_makes_a_claim_untestable_never_reversed(tmp_path):
         "reversed",
         "not testable here",
     ]
+
+
+def test_checks_of_one_hypothesis_are_decided_one_after_the_other():
+    """Holm's rule: what 95 % decides alone is not decided beside a clearer check, nor after it."""
+    rng = np.random.default_rng(0)
+    documents = np.arange(40)
+    noise = rng.normal(0, 1, (1, 40))
+    noise -= noise.mean()
+    t = stats.t.ppf(0.975, 39) * noise.std(ddof=1) / 40**0.5
+    rows = {"zero": 0 * noise, "clear": noise + 9 * t, "near": noise + 1.06 * t}
+    found = {"loss": lab.Scores(rows, dict.fromkeys(rows, documents))}
+    near, clear = "loss: near - 0 > 0", "loss: clear - 0 > 0"
+    assert lab.check(found, near).verdict == "holds"
+    assert [one.verdict for one in lab.holm(found, [near])] == ["holds"]
+    assert [one.verdict for one in lab.holm(found, [near, clear])] == ["holds", "holds"]
+    # Two checks as near as that: the first is decided at 97.5 % and is not, so neither is.
+    both = lab.holm(found, [near, "loss: near - 0.001 > 0"])
+    assert [one.verdict for one in both] == ["indistinguishable"] * 2
+    # A check that cannot be run takes no confidence from the others.
+    beside = lab.holm(found, [near, "loss: gone - 0 > 0"])
+    assert [one.verdict for one in beside] == ["holds", "not run"]
+
+
+def test_seeds_may_begin_at_any_number(tmp_path):
+    values = [np.asarray([1.0, 2.0]), np.asarray([3.0, 4.0])]
+    every = [lab.Cell("loss", "a", seed, ("x",)) for seed in (99, 100)]
+    for cell, value in zip(every, values, strict=True):
+        lab.path(tmp_path, cell).parent.mkdir(exist_ok=True)
+        np.savez(lab.path(tmp_path, cell), loss=value, documents=["x", "y"])
+    np.testing.assert_array_equal(lab.scores(tmp_path, every, "loss").values["a"], values)
 
 
 def test_the_text_of_a_check_is_refused_before_the_run():

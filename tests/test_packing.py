@@ -436,3 +436,19 @@ def test_windows_that_fit_are_found_where_sentences_stand_unevenly():
     starts = documents.window_starts(uneven, length=128, count=3)
     assert set(starts.tolist()) <= set(uneven.starts.tolist())
     assert (np.diff(starts) >= 128).all() and starts[-1] + 128 <= len(document.tokens)
+
+
+@given(st.data())
+def test_a_sentence_is_found_wherever_its_words_stand(data):
+    """The quick search agrees with a plain one for short, long, accented and repeated parts."""
+    words = st.sampled_from(["Amber", "brook", "cédar", "delta e", "42 is", "Fjord, and", "o"])
+    training = " ".join(data.draw(st.lists(words, min_size=1, max_size=40)))
+    parts = data.draw(st.lists(st.lists(words, min_size=1, max_size=6).map(" ".join), max_size=9))
+    may = documents._may_hold(training, parts)
+    padded = f" {training} "
+    for part, found in zip(parts, may, strict=True):
+        at_words = any(f"{a}{part}{b}" in padded for a in " " for b in " ,")
+        assert found or not at_words
+    surely = [part for part in parts if len(part.encode()) >= 16 and part[0].isalpha()]
+    never = [part for part in surely if part[:16] not in training]
+    assert not documents._may_hold(training, never).any()

@@ -234,3 +234,21 @@ def test_bad_settings_are_one_line(make):
         make(length=10_000)
     with pytest.raises(ValueError, match=r"unknown special token '<boss>'.*'<bos>'"):
         make(bos="<boss>")
+
+
+def test_cropped_samples_keep_their_questions_and_answers():
+    """The last tokens are those of the whole sample; less than an answer is refused."""
+    samples = tasks.passkey_samples(
+        tasks.Passkey(), DOCUMENTS, TOKENIZER, length=300, count=4, seed=0, bos="<bos>"
+    )
+    cropped = samples.last(200)
+    np.testing.assert_array_equal(cropped.tokens, samples.tokens[:, 100:])
+    for own, whole in zip(cropped.references(), samples.references(), strict=True):
+        np.testing.assert_array_equal(own, whole)
+    assert samples.last(300).prompt_length == samples.prompt_length
+    np.testing.assert_array_equal(
+        cropped.tokens[:, : cropped.prompt_length], samples.tokens[:, 100 : samples.prompt_length]
+    )
+    answer = samples.tokens.shape[1] - samples.prompt_length
+    with pytest.raises(ValueError, match=f"length .* from {answer + 1} to 300 .* got {answer}"):
+        samples.last(answer)

@@ -123,6 +123,8 @@ def _may_hold(text: str, parts: Sequence[str]) -> np.ndarray:
 def _beginnings(text: str) -> np.ndarray:
     """Sorted hashes of the 16 bytes from the beginning of each word on."""
     data = text.encode("utf-8", "surrogatepass")
+    if len(data) < 16:
+        return np.zeros(0, np.uint64)
     raw = np.frombuffer(data, np.uint8)
     letter = ((raw | 32) >= ord("a")) & ((raw | 32) <= ord("z"))
     starts = np.flatnonzero(letter & ~np.append(False, letter[:-1]))
