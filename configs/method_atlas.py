@@ -18,6 +18,7 @@ _PAPER = {
     },
     # Texts in place of the above for some names, as rotary.parse reads them.
     "specs": {
+        "by_layer": "by_layer:pattern=(0,0,0,1),methods=((rope),(nope))",
         "llama3": "llama3:base=10_000,factor=8,original_length={trained}",
         "resonance": "resonance:inner=(yarn:factor={factor},original_length={trained})",
         "xpos_abf": "xpos_abf:scale_base={trained}",

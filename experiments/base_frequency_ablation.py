@@ -202,8 +202,10 @@ class Work:
         found = []
         for length, scale, control in setting.columns:
             read = setting.reads or length
-            f = setting.method.frequencies(head_dim=model.config.head_dim, seq_len=read)
-            rot = rotary.from_frequencies(rotary.rescale(f, scale), seq_len=read)
+            size = {"head_dim": model.config.head_dim, "seq_len": read}
+            every = rotary.frequencies_of(setting.method, **size)
+            scaled = [rotary.rescale(f, scale) for f in every]
+            rot = rotary.assemble(setting.method, scaled, seq_len=read)
             with sharding.mesh_of(model.params):
                 found.append(score((model.config, model.params, rot), length, control))
         return found

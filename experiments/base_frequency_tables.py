@@ -165,6 +165,8 @@ def turns_table(found: Found) -> lab.Table:
 
 
 def _turns(method: rotary.Method, head_dim: int, length: int) -> tuple[float, float | None]:
+    if isinstance(method, rotary.ByLayer):  # the layer that turns least
+        return min(_turns(one, head_dim, length)[0] for one in method.methods), None
     f = method.frequencies(head_dim=head_dim, seq_len=length)
     turns = float(length * f.inv_freq.min() / (2 * np.pi))
     try:

@@ -150,10 +150,17 @@ def rows_at(config: ConfigDict, facts: lab.Facts, length: int) -> Rows:
     for label, text in labels(config).items():
         if text in wanted:
             method = lab.method(text, facts, trained, f"methods: {text}", **values)
-            new = method.frequencies(head_dim=facts.config.head_dim, seq_len=length)
+            size = {"head_dim": facts.config.head_dim, "seq_len": length}
+            new = rotary.frequencies_of(method, **size), getattr(method, "pattern", None)
             known[label] = new
-            rows[label] = method, next(name for name, f in known.items() if f.equals(new))
+            rows[label] = method, next(name for name, one in known.items() if _same(one, new))
     return rows
+
+
+def _same(one, other) -> bool:
+    """Says whether two methods, as frequencies and pattern over layers, are the same."""
+    pairs = zip(one[0], other[0], strict=False)
+    return one[1] == other[1] and all(a.equals(b) for a, b in pairs)
 
 
 def labels(config: ConfigDict) -> dict[str, str]:

@@ -196,7 +196,7 @@ class _Schedule:
         self._method, self._head_dim, self._lengths = method, head_dim, lengths
         self._max_new_tokens, self._every = max_new_tokens, every
         self._current = rotary_length == "current" and not isinstance(method, rotary.Rotary)
-        self._known: dict[int, rotary.Frequencies] = {}
+        self._known: dict[int, list[rotary.Frequencies]] = {}
 
     def at(self, done: int, active: np.ndarray) -> tuple[rotary.Rotary, int]:
         """Returns the rotary after `done` new tokens, and the number of new tokens it lasts for."""
@@ -217,26 +217,27 @@ class _Schedule:
         pairs = zip(self._lengths[active] + done, self._lengths[active] + later, strict=True)
         return all(_same(self._frequencies(a), self._frequencies(b)) for a, b in pairs)
 
-    def _frequencies(self, length: int) -> rotary.Frequencies:
+    def _frequencies(self, length: int) -> list[rotary.Frequencies]:
+        """Returns the frequencies of each of the layers' methods at a length."""
         length = int(length)
         if length not in self._known:
-            f = self._method.frequencies(head_dim=self._head_dim, seq_len=length)
-            self._known[length] = f
+            self._known[length] = rotary.frequencies_of(
+                self._method, head_dim=self._head_dim, seq_len=length
+            )
         return self._known[length]
 
     def _rotary(self, lengths: np.ndarray) -> rotary.Rotary:
         """Makes one rotary, or one per row if rows differ, up to the longest row's end."""
         rows = [self._frequencies(length) for length in lengths]
         longest = int(self._lengths.max()) + self._max_new_tokens
-        rotaries = [rotary.from_frequencies(f, seq_len=longest) for f in rows]
+        rotaries = [rotary.assemble(self._method, row, seq_len=longest) for row in rows]
         if all(_same(rows[0], row) for row in rows[1:]):
             return rotaries[0]
         return rotary.stack_rotaries(rotaries)
 
 
-def _same(a: rotary.Frequencies, b: rotary.Frequencies) -> bool:
-    fields = [field.name for field in dataclasses.fields(a)]
-    return a is b or all(np.array_equal(getattr(a, f), getattr(b, f)) for f in fields)
+def _same(a: list[rotary.Frequencies], b: list[rotary.Frequencies]) -> bool:
+    return a is b or all(one.equals(other) for one, other in zip(a, b, strict=True))
 
 
 class _Run:

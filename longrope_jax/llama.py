@@ -1,8 +1,9 @@
 """The Llama in Flax linen takes its Rotary as an argument and does not know which method it is.
 
 It has pre-norm RMSNorm, SwiGLU, grouped-query attention (LLaMA 2302.13971 section 2.2, Llama 2
-2307.09288). Dimension letters: B batch, T query length, S key length, D model, N query heads, K
-key heads, H head, F feed-forward, V vocabulary, L layers.
+2307.09288), and what related families change about them, see `LlamaConfig`. Dimension letters: B
+batch, T query length, S key length, D model, N query heads, K key heads, H head, F feed-forward, V
+vocabulary, L layers.
 """
 
 import dataclasses
@@ -21,82 +22,37 @@ from numpy.typing import ArrayLike
 
 from longrope_jax import linear
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.attention import BACKENDS, CONTEXTS, attend, check_cache, to_cache
+from longrope_jax.architecture import (
+    DTYPES,
+    PRESETS,
+    REMAT,
+    LlamaConfig,
+    preset,
+    swiglu_width,
+)
+from longrope_jax.attention import attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.errors import unknown_name
 from longrope_jax.shapes import AnyArray
 from longrope_jax.sharding import axis_size, constrain
 
-# Activations saved for the backward pass; everything else in a layer is recomputed. "linear" is
-# LLaMA's policy (2302.13971 section 2.4): no projection and no attention matmul is computed twice.
-_ATTENTION = ("attention_out", "attention_lse")
-_LINEAR = ("query", "key", "value", "attended", "gate", "up")
-REMAT = {"none": None, "full": (), "attention": _ATTENTION, "linear": _ATTENTION + _LINEAR}
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-_SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """A LlamaConfig describes the architecture; it is hashable and static under jit.
-
-    Raises:
-        ValueError: A size is out of range, n_heads is not a multiple of n_kv_heads, head_dim is
-            odd, or a layout, back end, context parallelism, remat policy or dtype is unknown.
-    """
-
-    vocab_size: int  # V, tokens
-    d_model: int  # D
-    n_layers: int  # L
-    n_heads: int  # N, query heads
-    n_kv_heads: int  # K, key and value heads
-    head_dim: int  # H
-    d_ff: int  # F, see `swiglu_width`
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = False
-    attention_bias: bool = False  # of queries, keys and values (Qwen2)
-    output_bias: bool = False  # of what attention adds to the residual
-    mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm of every head's queries and keys before rotation (Qwen3)
-    # Keys that a token of layer i sees, itself included: windows[i % len(windows)], 0 for all.
-    windows: tuple[int, ...] = ()
-    rotary_layout: str = "half"  # how the weights pair features, see rotary.rotate
-    attention: str = "auto"  # the back end, see attention.attend
-    sparse_group: int = 0  # tokens per group of LongLoRA's S2-Attn in training; 0: full attention
-    context_parallel: str = "all_gather"  # or "ring"; see attention.attend
-    remat: str = "none"  # what each layer saves for the backward pass, see REMAT
-    dtype: str = "float32"  # of activations and matrix products
-    param_dtype: str = "float32"
-
-    def __post_init__(self):
-        for what in _SIZES:
-            if getattr(self, what) < 1:
-                raise ValueError(f"{what} must be positive, got {getattr(self, what)}")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and "
-                f"{self.n_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, got {self.head_dim}")
-        if self.sparse_group < 0:
-            raise ValueError(f"sparse_group must be at least 0 tokens, got {self.sparse_group}")
-        object.__setattr__(self, "windows", tuple(self.windows))
-        if not all(type(window) is int and window >= 0 for window in self.windows):
-            raise ValueError(f"windows must be whole numbers of keys or 0, got {self.windows}")
-        if self.sparse_group and any(self.windows):
-            raise ValueError("S2-Attn (sparse_group) is not for a model with windows: set it to 0")
-        named = {"rotary_layout": rotary_lib.LAYOUTS, "attention": BACKENDS, "remat": REMAT}
-        named |= {"context_parallel": CONTEXTS, "dtype": DTYPES, "param_dtype": DTYPES}
-        for what, known in named.items():
-            if getattr(self, what) not in known:
-                raise ValueError(unknown_name(what, getattr(self, what), known))
-
-
-def swiglu_width(d_model: int, *, multiple_of: int = 256, multiplier: float = 1.0) -> int:
-    """Returns F by Llama's rule: int(8D/3), times `multiplier`, rounded up to `multiple_of`."""
-    width = int(multiplier * int(8 * d_model / 3))
-    return multiple_of * -(-width // multiple_of)
+__all__ = [
+    "DTYPES",
+    "PRESETS",
+    "REMAT",
+    "Cache",
+    "Llama",
+    "LlamaConfig",
+    "init_boxed",
+    "init_cache",
+    "init_params",
+    "logits",
+    "output_table",
+    "preset",
+    "swiglu_width",
+    "unembed",
+    "unstack_layers",
+]
 
 
 @functools.partial(
@@ -170,6 +126,10 @@ def _check_room(cache: Cache, new: int) -> None:
         )
 
 
+# What differs by layer: windows int32 [L], and the index of a method int32 [L], or None.
+LayerData = tuple[jax.Array | None, jax.Array | None]
+
+
 def _key_copies(rule) -> int:
     return 1 if rule is None else rule.key_copies
 
@@ -205,6 +165,7 @@ class Llama(nn.Module):
         if positions is None and segment_start is None and cache is None:
             rotary_lib.check_length(rotary, tokens.shape[1])
         _check_rule(c, rotary.score_rule, positions, cache)
+        rotary_lib.check_layers(rotary, c.n_layers)
         if cache is not None:
             check_cache()
             _check_room(cache, tokens.shape[1])
@@ -214,8 +175,10 @@ class Llama(nn.Module):
         phases = rotary_lib.phases(rotary, positions)
         table = self.param("embed", _init("vocab", "embed", fan_in=c.d_model), *_shape(c, "VD"))
         x = linear.lookup(table, tokens, c.dtype, names=_residual(cache))
+        if c.embed_scale != 1:
+            x = x * jnp.asarray(c.embed_scale, x.dtype)
         kv = None if cache is None else (cache.k, cache.v)
-        x, kv = self._layers((x, kv), phases, segment_start, query_start, rotary.score_rule)
+        x, kv = self._layers((x, kv), phases, segment_start, query_start, rotary)
         if not c.tie_embeddings:
             self.param("unembed", _init("embed", "vocab", fan_in=c.d_model), *_shape(c, "DV"))
         x = RMSNorm(c, name="final_norm")(x)
@@ -223,15 +186,15 @@ class Llama(nn.Module):
             return x, None
         return x, Cache(k=kv[0], v=kv[1], length=cache.length + tokens.shape[1])
 
-    def _layers(self, carry, phases, segment_start, query_start, rule):
+    def _layers(self, carry, phases, segment_start, query_start, rotary):
         """Runs x through all layers and carries the cache, so that it is updated in place."""
-        c, block, windows = self.config, _remat(Block, self.config), layer_windows(self.config)
+        c, block, rule = self.config, _remat(Block, self.config), rotary.score_rule
+        own = layer_windows(c), rotary_lib.method_of_layer(rotary, c.n_layers)
         if self.has_variable("params", _layer_name(0)):
             for i in range(c.n_layers):
                 layer = None if carry[1] is None else i
-                window = None if windows is None else windows[i]
                 carry, _ = block(c, rule, name=_layer_name(i))(
-                    carry, phases, segment_start, query_start, layer, window
+                    carry, phases, segment_start, query_start, layer, _at(own, i)
                 )
             return carry
         layers = nn.scan(
@@ -244,7 +207,12 @@ class Llama(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, rule, name="layers")
         layer = None if carry[1] is None else jnp.arange(c.n_layers)
-        return layers(carry, phases, segment_start, query_start, layer, windows)[0]
+        return layers(carry, phases, segment_start, query_start, layer, own)[0]
+
+
+def _at(own: LayerData, i: int) -> LayerData:
+    window, method = own
+    return None if window is None else window[i], None if method is None else method[i]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -307,22 +275,34 @@ def default_positions(tokens, segment_start, query_start):
 
 
 class Block(nn.Module):
-    """A Block computes x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A Block computes x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Norms may act on what attention and MLP return instead, or as well, see `LlamaConfig.norms`.
+    """
 
     config: LlamaConfig
     score_rule: rotary_lib.ScoreRule | None = None
 
     @nn.compact
-    def __call__(self, carry, phases, segment_start, query_start, layer, window=None):
-        """Applies one layer as nn.scan requires: it carries x and the cache, with no output."""
-        (x, kv), names = carry, _residual(carry[1])
-        normed = RMSNorm(self.config, name="attention_norm")(x)
+    def __call__(self, carry, phases, segment_start, query_start, layer, own=(None, None)):
+        """Applies one layer as nn.scan requires: it carries x and the cache, with no output.
+
+        `own` is what differs by layer: the window, and which of the Rotary's methods.
+        """
+        (x, kv), names, (window, method) = carry, _residual(carry[1]), own
+        phases = rotary_lib.phases_of(phases, method)
         attended, kv = Attention(self.config, self.score_rule, name="attention")(
-            normed, phases, segment_start, query_start, kv, layer, window
+            self._norm("attention_norm", x), phases, segment_start, query_start, kv, layer, window
         )
-        x = constrain(x + attended, *names)
-        hidden = MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x), names)
-        return (constrain(x + hidden, *names), kv), None
+        x = constrain(x + self._norm("attention_norm", attended, after=True), *names)
+        hidden = MLP(self.config, name="mlp")(self._norm("mlp_norm", x), names)
+        return (constrain(x + self._norm("mlp_norm", hidden, after=True), *names), kv), None
+
+    def _norm(self, name: str, x, after: bool = False):
+        """Normalises x if the architecture does so at this place."""
+        if self.config.norms not in ("both", "after" if after else "before"):
+            return x
+        return RMSNorm(self.config, name=f"{name}_after" if after else name)(x)
 
 
 class Attention(nn.Module):
@@ -347,9 +327,8 @@ class Attention(nn.Module):
         )
         if c.attention_bias:
             q, k, v = (y + self._bias(n, y) for n, y in (("bq", q), ("bk", k), ("bv", v)))
-        if c.qk_norm:
-            q = RMSNorm(c, "H", "head_dim", name="q_norm")(q)
-            k = RMSNorm(c, "H", "head_dim", name="k_norm")(k)
+        if c.qk_norm or c.qk_norm_joint:
+            q, k = query_norm(c, "q", name="q_norm")(q), query_norm(c, "k", name="k_norm")(k)
         q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
         k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
         q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
@@ -384,6 +363,7 @@ class Attention(nn.Module):
             score_rule=self.score_rule,
             layer=layer,
             window=window,
+            scale=c.score_scale or None,
             backend=c.attention,
             context_parallel=c.context_parallel,
         )
@@ -399,7 +379,7 @@ def _append(layer, start, cached, new):
 
 
 class MLP(nn.Module):
-    """The MLP is a SwiGLU: (silu(x W_gate) * x W_up) W_down."""
+    """The MLP is a SwiGLU: (silu(x W_gate) * x W_up) W_down; GeGLU has gelu for silu."""
 
     config: LlamaConfig
 
@@ -416,7 +396,8 @@ class MLP(nn.Module):
             gated, straight = (
                 y + b.astype(y.dtype) for y, b in zip((gated, straight), biases, strict=True)
             )
-        hidden = nn.silu(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
+        act = nn.silu if c.activation == "silu" else nn.gelu  # whose default is the tanh form
+        hidden = act(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
         hidden = linear.row_parallel(hidden, down, back, names=names)
         if c.mlp_bias:
             hidden = hidden + self.param("bd", _zeros("embed"), *_shape(c, "D")).astype(x.dtype)
@@ -424,26 +405,37 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm computes x / rms(x) * scale in float32, over the last axis.
+    """RMSNorm computes x / rms(x) * scale in float32, over the last axes.
 
     Attributes:
         config: the architecture.
-        letter: the letter of the last axis, D, or H for queries and keys.
-        axis: its logical name.
+        letters: the letters of these axes, D, or those of `query_norm`.
+        axes: their logical names.
     """
 
     config: LlamaConfig
-    letter: str = "D"
-    axis: str = "embed"
+    letters: str = "D"
+    axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x):
-        """Maps [..., D or H] to the same shape in the dtype of x."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = self.param("scale", ones, *_shape(self.config, self.letter))
+        """Maps [..., D] or other axes to the same shape in the dtype of x."""
+        c, over = self.config, tuple(range(-len(self.axes), 0))
+        first = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
+        boxed = nn.with_logical_partitioning(first, self.axes)
+        scale: Any = self.param("scale", boxed, *_shape(c, self.letters))
+        scale = 1 + scale.astype(jnp.float32) if c.norm_offset else scale
         xf = x.astype(jnp.float32)
-        rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=-1, keepdims=True) + self.config.norm_eps)
+        rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=over, keepdims=True) + c.norm_eps)
         return (xf * rms * scale).astype(x.dtype)
+
+
+def query_norm(config: LlamaConfig, which: str, **options) -> RMSNorm:
+    """Returns the norm of queries "q" or keys "k" [..., heads, H], per head or over all heads."""
+    if config.qk_norm:
+        return RMSNorm(config, "H", ("head_dim",), **options)
+    letters, heads = ("NH", "heads") if which == "q" else ("KH", "kv_heads")
+    return RMSNorm(config, letters, (heads, "head_dim"), **options)
 
 
 def _residual(cache) -> linear.Names:
@@ -531,50 +523,3 @@ def check_vocabulary(config: LlamaConfig, what: str, ids: ArrayLike) -> None:
 def _logits(config, params, tokens, rotary):
     hidden, _ = Llama(config).apply({"params": params}, tokens, rotary=rotary)
     return unembed(config, params, hidden)
-
-
-def _llama(d_model, n_layers, n_heads, n_kv_heads=None, d_ff=None, vocab=32_000, **kwargs):
-    return LlamaConfig(
-        vocab_size=vocab,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads or n_heads,
-        head_dim=d_model // n_heads,
-        d_ff=d_ff or swiglu_width(d_model),
-        **kwargs,
-    )
-
-
-# LLaMA table 2, Llama 2 table 1 and its released params.json, SmolLM2's config.json.
-_LLAMA2 = {
-    "llama2_7b": _llama(4096, 32, 32),
-    "llama2_13b": _llama(5120, 40, 40),
-    "llama2_34b": _llama(8192, 48, 64, 8, swiglu_width(8192, multiplier=1.0)),
-    "llama2_70b": _llama(8192, 80, 64, 8, swiglu_width(8192, multiple_of=4096, multiplier=1.3)),
-}
-PRESETS: dict[str, LlamaConfig] = {
-    "llama_7b": _llama(4096, 32, 32, norm_eps=1e-6),
-    "llama_13b": _llama(5120, 40, 40, norm_eps=1e-6),
-    "llama_33b": _llama(6656, 60, 52, norm_eps=1e-6),
-    "llama_65b": _llama(8192, 80, 64, norm_eps=1e-6),
-    **_LLAMA2,
-    # Llama 2 Long changes no shape: its base frequency is the rotary argument.
-    **{name.replace("llama2", "llama2_long"): config for name, config in _LLAMA2.items()},
-    "smollm2_135m": _llama(576, 30, 9, 3, 1536, vocab=49_152, tie_embeddings=True),
-}
-
-
-def preset(name: str, **changes) -> LlamaConfig:
-    """Returns a published architecture by name, with fields replaced by `changes`.
-
-    Raises:
-        ValueError: The name or a field is unknown; the message names the nearest one.
-    """
-    if name not in PRESETS:
-        raise ValueError(unknown_name("model preset", name, PRESETS))
-    known = {f.name for f in dataclasses.fields(LlamaConfig)}
-    for field in changes:
-        if field not in known:
-            raise ValueError(unknown_name("LlamaConfig field", field, known))
-    return dataclasses.replace(PRESETS[name], **changes)

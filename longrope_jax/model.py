@@ -51,6 +51,7 @@ class Model:
         notes: what was recognised or assumed, in words.
         context_length: tokens that `save` declares, where that is not `trained_length`: what a
             method reaches that was given by `with_rotary`.
+        family: the model type that the checkpoint names, such as "phi3", which `save` keeps.
     """
 
     config: llama.LlamaConfig
@@ -61,6 +62,7 @@ class Model:
     special_tokens: SpecialTokens = dataclasses.field(default_factory=SpecialTokens)
     notes: tuple[str, ...] = ()
     context_length: int | None = None
+    family: str | None = None
 
     def __repr__(self) -> str:
         c, parts = self.config, [str(self.method)]
@@ -322,6 +324,7 @@ class Model:
             format=format or format_of(path),
             dtype=dtype,
             context_length=context_length or self.declared_length(),
+            family=self.family,
         )
 
     def declared_length(self) -> int | None:
@@ -435,12 +438,16 @@ def _of_foreign(found) -> Model:
         trained_length=found.context_length,
         special_tokens=found.special_tokens,
         notes=tuple(found.notes),
+        family=found.family,
     )
 
 
 def _reach(method: rotary_lib.Method, trained_length: int | None) -> int | None:
-    original, factor = getattr(method, "original_length", None), getattr(method, "factor", 1)
-    return max(trained_length or 0, int((original or 0) * factor)) or None
+    found = [
+        int((getattr(one, "original_length", None) or 0) * getattr(one, "factor", 1))
+        for one in rotary_lib.distinct(method)
+    ]
+    return max(trained_length or 0, *found) or None
 
 
 def _of_run(folder: Path) -> Model:

@@ -27,6 +27,8 @@ REQUIRED = {
     "window": 16,
     "group": 4,
     "n_kv_heads": 2,
+    "pattern": (0, 1),
+    "methods": (rotary.RoPE(), rotary.NoPE()),
 }
 
 
@@ -42,7 +44,8 @@ def example(name):
     return spec
 
 
-@pytest.fixture(scope="session", params=rotary.names())
+# All methods that give frequencies; by_layer has those of several, see test_by_layer.py.
+@pytest.fixture(scope="session", params=[name for name in rotary.names() if name != "by_layer"])
 def spec(request):
     return example(request.param)
 

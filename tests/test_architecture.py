@@ -20,6 +20,7 @@ FLOORS = (
     ("evaluation", "runs", "search"),
     ("generate", "training", "weights"),
     ("data", "llama"),
+    ("architecture",),
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
     ("errors", "folders", "shapes"),

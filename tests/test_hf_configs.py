@@ -77,8 +77,15 @@ def test_a_flat_config_whose_method_differs_by_layer_is_read_by_layer(transforme
     for layer in ("full_attention", "sliding_attention"):
         expected = their_frequencies(transformers, config, layer)
         np.testing.assert_allclose(ours(config, layer), expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="differs by layer: pass layer_type, one of"):
-        rotary.from_hf(config)
+    both = [rotary.from_hf(config, layer_type=f"{x}_attention") for x in ("sliding", "full")]
+    four = both[:1] * 3 + both[1:]  # OLMo 3's period is four layers, Gemma 3's six
+    whole = rotary.from_hf(config)
+    if "Gemma" in case or both[0] == both[1]:
+        assert whole == both[0]
+    else:
+        assert [whole.methods[at] for at in whole.pattern] == four
+    used = {key.name for key in rotary.audit(config) if key.status == "used"}
+    assert used >= {name for name in config if name.startswith("rope_") and name != "rope_scaling"}
     with pytest.raises(ValueError, match="did you mean 'full_attention'"):
         rotary.from_hf(config, layer_type="full_atention")
     for layer, status in (("full_attention", "used"), ("sliding_attention", "ignored")):

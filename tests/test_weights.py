@@ -240,8 +240,19 @@ def test_mistral_is_a_llama_where_no_window_cuts(tmp_path):
     (path / "config.json").write_text(json.dumps(raw))
     assert_same(params, longrope_jax.load(path).params)
     del raw["sliding_window"]
+    raw["max_position_embeddings"] = 8192
     (path / "config.json").write_text(json.dumps(raw))
     assert weights.open_checkpoint(path).config.windows == (4096,)  # transformers' default
+    # A window as long as the context cuts nothing, in a Llama neither.
+    for kind, length in (("mistral", 4096), ("llama", 4096)):
+        raw |= {"model_type": kind, "sliding_window": 4096, "max_position_embeddings": length}
+        (path / "config.json").write_text(json.dumps(raw))
+        found = weights.open_checkpoint(path)
+        assert found.config.windows == () and "sliding_window=4096" in " ".join(found.notes)
+    raw["sliding_window"] = 4095
+    (path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="transformers has no window for llama"):
+        weights.open_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind, heads", [("llama", 16), ("mistral", 8)])

@@ -20,6 +20,7 @@ TOKENS = np.random.default_rng(11).integers(0, 40, (1, 24)).astype(np.int32)
 SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
 SIZES |= {"initializer_range": 0.25, "bos_token_id": None, "eos_token_id": None}
+SIZES |= {"pad_token_id": None}
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, **FACTORS}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
@@ -47,12 +48,54 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
+    "smollm3, biases, yarn, other layers and a window": (
+        "smollm3",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": YARN | {"original_max_position_embeddings": 32},
+            "no_rope_layers": [0, 1, 1],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo3, yarn on the full layers": (
+        "olmo3",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 5,
+            "rope_parameters": {
+                "full_attention": YARN | {"original_max_position_embeddings": 32},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e6},
+            },
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"num_hidden_layers": 7, "sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8},
+    ),
+    "gemma3, linear on the full layers, scores of another scale, biases, untied": (
+        "gemma3_text",
+        {
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "head_dim": 16,
+            "query_pre_attn_scalar": 7,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+            },
+        },
+    ),
     "phi3, short factors": (
         "phi3",
         {
             "rope_parameters": LONGROPE | {"original_max_position_embeddings": 64},
             "original_max_position_embeddings": 64,
-            "pad_token_id": 0,
         },
     ),
     "phi3, long factors and a window": (
@@ -61,7 +104,6 @@ FAMILIES = {
             "rope_parameters": LONGROPE | {"original_max_position_embeddings": 16},
             "original_max_position_embeddings": 16,
             "sliding_window": 6,
-            "pad_token_id": 0,
         },
     ),
 }
@@ -138,7 +180,13 @@ PARTS = {
     "mlp_bias": True,
     "qk_norm": True,
     "windows": (3, 0),
+    "norms": "both",
+    "norm_offset": True,
+    "activation": "gelu_tanh",
+    "embed_scale": 3.0,
+    "score_scale": 0.5,
 }
+PLAIN = {field.name: field.default for field in dataclasses.fields(llama.LlamaConfig)}
 
 
 def everything(**changes):
@@ -154,7 +202,7 @@ def drawn(config):
 def test_every_part_acts_and_is_absent_from_the_program_where_it_is_off(part):
     config, spec = everything(), rotary.RoPE()
     params = drawn(config)
-    off = dataclasses.replace(config, **{part: () if part == "windows" else False})
+    off = dataclasses.replace(config, **{part: PLAIN[part]})
     one, other = (np.asarray(llama.logits(c, params, TOKENS, spec)) for c in (config, off))
     assert np.abs(one - other).max() > 1e-3
     shapes = jax.eval_shape(lambda: llama.init_params(CONFIG, jax.random.key(0)))
@@ -163,8 +211,9 @@ def test_every_part_acts_and_is_absent_from_the_program_where_it_is_off(part):
     }
 
 
-def test_decoding_with_a_cache_equals_the_whole_forward_with_every_part():
-    config, spec = everything(), rotary.RoPE()
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False, "qk_norm_joint": True}])
+def test_decoding_with_a_cache_equals_the_whole_forward_with_every_part(changes):
+    config, spec = everything(**changes), rotary.RoPE()
     params = drawn(config)
     whole = np.asarray(llama.logits(config, params, TOKENS, spec))
     rot = rotary.make(spec, head_dim=config.head_dim, seq_len=24)
@@ -211,7 +260,7 @@ def test_attention_statistics_see_biases_norms_and_windows():
     """Against queries and keys computed by hand in the second layer's place, the first."""
     from longrope_jax.evaluation.attention_statistics import _heads
 
-    config = everything(n_layers=1)
+    config = everything(n_layers=1, norm_offset=False)
     layer = jax.tree.map(lambda x: x[0], drawn(config)["layers"]["attention"])
     x = np.random.default_rng(1).normal(size=(1, 5, 32)).astype(np.float32)
     for name in "qk":

@@ -37,10 +37,11 @@ def attend(
     score_rule: ScoreRule | None = None,
     layer: Int[AnyArray, ""] | int | None = None,
     window: Int[AnyArray, ""] | int | None = None,
+    scale: float | None = None,
     backend: str = "auto",
     context_parallel: str = "all_gather",
 ) -> Float[jax.Array, "B T N H"]:
-    """Computes causal, grouped-query attention; softmax in float32, scores scaled by H^-1/2.
+    """Computes causal, grouped-query attention; softmax in float32.
 
     Under a mesh (`jax.set_mesh`) each device computes its own rows and heads. If the mesh has a
     `sequence` axis, each device also computes only its own part of the queries (context
@@ -62,6 +63,7 @@ def attend(
             one layer. Attention over a cache is not differentiable.
         window: how many keys a query sees at most, its own included; None means all. It is data, so
             that layers of one program may differ. Kernels and score rules do not support it.
+        scale: what scores are multiplied by; None is H^-1/2.
         backend: "blockwise" (any platform, memory linear in T), "splash" (TPU kernel, interpreted
             on other platforms), "cudnn" (GPU kernel), "reference" (memory T times S), or "auto":
             the kernel for the platform that the program is traced for if it supports the inputs,
@@ -99,7 +101,7 @@ def attend(
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
     if window is not None:  # the back ends take any range of keys
         first_key = jnp.maximum(first_key, last_key - jnp.asarray(window, jnp.int32) + 1)
-    attention = functools.partial(attention, scale=v.shape[-1] ** -0.5)
+    attention = functools.partial(attention, scale=scale or v.shape[-1] ** -0.5)
     args = [q, k, v, first_key, last_key]
     keys = "batch", "sequence", "kv_heads", "head_dim"
     names = [("batch", "sequence", "heads", "head_dim"), keys, keys]

@@ -45,9 +45,14 @@ def main(args: argparse.Namespace) -> int:
         header, args.tokenizer = dataclasses.replace(header, tokenizer=None), None
     ready = prepared(header, args.rotary, args.tokenizer, required=False)
     form = args.format or model.format_of(args.out)
-    special = {"special_tokens": ready.special_tokens}
     weights.check_save(
-        ready.config, ready.method, ready.tokenizer, format=form, path=args.out, **special
+        ready.config,
+        ready.method,
+        ready.tokenizer,
+        special_tokens=ready.special_tokens,
+        format=form,
+        path=args.out,
+        family=ready.family,
     )
     dtype = args.dtype or dtype_of(args.checkpoint, ready)
     loaded = model.load(args.checkpoint, param_dtype=dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from longrope_jax import rotary as rotary_lib
-from longrope_jax.llama import Block, LlamaConfig, RMSNorm, layer_windows
+from longrope_jax.llama import Block, LlamaConfig, RMSNorm, layer_windows, query_norm
 
 
 def query_key_moments(
@@ -62,15 +62,21 @@ def _batch_moments(config, params, rotary, tokens, weight):
     phases = rotary_lib.phases(rotary, jnp.arange(tokens.shape[1], dtype=jnp.int32))
 
     def layer(x, scanned):
-        weights, window = scanned
-        normed = cast(jax.Array, RMSNorm(config).apply({"params": weights["attention_norm"]}, x))
+        weights, own = scanned
+        normed = x
+        if config.norms != "after":
+            normed = cast(
+                jax.Array, RMSNorm(config).apply({"params": weights["attention_norm"]}, x)
+            )
         moments = _moments(config, normed.astype(jnp.float32), weights["attention"], weight)
         block = Block(config, rotary.score_rule)
-        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None, window)
+        (x, _), _ = block.apply({"params": weights}, (x, None), phases, None, 0, None, own)
         return x, moments
 
     x = jnp.take(params["embed"].astype(config.dtype), tokens, axis=0)
-    return jax.lax.scan(layer, x, (params["layers"], layer_windows(config)))[1]
+    x = x * jnp.asarray(config.embed_scale, x.dtype)
+    own = layer_windows(config), rotary_lib.method_of_layer(rotary, config.n_layers)
+    return jax.lax.scan(layer, x, (params["layers"], own))[1]
 
 
 def _heads(config, x, weights, name):
@@ -78,8 +84,8 @@ def _heads(config, x, weights, name):
     found = jnp.einsum("BTD,DNH->BTNH", x, weights[f"w{name}"].astype(jnp.float32))
     if config.attention_bias:
         found = found + weights[f"b{name}"].astype(jnp.float32)
-    if config.qk_norm:
-        norm = RMSNorm(config, "H", "head_dim")
+    if config.qk_norm or config.qk_norm_joint:
+        norm = query_norm(config, name)
         found = cast(jax.Array, norm.apply({"params": weights[f"{name}_norm"]}, found))
     return found
 

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Num
 
 from longrope_jax.rotary.frequencies import MAX_POSITION, Frequencies, check_tokens
+from longrope_jax.rotary.methods.by_layer import ByLayer, distinct
 from longrope_jax.rotary.registry import Method, parse
 from longrope_jax.rotary.score_rule import ScoreRule
 from longrope_jax.shapes import AnyArray
@@ -37,7 +38,7 @@ _RADIANS_3 = np.float32(2 * np.pi / 2**32 - 201 * 2.0**-37 - 15 * 2.0**-45)
     jax.tree_util.register_dataclass,
     data_fields=[
         "hi", "lo", "delta", "amplitude", "log_decay", "centre",
-        "start_hi", "start_lo", "start_count", "logn_length", "max_length", "mixing",
+        "start_hi", "start_lo", "start_count", "logn_length", "max_length", "mixing", "pattern",
     ],
     meta_fields=["score_rule"],
 )  # fmt: skip
@@ -49,7 +50,8 @@ class Rotary:
     score rule, and then hi and lo have a first axis for its branches, or they have `mixing`; they
     need compiled programs of their own.
 
-    R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`.
+    R is the number of rotated pairs. Leading axes appear when rotaries are stacked for `vmap`. A
+    method per layer (`ByLayer`) has a last leading axis over its methods, and `pattern`.
 
     Attributes:
         hi, lo: uint32 [R], high and low word of the turns per token times 2^64.
@@ -64,6 +66,8 @@ class Rotary:
             where its method depends on the length, else MAX_POSITION. Longer sequences are an error
             wherever positions are known, see `check_length`.
         mixing: float32 [2, K, R + 1, P], see `Frequencies`, or None.
+        pattern: int32 [P], the method of layer i is pattern[i mod P]; None where all layers have
+            one method.
         score_rule: static; what attention does beyond one rotation, or None.
     """
 
@@ -79,6 +83,7 @@ class Rotary:
     logn_length: jax.Array
     max_length: jax.Array
     mixing: jax.Array | None = None
+    pattern: jax.Array | None = None
     score_rule: ScoreRule | None = None
 
 
@@ -134,6 +139,9 @@ def make(spec: Method | str, *, head_dim: int, seq_len: int | Sequence[int]) -> 
             raise ValueError(f"seq_len must be a whole number of tokens, got {seq_len!r}")
         return stack_rotaries([make(spec, head_dim=head_dim, seq_len=n) for n in seq_len])
     check_tokens(seq_len=seq_len)
+    if isinstance(spec, ByLayer):
+        made = [make(one, head_dim=head_dim, seq_len=seq_len) for one in spec.methods]
+        return by_layer(made, spec.pattern)
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
     rot = from_frequencies(f, seq_len=seq_len)
     if _depends_on_length(spec, f, head_dim):
@@ -233,9 +241,12 @@ def from_frequencies(f: Frequencies, *, seq_len: int) -> Rotary:
 def is_structural(spec: Method, *, head_dim: int) -> bool:
     """Says whether the method needs another compiled program than plain RoPE for this head.
 
-    Remapped positions, ALiBi's bias, FoPE's mixtures and a rotary part smaller than the head do.
+    A method per layer, remapped positions, ALiBi's bias, FoPE's mixtures and a rotary part smaller
+    than the head do.
     All other methods are data of one shape: they share a program and can be stacked.
     """
+    if isinstance(spec, ByLayer):
+        return True
     f = spec.frequencies(head_dim=head_dim, seq_len=1)
     return f.score_rule is not None or f.mixing is not None or 2 * f.pairs != head_dim
 
@@ -254,6 +265,61 @@ def stack_rotaries(rotaries: Sequence[Rotary]) -> Rotary:
             f"{rules} and other shapes: run them one by one"
         )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rotaries)
+
+
+def frequencies_of(spec: Method, *, head_dim: int, seq_len: int) -> list[Frequencies]:
+    """Returns the frequencies of a method, or of each method of a `ByLayer`, in their order."""
+    return [one.frequencies(head_dim=head_dim, seq_len=seq_len) for one in distinct(spec)]
+
+
+def assemble(spec: Method, frequencies: Sequence[Frequencies], *, seq_len: int) -> Rotary:
+    """Returns the Rotary of a method from what `frequencies_of` gave, as `from_frequencies`."""
+    made = [from_frequencies(f, seq_len=seq_len) for f in frequencies]
+    return by_layer(made, spec.pattern) if isinstance(spec, ByLayer) else made[0]
+
+
+def by_layer(rotaries: Sequence[Rotary], pattern: Sequence[int]) -> Rotary:
+    """Returns one Rotary of several for the layers of a model, see `Rotary.pattern`.
+
+    Raises:
+        ValueError: the rotaries differ in more than numbers.
+    """
+    index = jnp.asarray(pattern, jnp.int32)
+    return dataclasses.replace(stack_rotaries(rotaries), pattern=index)
+
+
+def check_layers(rotary: Rotary, layers: int) -> None:
+    """Checks that a Rotary whose method differs by layer is for a model of so many layers.
+
+    Raises:
+        ValueError: the pattern is longer than the model is deep, so that its end acts nowhere.
+    """
+    if rotary.pattern is not None and rotary.pattern.shape[-1] > layers:
+        raise ValueError(
+            f"the pattern of by_layer has {rotary.pattern.shape[-1]} entries, but the model has "
+            f"{layers} layers: shorten the pattern"
+        )
+
+
+def method_of_layer(rotary: Rotary, layers: int) -> jax.Array | None:
+    """Returns the index of each layer's method, int32 [layers]; None where all have one method."""
+    if rotary.pattern is None:
+        return None
+    pattern = rotary.pattern.reshape(-1, rotary.pattern.shape[-1])[0]  # rows share their method
+    return pattern[jnp.arange(layers) % len(pattern)]
+
+
+def phases_of(phases: Phases, method: jax.Array | int | None) -> Phases:
+    """Returns the phases of one method out of those of a method per layer; None takes them all."""
+    if method is None:
+        return phases
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, method, keepdims=False), phases)
+
+
+def _rows(rotary: Rotary) -> int | None:
+    """Returns how many rows a Rotary is stacked over, or None where it is for all rows alike."""
+    plain = 0 if rotary.pattern is None else 1
+    return len(rotary.amplitude) if jnp.ndim(rotary.amplitude) > plain else None
 
 
 def _check_gain(f: Frequencies, seq_len: int, centre: int) -> None:
@@ -285,6 +351,7 @@ def phases(rotary: Rotary, positions: Num[AnyArray, "..."], *, precision: str = 
 
     Returns:
         (cos, sin) of queries and of keys, float32 [..., T, R]; tuples of them under a score rule.
+        A method per layer has a first axis over its methods, see `phases_of`.
 
     Raises:
         ValueError: concrete positions are out of range or beyond what the Rotary was made for,
@@ -294,11 +361,15 @@ def phases(rotary: Rotary, positions: Num[AnyArray, "..."], *, precision: str = 
     if not isinstance(rotary, Rotary):
         raise ValueError(f"phases takes a Rotary, got {rotary!r:.80}: rotary.make makes it")
     _check_positions(rotary, positions)
-    if jnp.ndim(rotary.amplitude):
-        rows = len(rotary.amplitude)
+    one = partial(phases, precision=precision)
+    if (rows := _rows(rotary)) is not None:
         if jnp.ndim(positions) < 2 or len(positions) != rows:
             raise ValueError(f"{rows} stacked rotaries, positions of shape {jnp.shape(positions)}")
-        return jax.vmap(partial(phases, precision=precision))(rotary, jnp.asarray(positions))
+        axis = 0 if rotary.pattern is None else 1  # the methods come first
+        return jax.vmap(one, out_axes=axis)(rotary, jnp.asarray(positions))
+    if rotary.pattern is not None:
+        methods = dataclasses.replace(rotary, pattern=None)
+        return jax.vmap(one, in_axes=(0, None))(methods, jnp.asarray(positions))
     position = jnp.asarray(positions)
     if not jnp.issubdtype(position.dtype, jnp.floating):
         # Score rules subtract and shift positions, which would wrap in uint32 or int8.
@@ -371,9 +442,9 @@ def _check_positions(rotary: Rotary, positions) -> None:
     low, high = np.min(positions).item(), np.max(positions).item()
     if not (low >= 0 and high < MAX_POSITION):  # written so that NaN is refused too
         raise ValueError(f"positions must lie in 0..{MAX_POSITION - 1}, got {low}..{high}")
-    if np.ndim(rotary.max_length) and _is_known(rotary.max_length):
+    if _rows(rotary) is not None and _is_known(rotary.max_length):
         for made_for, row in zip(np.asarray(rotary.max_length), positions, strict=False):
-            _compare_lengths(int(made_for), math.floor(np.max(row)) + 1)
+            _compare_lengths(int(np.min(made_for)), math.floor(np.max(row)) + 1)
     else:
         check_length(rotary, math.floor(high) + 1)
 

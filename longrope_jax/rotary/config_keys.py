@@ -14,6 +14,8 @@ _NULL = "null counts as absent"
 _NO_ROTATION = "layers of this type do not rotate"
 _WINDOW = "how far a layer looks, which is the model's and not the method's"
 _LAYERS = "which layers have which method"
+_OTHERS = "other layers than"
+_STATUS = ("used", "overridden", "ignored")
 
 
 class Key(NamedTuple):
@@ -37,18 +39,29 @@ def audit(config: dict[str, Any], *, layer_type: str | None = None) -> list[Key]
     path, inner = hf.located(config)
     if path:
         return _audit_nested(config, path, inner, layer_type)
+    if layer_type is None and (order := hf.layer_order(config)):
+        return _all_layers([audit(config, layer_type=one) for one in dict.fromkeys(order)])
     if not hf.turns(config, layer_type):
         return [Key(name, value, "ignored", _NO_ROTATION) for name, value in config.items()]
     rope_type, parameters = hf.read_parameters(config, layer_type)
     found = []
     for name, value in config.items():
         if name in hf.BLOCKS and value and not hf.block_counts(config, layer_type):
-            found.append(Key(name, value, "ignored", f"other layers than {layer_type} have it"))
+            found.append(Key(name, value, "ignored", f"{_OTHERS} {layer_type} have it"))
         elif name in hf.BLOCKS and value:
             found += _block(name, value, rope_type, parameters, config, layer_type)
         else:
             found.append(Key(name, value, *_outside(name, value, rope_type, parameters, config)))
     return found
+
+
+def _all_layers(audits: list[list[Key]]) -> list[Key]:
+    """Returns the keys of a config for all its layer types: used where one of them uses it."""
+    best: dict[str, Key] = {}
+    for key in (key for found in audits for key in found if not key.rule.startswith(_OTHERS)):
+        if key.name not in best or _STATUS.index(key.status) < _STATUS.index(best[key.name].status):
+            best[key.name] = key
+    return list(best.values())
 
 
 def _audit_nested(config, path, inner, layer_type) -> list[Key]:
@@ -95,7 +108,7 @@ def _block(block, values, rope_type, parameters, config, layer_type) -> list[Key
         if isinstance(value, dict) and name == layer_type:
             found += _block(dotted, value, rope_type, parameters, config, None)
         elif isinstance(value, dict):
-            found.append(Key(dotted, value, "ignored", f"other layers than {layer_type} have it"))
+            found.append(Key(dotted, value, "ignored", f"{_OTHERS} {layer_type} have it"))
         else:
             found.append(Key(dotted, value, *_inside(name, value, rope_type, parameters, config)))
     return found
@@ -143,9 +156,9 @@ def _outside(name, value, rope_type, parameters, config) -> tuple[str, str]:
         return "ignored", f"rope_type {rope_type} has no trained length"
     if name in families.NOT_ROTARY:
         return "used", "this value asks for rotary position alone, others are refused"
-    if name in ("layer_types", "no_rope_layers", "rope_local_base_freq") and families.layers(
-        config, {}
-    ):
+    by_layer = families.layers(config, {}) or hf.layer_order(config)
+    deciding = ("layer_types", "no_rope_layers", "no_rope_layer_interval", "rope_local_base_freq")
+    if name in deciding and by_layer:
         return "used", _LAYERS
     if name in ("sliding_window", "layer_types", "attention_chunk_size"):
         return "ignored", _WINDOW

@@ -113,6 +113,8 @@ def _options(cls: type) -> list[str]:
 def _exported(cls: type) -> str:
     if cls is hf.PartialRotary:
         return "the inner type with `partial_rotary_factor`"
+    if cls is hf.ByLayer:
+        return "the methods' types, nested by layer type"
     name = hf.rope_type_of(cls)
     if name:
         return f"`{name}`"

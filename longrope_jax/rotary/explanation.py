@@ -8,6 +8,7 @@ import numpy as np
 
 from longrope_jax.rotary import docstrings
 from longrope_jax.rotary.frequencies import Frequencies, check_tokens, rope_inv_freq
+from longrope_jax.rotary.methods.by_layer import ByLayer
 from longrope_jax.rotary.registry import Method, name_of
 
 _SAME = 1e-12  # relative; frequencies closer than this differ by rounding alone
@@ -34,6 +35,12 @@ def explain(
         ValueError: `seq_len` is out of range, or the method does not fit the head.
     """
     check_tokens(seq_len=seq_len)
+    if isinstance(spec, ByLayer):
+        size = {"head_dim": head_dim, "seq_len": seq_len, "trained_length": trained_length}
+        parts = [explain(one, **size) for one in spec.methods]
+        heads = [f"layers of methods[{at}]: {_places(spec, at)}" for at in range(len(parts))]
+        title = f"{name_of(spec)} ({type(spec).__name__}): {docstrings.formula(type(spec))}"
+        return "\n\n".join([title, *(f"{h}\n{p}" for h, p in zip(heads, parts, strict=True))])
     f = spec.frequencies(head_dim=head_dim, seq_len=seq_len)
     trained = trained_length or option(spec, "original_length")
     header = f"{'pair':>4} {'rad/token':>13} {'wavelength':>14} {'turns':>12} {'decay':>9}"
@@ -44,6 +51,12 @@ def explain(
         + [f"{header} {'trained':>12} {'slowed':>9}"]
         + [_row(f, j, seq_len, trained, slowed[j]) for j in range(len(f.inv_freq))]
     )
+
+
+def _places(spec: ByLayer, at: int) -> str:
+    """Returns in words which layers have methods[at]."""
+    found = [str(i) for i, method in enumerate(spec.pattern) if method == at]
+    return f"{', '.join(found)} of every {len(spec.pattern)}, counted from 0"
 
 
 def option(spec: Method, name: str):

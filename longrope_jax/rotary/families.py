@@ -118,6 +118,32 @@ def layers(config: dict[str, Any], block: dict[str, Any]) -> dict[str, dict | No
     return {name: one for name, one in found.items() if name in given}
 
 
+# Of so many layers the last has the other type, where the config is silent.
+_PERIODS = {"gemma3_text": 6, "gemma3n_text": 5, "olmo3": 4, "cohere2": 4, "exaone4": 4}
+_PERIODS |= {"smollm3": 4, "llama4_text": 4}
+
+
+def order(config: dict[str, Any]) -> list[str]:
+    """Returns the type of each layer, or of a period of them; [] where the config does not say.
+
+    Args:
+        config: the config, or the part of it about text, whose `layers` differ.
+    """
+    turned = config.get("model_type") in ("smollm3", "llama4_text")
+    declared = config.get("no_rope_layers" if turned else "layer_types")
+    count = config.get("num_hidden_layers")
+    if isinstance(declared, list) and declared:
+        names = [("rope" if one else "no_rope") if turned else str(one) for one in declared]
+        return names[:count] if isinstance(count, int) else names
+    default = _PERIODS.get(str(config.get("model_type")))
+    period = config.get("no_rope_layer_interval" if turned else "sliding_window_pattern", default)
+    if type(period) is not int or period < 1:
+        return []
+    usual, last = ("rope", "no_rope") if turned else (SLIDING, FULL)
+    count = count if type(count) is int else period
+    return [usual if (at + 1) % period else last for at in range(count)]
+
+
 def check_layer_type(config: dict[str, Any], layer_type: str | None) -> None:
     """Checks a layer type that is asked of a config whose layers all have one method.
 

@@ -5,8 +5,10 @@ import dataclasses
 import re
 from typing import Any
 
+from longrope_jax.rotary.methods.by_layer import ByLayer
+from longrope_jax.rotary.methods.nope import NoPE
 from longrope_jax.rotary.methods.rope import RoPE
-from longrope_jax.rotary.registry import Method, parse
+from longrope_jax.rotary.registry import Method, notation, parse, read_options
 
 
 def parse_for_checkpoint(
@@ -19,6 +21,10 @@ def parse_for_checkpoint(
     RoPE, and `inner` is the checkpoint's method. What the text or the method's name sets is never
     replaced.
 
+    Where the checkpoint's method differs by layer, its layers without rotation stay as they are,
+    and the text is about all others if they have one method. If they have several, only
+    by_layer says which layers are meant, and each method in it states its base.
+
     Args:
         text: as `parse` reads it, such as "yarn:factor=4".
         own: the checkpoint's method.
@@ -28,13 +34,40 @@ def parse_for_checkpoint(
         The method, and the options that were filled, by name.
 
     Raises:
-        ValueError: the text cannot be read, or an option is still missing.
+        ValueError: the text cannot be read, an option is still missing, or the checkpoint has
+            several methods and the text is not of by_layer.
     """
+    if isinstance(own, ByLayer):
+        return _for_layers(text, own, trained_length)
     known = _known_options(own, trained_length)
     method = _parsed(text, known)
     items = _options(method)
     unsaid = {k: v for k, v in known.items() if not re.search(rf"\b{k}\s*=", text)}
     return method, {k: v for k, v in unsaid.items() if (k, v) in items}
+
+
+def _for_layers(text: str, own: ByLayer, trained_length: int | None):
+    turning = [method for method in own.methods if method != NoPE()]
+    if read_options(text)[0] == "by_layer":
+        bases = {getattr(method, "base", None) for method in turning}
+        known = {"base": bases.pop()} if len(bases) == 1 else {"base": None}
+        try:
+            return parse(text, known), {}
+        except ValueError as error:
+            if "got None" in str(error):
+                raise ValueError(
+                    f"{text!r}: the bases of this checkpoint differ by layer, so write base=... in "
+                    f"each method; its own is {notation(own)}"
+                ) from error
+            raise
+    if len(turning) > 1:
+        raise ValueError(
+            f"this checkpoint's method differs by layer, so {text!r} does not say which layers are "
+            f"meant: change the methods of {notation(own)}"
+        )
+    method, filled = parse_for_checkpoint(text, turning[0], trained_length)
+    methods = tuple(one if one == NoPE() else method for one in own.methods)
+    return dataclasses.replace(own, methods=methods), filled
 
 
 def _parsed(text: str, known: dict[str, Any]) -> Method:

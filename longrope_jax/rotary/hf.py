@@ -1,11 +1,13 @@
 """The rotary part of a Hugging Face config is read and written here, in v4 and v5 spelling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from longrope_jax.errors import unknown_name, warn
 from longrope_jax.rotary import families
 from longrope_jax.rotary.frequencies import is_finite
 from longrope_jax.rotary.methods import (
+    ByLayer,
     DynamicNTK,
     Llama3,
     LongRoPE,
@@ -62,15 +64,18 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
 
     Args:
         config: the config as `json.load` gives it; it is not changed.
-        layer_type: which layers are meant, where the method differs by layer.
+        layer_type: which layers are meant, where the method differs by layer; None gives a
+            `ByLayer` there.
 
     Raises:
         ValueError: this package has no method for the rope_type, the type lacks an option or does
             not have it, a value has the wrong kind, two spellings contradict each other, the
-            method differs by layer and `layer_type` names none, or a key asks for positions that
-            are not rotary.
+            method differs by layer and neither `layer_type` nor the config says where, or a key
+            asks for positions that are not rotary.
     """
     config = located(config)[1]
+    if layer_type is None and (order := layer_order(config)):
+        return _by_layer(order, {one: from_hf(config, layer_type=one) for one in {*order}})
     if not turns(config, layer_type):
         return NoPE()
     rope_type, parameters = read_parameters(config, layer_type)
@@ -93,6 +98,40 @@ def from_hf(config: dict[str, Any], *, layer_type: str | None = None) -> Method:
     if method is Proportional or fraction == 1:
         return spec
     return PartialRotary(spec, fraction)
+
+
+def layer_order(config: dict[str, Any]) -> list[str]:
+    """Returns the layer type of each layer where the method may differ by layer, else [].
+
+    Raises:
+        ValueError: the config gives a layer type no method.
+    """
+    block = _raw_block(config)
+    known = _nested(block, config) or families.layers(config, block)
+    if len(known) < 2:
+        return []
+    order = families.order(config)
+    for name in order:
+        if name not in known:
+            raise ValueError(unknown_name("layer type without a method", name, known))
+    return order
+
+
+def _by_layer(order: list[str], methods: dict[str, Method]) -> Method:
+    found = list(dict.fromkeys(methods[name] for name in order))
+    if len(found) == 1:
+        return found[0]
+    pattern = tuple(found.index(methods[name]) for name in order)
+    lengths = range(1, len(pattern) + 1)
+    shortest = next(n for n in lengths if pattern == (pattern[:n] * len(pattern))[: len(pattern)])
+    return ByLayer(pattern[:shortest], tuple(found))
+
+
+def _nested(block: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a block by layer type, None for layers that do not rotate."""
+    declared = config.get("layer_types")
+    names = declared if isinstance(declared, list) else []
+    return {k: v for k, v in block.items() if isinstance(v, dict) or (v is None and k in names)}
 
 
 def read_parameters(config: dict[str, Any], layer_type: str | None) -> tuple[str, dict[str, Any]]:
@@ -120,14 +159,14 @@ def located(config: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 def turns(config: dict[str, Any], layer_type: str | None) -> bool:
     """Says whether layers of this type rotate; the config is as `located` returns it."""
-    mixed = families.layers(config, {})
+    mixed = _nested(_raw_block(config), config) or families.layers(config, {})
     return not (mixed and _chosen(mixed, layer_type) is None)
 
 
 def block_counts(config: dict[str, Any], layer_type: str | None) -> bool:
     """Says whether layers of this type have the method of the config's block."""
     block = _raw_block(config)
-    if any(isinstance(value, dict) for value in block.values()):
+    if _nested(block, config):
         return True  # the block itself has one entry per layer type
     mixed = families.layers(config, block)
     return not mixed or _chosen(mixed, layer_type) is block
@@ -149,10 +188,11 @@ def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any
     config = located(config)[1]
     families.check_positions(config)
     block = _raw_block(config)
-    nested = any(isinstance(value, dict) for value in block.values())
+    nested = _nested(block, config)
     mixed = {} if nested else families.layers(config, block)
     if nested:
-        block = _one_layer(block, layer_type)
+        shared = {key: value for key, value in block.items() if key not in nested}
+        block = shared | (_chosen(nested, layer_type) or {})
     elif mixed:
         block = _chosen(mixed, layer_type) or {}
     else:
@@ -198,15 +238,6 @@ def _block(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _one_layer(parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """Returns the parameters of a layer type, and those that all layers share beside them."""
-    layers = {k: v for k, v in parameters.items() if isinstance(v, dict)}
-    if layer_type is None:
-        raise ValueError(f"rope_parameters differ by layer: pass layer_type, one of {[*layers]}")
-    shared = {k: v for k, v in parameters.items() if k not in layers}
-    return shared | _chosen(layers, layer_type)
-
-
 def _one_type(parameters: dict[str, Any]) -> dict[str, Any]:
     """Returns the parameters that are not None, with `type` spelled `rope_type`."""
     parameters = {key: value for key, value in parameters.items() if value is not None}
@@ -222,6 +253,8 @@ def _lengths(rope_type: str, parameters: dict, config: dict, keys: frozenset[str
     if _ORIGINAL not in keys:
         return
     longest, outside = config.get("max_position_embeddings"), config.get(_ORIGINAL)
+    if config.get("model_type") == "phi3" and outside is None and _ORIGINAL not in parameters:
+        outside = 4096  # the default of its class
     if outside is not None and parameters.setdefault(_ORIGINAL, outside) != outside:
         raise ValueError(f"two values of {_ORIGINAL}: {parameters[_ORIGINAL]} and {outside}")
     original = parameters.get(_ORIGINAL)
@@ -265,20 +298,35 @@ def _by_family(config: dict[str, Any]) -> set[str]:
     """Returns the keys that are read for some families alone."""
     mixed = families.layers(config, {})
     turned = "no_rope" in mixed or config.get("model_type") in ("smollm3", "llama4_text")
-    return {*(["no_rope_layers"] if turned else []), *(["rope_local_base_freq"] if mixed else [])}
+    found = {"no_rope_layers", "no_rope_layer_interval"} if turned else set()
+    return found | ({"rope_local_base_freq"} if mixed else set())
 
 
-def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
+def to_hf(
+    spec: Method, *, head_dim: int | None = None, layer_types: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns `rope_parameters` for a Hugging Face config (transformers 5), as `from_hf` reads.
 
     Args:
         spec: a rotary method.
         head_dim: H, which two methods need: NTKAware, whose base depends on it, and LongRoPE with
             one number in place of a list.
+        layer_types: for `ByLayer`, the type of each layer as the config's `layer_types` name it;
+            the parameters are then nested by layer type, None for layers that do not rotate.
 
     Raises:
-        ValueError: Hugging Face has no type for this method, or cannot express one of its options.
+        ValueError: Hugging Face has no type for this method, cannot express one of its options, or
+            layers of one type have several methods.
     """
+    if isinstance(spec, ByLayer):
+        if not layer_types:
+            raise ValueError("by_layer needs layer_types, the type of each layer, such as "
+                             "('sliding_attention', 'full_attention')")  # fmt: skip
+        methods = methods_by_type(spec, layer_types)
+        return {
+            name: None if one == NoPE() else to_hf(one, head_dim=head_dim)
+            for name, one in methods.items()
+        }
     if isinstance(spec, PartialRotary):
         if isinstance(spec.inner, PartialRotary | Proportional):
             raise ValueError("Hugging Face has one partial_rotary_factor, this spec has two")
@@ -289,6 +337,23 @@ def to_hf(spec: Method, *, head_dim: int | None = None) -> dict[str, Any]:
     if write is None:
         raise ValueError(f"Hugging Face has no rope_type for {name_of(spec)}")
     return write(head_dim)
+
+
+def methods_by_type(spec: ByLayer, layer_types: Sequence[str]) -> dict[str, Method]:
+    """Returns the method of each layer type.
+
+    Raises:
+        ValueError: layers of one type have several methods.
+    """
+    found: dict[str, Method] = {}
+    for at, name in enumerate(layer_types):
+        method = spec.methods[spec.pattern[at % len(spec.pattern)]]
+        if found.setdefault(name, method) != method:
+            raise ValueError(
+                f"Hugging Face has one method for all layers of type {name!r}, this by_layer has "
+                f"{name_of(found[name])} and {name_of(method)} there"
+            )
+    return found
 
 
 def method_of(rope_type: str) -> str:

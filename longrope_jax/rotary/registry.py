@@ -129,8 +129,8 @@ def _has_default(field: dataclasses.Field) -> bool:
 def parse(text: str, fill: Mapping[str, Any] | None = None) -> Method:
     """Reads `name` or `name:option=value,option=value`, e.g. `pi:factor=8,base=10_000`.
 
-    Commas inside brackets belong to the value: `long_factor=(1.0,2.0)` is a tuple, and
-    `inner=(pi:factor=8,base=500_000)` another method.
+    Commas inside brackets belong to the value: `long_factor=(1.0,2.0)` is a tuple,
+    `inner=(pi:factor=8,base=500_000)` another method, and `methods=((rope),(nope))` several.
 
     Args:
         text: in this notation.
@@ -151,11 +151,17 @@ def notation(spec: Method) -> str:
     """
     if not names_of(type(spec)):
         raise ValueError(f"{type(spec).__name__} has no name: rotary.register it")
-    options = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
-    written = (
-        f"{k}=({notation(v)})" if hasattr(v, "frequencies") else f"{k}={v!r}" for k, v in options
-    )
+    written = (f"{f.name}={_written(getattr(spec, f.name))}" for f in dataclasses.fields(spec))
     return f"{name_of(spec)}:{','.join(written)}"
+
+
+def _written(value: Any) -> str:
+    """Returns an option's value as `parse` reads it, methods in brackets."""
+    if hasattr(value, "frequencies"):
+        return f"({notation(value)})"
+    if isinstance(value, tuple) and value and all(hasattr(one, "frequencies") for one in value):
+        return f"({','.join(map(_written, value))})"
+    return repr(value)
 
 
 def read_options(text: str, fill: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -208,5 +214,8 @@ def _literal(text: str, fill: Mapping[str, Any] | None = None) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        nested = text.startswith("(") and text.endswith(")")
-        return parse(text[1:-1], fill) if nested else text
+        if not (text.startswith("(") and text.endswith(")")):
+            return text
+        if text.startswith("(("):
+            return tuple(_literal(one, fill) for one in _split(text[1:-1]) if one)
+        return parse(text[1:-1], fill)

@@ -155,6 +155,7 @@ def save(
     format: str = "hf",
     dtype: str | None = None,
     context_length: int | None = None,
+    family: str | None = None,
 ) -> None:
     """Writes a checkpoint that transformers ("hf", a folder) or llama.cpp ("gguf", a file) reads.
 
@@ -169,6 +170,8 @@ def save(
         dtype: dtype of the tensors in the file; None is `config.param_dtype`.
         context_length: context in tokens to declare; None is the method's extended length, or 2048
             for a method without one.
+        family: the model type to write, such as "phi3", if it has all parts of the model; else,
+            and for None, the plainest that has.
 
     Raises:
         ValueError: the format lacks the method, the tokenizer or the dtype, something is at the
@@ -181,7 +184,8 @@ def save(
         raise ValueError(unknown_name("dtype", str(dtype), gguf_export.DTYPES))
     path, writer = Path(path).expanduser(), _WRITERS[format]
     try:
-        writer.save(path, config, params, method, tokenizer, dtype, context_length, special_tokens)
+        told = tokenizer, dtype, context_length, special_tokens, family
+        writer.save(path, config, params, method, *told)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -194,11 +198,12 @@ def check_save(
     special_tokens: SpecialTokens = _UNDECLARED,
     format: str,
     path: str | Path | None = None,
+    family: str | None = None,
 ) -> None:
     """Checks before a long training run that `save` will accept its result.
 
     Args:
-        config, method, tokenizer, special_tokens, format: see `save`.
+        config, method, tokenizer, special_tokens, format, family: see `save`.
         path: where the checkpoint will be saved; None leaves the path unchecked.
 
     Raises:
@@ -208,4 +213,4 @@ def check_save(
         raise ValueError(unknown_name("format", str(format), FORMATS))
     if path is not None:
         _WRITERS[format].check_free(Path(path).expanduser())
-    _WRITERS[format].plan(config, method, tokenizer, "float32", None, special_tokens)
+    _WRITERS[format].plan(config, method, tokenizer, "float32", None, special_tokens, family)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.llama import LlamaConfig
-from longrope_jax.rotary import Method
+from longrope_jax.rotary import Method, distinct
 from longrope_jax.weights.files import TensorSource
 
 
@@ -14,6 +14,7 @@ class ForeignCheckpoint:
 
     Attributes:
         form: "hf", "gguf" or "meta", the format that names the tensors.
+        family: the model type or architecture that the checkpoint names, or None.
         config: the architecture.
         rotary: the rotary method.
         source: the tensors.
@@ -31,6 +32,7 @@ class ForeignCheckpoint:
     tokenizer: Tokenizer | None
     context_length: int | None
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    family: str | None = None
     ignored: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -38,7 +40,10 @@ class ForeignCheckpoint:
 def extended_length(spec: Method) -> int:
     """Returns the context in tokens that an export declares when its caller names none.
 
-    It is the method's factor times its original length, which is 2048 if the method has none.
+    It is the method's factor times its original length, which is 2048 if the method has none; of a
+    method per layer it is the longest.
     """
-    original = getattr(spec, "original_length", None) or 2048
-    return int(original * getattr(spec, "factor", 1))
+    return max(
+        int((getattr(one, "original_length", None) or 2048) * getattr(one, "factor", 1))
+        for one in distinct(spec)
+    )

@@ -38,6 +38,18 @@ class SplitSource:
         return self._source.rows(whole_name, first + start, first + stop)
 
 
+def joined(tensors: dict[str, list]) -> dict[str, list]:
+    """Returns the tensors of a Llama under Phi-3's names, each a list of its parts in order."""
+    endings = {f"self_attn.{one}_proj.weight": QKV for one in "qkv"}
+    endings |= {f"mlp.{one}_proj.weight": GATE_UP for one in ("gate", "up")}
+    found: dict[str, list] = {}
+    for name, parts in tensors.items():
+        ending = next((end for end in endings if name.endswith(end)), None)
+        full = name if ending is None else name.removesuffix(ending) + endings[ending]
+        found.setdefault(full, []).extend(parts)
+    return found
+
+
 def split(source: TensorSource, config: LlamaConfig) -> SplitSource:
     """Returns the tensors of a Phi-3 under the names of a Llama."""
     c = config

@@ -6,6 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from longrope_jax import rotary
 from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
 from longrope_jax.weights.foreign import extended_length
 from longrope_jax.weights.gguf_file import require_package
@@ -18,14 +19,16 @@ DTYPES = {
 }
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
+def save(
+    path: Path, config, params, spec, tokenizer, dtype, context_length, special, family=None
+) -> None:
     """Writes a GGUF file.
 
     Raises:
         ValueError: the file exists, or GGUF cannot hold the method, the tokenizer or the values.
     """
     check_free(path)
-    metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special)
+    metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special, family)
     tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
     kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +49,7 @@ def check_free(path: Path) -> None:
         raise ValueError(f"{path} exists already: delete it first, or save to another path")
 
 
-def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict, dict]:
+def plan(config, spec, tokenizer, dtype, context_length, special, family=None) -> tuple[dict, dict]:
     """Returns the metadata of the file and the tensors of frequency factors.
 
     Raises:
@@ -56,7 +59,11 @@ def plan(config, spec, tokenizer, dtype, context_length, special) -> tuple[dict,
     require_package("GGUF")
     c = config
     parts = {"biases": c.attention_bias or c.output_bias or c.mlp_bias}
-    parts |= {"norms of queries and keys": c.qk_norm, "windows": any(c.windows)}
+    parts |= {"norms of queries and keys": c.qk_norm or c.qk_norm_joint}
+    parts |= {"windows": any(c.windows), "other norms": c.norms != "before" or c.norm_offset}
+    parts |= {"another activation": c.activation != "silu"}
+    parts |= {"scales": c.embed_scale != 1 or c.score_scale != 0}
+    parts |= {"a method per layer": isinstance(spec, rotary.ByLayer)}
     if odd := [what for what, is_so in parts.items() if is_so]:
         raise ValueError(
             f"GGUF is written here for llama.cpp's plain Llama, this one has {' and '.join(odd)}: "

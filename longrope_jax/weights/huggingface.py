@@ -14,7 +14,15 @@ import numpy as np
 from longrope_jax import rotary
 from longrope_jax.data.tokenizers import SpecialTokens
 from longrope_jax.llama import LlamaConfig
-from longrope_jax.weights import families, fused, hf_tokenizer, names, safetensors_file, stream
+from longrope_jax.weights import (
+    export_families,
+    families,
+    fused,
+    hf_tokenizer,
+    names,
+    safetensors_file,
+    stream,
+)
 from longrope_jax.weights.files import TensorSource, number, read_json, whole
 from longrope_jax.weights.foreign import ForeignCheckpoint, extended_length
 from longrope_jax.weights.safetensors_file import SafetensorsSource
@@ -44,6 +52,7 @@ def read(path: Path) -> ForeignCheckpoint:
     special = hf_tokenizer.special_tokens(path, raw, tokenizer, config.vocab_size, notes)
     return ForeignCheckpoint(
         form="hf",
+        family=raw["model_type"],
         config=config,
         rotary=spec,
         source=source,
@@ -61,14 +70,17 @@ def _rotary(raw: dict, head_dim: int, where: str) -> rotary.Method:
             raise ValueError(f"{where}: {key} must be an object, got {str(raw[key])[:60]!r}")
     try:
         spec = rotary.from_hf(raw)
-        spec.frequencies(head_dim=head_dim, seq_len=1)  # refuses lists of another length
+        # This refuses lists of another length.
+        rotary.frequencies_of(spec, head_dim=head_dim, seq_len=1)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{where}: rotary parameters: {error}") from error
-    if isinstance(spec, rotary.PartialRotary):
-        raise ValueError(
-            f"{where}: partial_rotary_factor is {spec.fraction}, but model_type llama turns whole "
-            "heads: remove the key, or is this another architecture?"
-        )
+    for one in rotary.distinct(spec):
+        if isinstance(one, rotary.PartialRotary):
+            raise ValueError(
+                f"{where}: partial_rotary_factor is {one.fraction}, but model_type "
+                f"{raw['model_type']} turns whole heads: remove the key, or is this another "
+                "architecture?"
+            )
     return spec
 
 
@@ -126,6 +138,9 @@ def _config(raw: dict, source, where: str) -> tuple[LlamaConfig, list[str]]:
         **families.parts(raw, where, whole(raw, "num_hidden_layers", where)),
     )
     notes = ["Hugging Face folder: queries and keys are in the half layout"]
+    longest = raw.get("max_position_embeddings") or math.inf
+    if not config.windows and (raw.get("sliding_window") or 0) >= longest:
+        notes.append(f"sliding_window={raw['sliding_window']} cuts nothing within the context")
     if raw.get("auto_map"):
         notes.append("config.json names Python code (auto_map), which is never run")
     if tied and names.EMBED.hf not in source.shapes and names.UNEMBED.hf in source.shapes:
@@ -143,12 +158,7 @@ def _refuse(raw: dict, where: str) -> None:
     Raises:
         ValueError: the config has such an option.
     """
-    expected = {
-        "hidden_act": ("silu", "swish", None),
-        "quantization_config": (None,),
-    }
-    if raw["model_type"] == "llama":
-        expected["sliding_window"] = (None,)  # transformers' Llama has none: another model's config
+    expected = families.expected(raw) | {"quantization_config": (None,)}
     for key, known in expected.items():
         if raw.get(key) not in known:
             value = str(raw[key])[:60]
@@ -178,33 +188,47 @@ def _same_head(source, where: str) -> None:
 # Writing
 
 
-def save(path: Path, config, params, spec, tokenizer, dtype, context_length, special) -> None:
+def save(
+    path: Path, config, params, spec, tokenizer, dtype, context_length, special, family=None
+) -> None:
     """Writes a Hugging Face folder.
 
     Raises:
         ValueError: the folder is in use, or transformers' Llama lacks the method or the tokenizer.
     """
-    raw = plan(config, spec, tokenizer, dtype, context_length, special)
+    raw = plan(config, spec, tokenizer, dtype, context_length, special, family)
     check_free(path)
     path.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         hf_tokenizer.save(path, tokenizer, special)
     dtype = jnp.dtype(dtype)
-    tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "hf")}
-    files = _shards(tensors, config, dtype)
+    tensors = {name: [(leaf, layer)] for name, leaf, layer in names.tensors(config, "hf")}
+    tensors = fused.joined(tensors) if raw["model_type"] == "phi3" else tensors
+    sizes = {name: _shape(config, parts) for name, parts in tensors.items()}
+    files = _shards(sizes, dtype)
     for file, wanted in files.items():
-        shapes = {name: (names.file_shape(config, tensors[name][0]), dtype) for name in wanted}
         safetensors_file.write(
             path / file,
-            shapes,
-            lambda name: stream.fetch(config, params, *tensors[name], dtype, "half"),
+            {name: (sizes[name], dtype) for name in wanted},
+            lambda name: np.concatenate(
+                [
+                    stream.fetch(config, params, leaf, layer, dtype, "half")
+                    for leaf, layer in tensors[name]
+                ]
+            ),
         )
     if len(files) > 1:
-        total = sum(math.prod(names.file_shape(config, leaf)) for leaf, _ in tensors.values())
+        total = sum(math.prod(shape) for shape in sizes.values())
         listed = {name: file for file, wanted in files.items() for name in wanted}
         index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
         _write_json(path / INDEX, index)
     _write_json(path / CONFIG, raw)  # last, because a folder without it counts as incomplete
+
+
+def _shape(config, parts) -> tuple[int, ...]:
+    """Returns the shape of a tensor that is joined of parts, along its rows."""
+    shapes = [names.file_shape(config, leaf) for leaf, _ in parts]
+    return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
 
 def check_free(path: Path) -> None:
@@ -221,34 +245,36 @@ def check_free(path: Path) -> None:
         )
 
 
-def plan(config, spec, tokenizer, dtype, context_length, special) -> dict[str, Any]:
+def plan(config, spec, tokenizer, dtype, context_length, special, family=None) -> dict[str, Any]:
     """Returns the content of config.json, once everything is known to fit the format.
 
     Raises:
-        ValueError: transformers' Llama lacks the method, or the format the tokenizer.
+        ValueError: transformers lacks the method or the architecture, or the format the tokenizer.
     """
     hf_tokenizer.check(tokenizer, special)
-    return export_config(config, spec, dtype, context_length, special)
+    return export_config(config, spec, dtype, context_length, special, family)
 
 
-def export_config(config, spec, dtype, context_length, special: SpecialTokens) -> dict[str, Any]:
+def export_config(
+    config, spec, dtype, context_length, special: SpecialTokens, family: str | None = None
+) -> dict[str, Any]:
     """Returns the content of config.json for transformers 5.
 
     Raises:
-        ValueError: transformers' Llama lacks the rotary method.
+        ValueError: transformers lacks the rotary method or the architecture.
     """
-    if isinstance(spec, rotary.PartialRotary):
+    if any(isinstance(one, rotary.PartialRotary) for one in rotary.distinct(spec)):
         raise ValueError(
             f"transformers' Llama turns whole heads, so it cannot hold {rotary.name_of(spec)}: "
             "save with another method"
         )
-    parameters = rotary.to_hf(spec, head_dim=config.head_dim)
+    kind = export_families.model_type(config, spec, family)
     if isinstance(spec, rotary.DynamicNTK):
         context_length = spec.original_length  # transformers reads the original length there
     elif context_length is None:
         context_length = extended_length(spec)
     return {
-        **families.export(config),
+        **export_families.keys(kind, config, spec),
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -257,21 +283,19 @@ def export_config(config, spec, dtype, context_length, special: SpecialTokens) -
         "head_dim": config.head_dim,
         "intermediate_size": config.d_ff,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": context_length,
-        "rope_parameters": parameters,
         "dtype": str(jnp.dtype(dtype)),
         "bos_token_id": special.bos,
         "eos_token_id": list(special.stops) if special.more_eos else special.eos,
     }
 
 
-def _shards(plan, config, dtype) -> dict[str, list[str]]:
+def _shards(sizes: dict[str, tuple[int, ...]], dtype) -> dict[str, list[str]]:
     """Returns the tensor names of each file, up to SHARD_BYTES unless one tensor is larger."""
     groups, size = [[]], 0
-    for name, (leaf, _) in plan.items():
-        count = math.prod(names.file_shape(config, leaf)) * dtype.itemsize
+    for name, shape in sizes.items():
+        count = math.prod(shape) * dtype.itemsize
         if groups[-1] and size + count > SHARD_BYTES:
             groups.append([])
             size = 0

@@ -21,7 +21,8 @@ class Leaf:
         hf, gguf, meta: name of the tensor in each format.
         merge: axis of the file's matrix that Meta's model parallelism cuts: "rows", "columns",
             "either", or "" for none.
-        when: field of LlamaConfig without which a model lacks the array, or "" for all models.
+        when: field of LlamaConfig without which a model lacks the array, or "field=value|value";
+            "" for all models.
         rotated: whether the order of its features, the last axis, depends on the rotary layout.
     """
 
@@ -62,6 +63,20 @@ def _bias(path: str, letters: str, axes: str, hf: str, gguf: str, meta: str, whe
     return _layer(path, letters, axes, hf, gguf, meta, what="bias", when=when, rotated=rotated)
 
 
+_AFTER = "after|both"
+
+
+def _norm(path: str, hf: str, gguf: str, meta: str, places: str) -> Leaf:
+    return _layer(f"{path}/scale", "D", "D", hf, gguf, meta or gguf, when=f"norms={places}")
+
+
+def _joint(which: str, letters: str) -> Leaf:
+    """The norm of queries or keys over the features of all heads."""
+    names = f"self_attn.{which}_norm", f"attn_{which}_norm", f"attention.{which}_norm"
+    path, when = f"attention/{which}_norm/scale", "qk_norm_joint"
+    return _layer(path, letters, letters, *names, when=when, rotated=True)
+
+
 EMBED = Leaf(
     ("embed",),
     "VD",
@@ -76,7 +91,7 @@ UNEMBED = Leaf(
 )
 LEAVES = (
     EMBED,
-    _layer("attention_norm/scale", "D", "D", "input_layernorm", "attn_norm", "attention_norm"),
+    _norm("attention_norm", "input_layernorm", "attn_norm", "attention_norm", "before|both"),
     _layer(
         "attention/wq",
         "DNH",
@@ -133,7 +148,13 @@ LEAVES = (
         when="qk_norm",
         rotated=True,
     ),
-    _layer("mlp_norm/scale", "D", "D", "post_attention_layernorm", "ffn_norm", "ffn_norm"),
+    _joint("q", "NH"),
+    _joint("k", "KH"),
+    # In Hugging Face a name means the place after attention; a Llama has no other norm there.
+    _norm("attention_norm_after", "post_attention_layernorm", "post_attention_norm", "", _AFTER),
+    _norm("mlp_norm", "post_attention_layernorm", "ffn_norm", "ffn_norm", "before"),
+    _norm("mlp_norm", "pre_feedforward_layernorm", "ffn_norm", "", "both"),
+    _norm("mlp_norm_after", "post_feedforward_layernorm", "post_ffw_norm", "", _AFTER),
     _layer("mlp/gate", "DF", "F,D", "mlp.gate_proj", "ffn_gate", "feed_forward.w1", "rows"),
     _layer("mlp/up", "DF", "F,D", "mlp.up_proj", "ffn_up", "feed_forward.w3", "rows"),
     _layer("mlp/down", "FD", "D,F", "mlp.down_proj", "ffn_down", "feed_forward.w2", "columns"),
@@ -155,7 +176,15 @@ LEAVES = (
 def leaves(config: LlamaConfig) -> tuple[Leaf, ...]:
     """Returns the arrays of a model; with tied embeddings there is no separate output head."""
     known = LEAVES[:-1] if config.tie_embeddings else LEAVES
-    return tuple(leaf for leaf in known if not leaf.when or getattr(config, leaf.when))
+    return tuple(leaf for leaf in known if _has(config, leaf.when))
+
+
+def _has(config: LlamaConfig, when: str) -> bool:
+    field, _, values = when.partition("=")
+    if not field:
+        return True
+    found = getattr(config, field)
+    return found in values.split("|") if values else bool(found)
 
 
 def sizes(config: LlamaConfig) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """The published methods stand here, one file each; importing this package registers them."""
 
 from longrope_jax.rotary.methods.alibi import ALiBi, alibi_slopes
+from longrope_jax.rotary.methods.by_layer import ByLayer, distinct
 from longrope_jax.rotary.methods.dual_chunk import DualChunk
 from longrope_jax.rotary.methods.dynamic_longrope import DynamicLongRoPE
 from longrope_jax.rotary.methods.dynamic_ntk import DynamicNTK
@@ -30,6 +31,7 @@ from longrope_jax.rotary.methods.yarn import YaRN
 __all__ = [
     "STRING",
     "ALiBi",
+    "ByLayer",
     "DualChunk",
     "DynamicLongRoPE",
     "DynamicNTK",
@@ -58,4 +60,5 @@ __all__ = [
     "XPos",
     "YaRN",
     "alibi_slopes",
+    "distinct",
 ]
