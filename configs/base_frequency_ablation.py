@@ -232,7 +232,7 @@ _PRESETS = {
             "windows_per_document": 2,
             "samples": 4,
             "generated": 2,
-            "lengths": (0.5,),
+            "lengths": (),
             "scales": (0.5, 0.75, 1.0, 2.0),
         },
         "model": _model(16, 1, 1),

@@ -50,6 +50,7 @@ from longrope_jax.evaluation.by_position import (
 )
 from longrope_jax.evaluation.scoring import chance_rouge_l
 
+plan = cells_of.plan  # every study has it under this name
 BLOCKS = 64  # in which loss by position is kept, of twice the continued length
 BINS_PER_DOUBLING = 2  # of the context, for the power law
 
@@ -159,8 +160,8 @@ class Work:
         The criterion is asked of training documents: whether the model can do the tasks at its own
         length at all, which held-out text makes no easier.
         """
-        _, criterion, _, asked, _ = cell.what
-        before = self._mastered(self.models.start(cell), asked)
+        _, criterion, count, asked, _ = cell.what
+        before = self._mastered(self.models.start(cell), asked, count)
         met = all(share.mean() >= criterion["share"] for share in before.values())
         if met:
             lab.keep_as(self.folder, cell)
@@ -168,14 +169,14 @@ class Work:
         else:
             arrays = self.models.train(cell, self.text)
             model = lab.trained(lab.run_folder(self.folder, cell), self.machine)
-            after = self._mastered(model, asked)
+            after = self._mastered(model, asked, count)
         kept = {name: arrays[name] for name in ("trainable", "held_out")}
         known = {f"{name} before": share for name, share in before.items()} | after
         return kept | known | {"prolonged": np.bool_(not met)}
 
-    def _mastered(self, model, asked: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _mastered(self, model, asked: dict[str, Any], count: int) -> dict[str, np.ndarray]:
         """Share of answer tokens right at the model's own length, for samples of training text."""
-        length, count = self.config.length, self.config.evaluation.samples
+        length = self.config.length
         documents = [d for d in self.text.training if _has_room(d, length)]
         rot = rotary.make(model.method, head_dim=model.config.head_dim, seq_len=length)
         found = {}

@@ -20,6 +20,7 @@ from longrope_jax.data import packing, tasks
 # Continuations draw other windows than pretraining did, the same ones for every method.
 CONTINUATION_SEED = 10_000
 _TOKENIZER = "bpe:2048"  # where neither the config nor a checkpoint names one
+_CRITERION_SAMPLES = 200  # of each task, about training documents
 _ON_WINDOWS = ("loss", "mean_loss", "context_gain")  # kinds whose count is per document
 QUESTIONS = ("first_sentence", "passkey", "answers")  # kinds of cells that ask for something
 
@@ -206,7 +207,7 @@ def _start(config: ConfigDict, row: str, seed: int) -> tuple[tuple, tuple[lab.Ce
             "first_sentence": recipe.mixture.first_sentence,
         }
         asked = {kind: wording(config, kind)[0] for kind, share in taught.items() if share}
-        what = (more, dict(config.criterion), config.evaluation.samples, asked, text)
+        what = (more, dict(config.criterion), _CRITERION_SAMPLES, asked, text)
         return (), (lab.Cell("prolonged", first, seed, what, (before,)),), recipe.tokens
     return (), (before,), recipe.tokens
 

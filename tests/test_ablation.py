@@ -245,7 +245,7 @@ def test_the_cropped_row_asks_the_pretrained_model_with_its_last_tokens(finished
     kept = {"row": results.CROPPED, "seed": 0, "reads": 64}
     cell = cell_of(config, finished, "first_sentence", **kept)
     assert cell.after == cell_of(config, finished, "loss", row="RoPE", seed=0, step=0).after
-    assert lab.read(finished, cell)["exact"].shape == (4, 3)
+    assert lab.read(finished, cell)["exact"].shape == (4, 2)
     found = found_in(finished, config)
     assert found.cropped_area("passkey").estimate >= 0
     beyond = found.quantities[results.BEYOND]

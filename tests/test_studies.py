@@ -112,8 +112,11 @@ def every(cells) -> dict[str, lab.Cell]:
     return found
 
 
+_TRAIN = ("train", "prolonged", "search")
+
+
 def trained(cells) -> set[str]:
-    return {name for name, cell in every(cells).items() if cell.kind in ("train", "search")}
+    return {name for name, cell in every(cells).items() if cell.kind in _TRAIN}
 
 
 def test_more_seeds_add_their_own_cells_alone(study, tmp_path):
