@@ -16,6 +16,10 @@ SOURCES = build.sources()
 # What a run must print: whatever its size, and in full.
 PRINTS = {
     "01_why_abf_works": (("abf          first negative score at 18438",), ("4,293",)),
+    "02_a_real_model_beyond_its_length": (
+        ("134,515,008 parameters", "RoPE(base=100000.0)", "What is the pass key?", "P(pass key)"),
+        ("cropped",),
+    ),
     "04_your_model_your_text": (("export.gguf: 512 tokens", "YaRN(factor=4"), ("148,096 numbers",)),
     "05_your_own_method": (
         (
