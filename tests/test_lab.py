@@ -376,6 +376,15 @@ def test_a_failed_gate_makes_a_claim_untestable_never_reversed(tmp_path):
     ]
 
 
+def test_a_cell_has_one_name_on_all_machines():
+    """A power may differ in its last digits between processors; a number that differs is another."""
+    names = [
+        lab.Cell("loss", "a", what=(factor,)).name
+        for factor in (2.045222871202537, 2.0452228712025367, 2.0452228713, float("inf"))
+    ]
+    assert names[0] == names[1] and len(set(names)) == 3
+
+
 def test_checks_of_one_hypothesis_are_decided_one_after_the_other():
     """Holm's rule: what 95 % decides alone is not decided beside a clearer check, nor after it."""
     rng = np.random.default_rng(0)
