@@ -377,7 +377,7 @@ def test_a_failed_gate_makes_a_claim_untestable_never_reversed(tmp_path):
 
 
 def test_a_cell_has_one_name_on_all_machines():
-    """A power may differ in its last digits between processors; a number that differs is another."""
+    """A power may differ in its last digits between processors; that changes no name."""
     names = [
         lab.Cell("loss", "a", what=(factor,)).name
         for factor in (2.045222871202537, 2.0452228712025367, 2.0452228713, float("inf"))
