@@ -246,9 +246,9 @@ _PRESETS = {
         "continuation": _phase(4, 8, 1e-3, 1),
         "hypotheses": _TINY_HYPOTHESES,
     },
-    # Keys alone are taught, in code, whose names repeat: copying sentences takes a model of this size
-    # three times as many tokens, and untied embeddings learn to copy digits soonest. The first
-    # sentence is left to the overnight study.
+    # Keys alone are taught, in code, whose names repeat: copying sentences takes a model of this
+    # size three times as many tokens, and untied embeddings learn to copy digits soonest. The
+    # first sentence is left to the overnight study.
     "cpu": _SMALL
     | {
         "corpus": _CODE,
