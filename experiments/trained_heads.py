@@ -7,11 +7,11 @@ Llama 2 Long (2309.16039; experiments/attention_decay.py) takes all-ones vectors
 expectation of its footnote 3 over the queries and keys of a model. They are measured once; methods
 are then drawn without the model. They are written as `rotary.parse` reads them; a base that a text
 leaves open is the model's, {abf} is 50 times that and {length} the trained length. The committed
-results are of the pretrained model of base_frequency_ablation's `laptop`:
+results are of a model of bytes, 4 layers of width 128, that an earlier protocol of
+base_frequency_ablation pretrained at 256 tokens with base 625; they are redrawn without it:
 
     python -m experiments.trained_heads --workdir=docs/results/trained_heads \
-        --config.model=runs/laptop/runs/pretraining-seed0-288270c3 --config.trained_length=256 \
-        --config.bos='<bos>'
+        --config.model=CKPT --config.trained_length=256 --config.bos='<bos>'
 
 Expected: 8 heads; mean score near 3,845 tokens, against distance 0: RoPE -1.9, PI -1.6, ABF -4.1,
 xPos ABF -2.4. Another training of the same recipe, on another machine, gave -3.0, -2.7, -4.5 and
