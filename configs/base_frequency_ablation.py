@@ -115,7 +115,7 @@ _COMMON = {
     "bos": "",  # token that begins a document; "": the tokenizer's own
     "sentence_tokens": (8, 20),  # of a sentence that can be asked for; documents begin at one
     # Documents for validation and retrieval, chosen by the hash of their names, or their names;
-    # 0: a quarter of those that are long enough, at most 10.
+    # 0: a quarter of those that are long enough, at most 40.
     "held_out": 0,
     "factor": 8,  # continued length over pretraining length
     "base_per_token": 10_000 / 4096,  # pretraining base = this times the pretraining length
@@ -205,7 +205,6 @@ _SMALL = {
     "rows": _rows(3, swept=(5, 500), rates=(0.5, 1.0, 2.0)),
     "pretraining": _phase(4800, 32, 3e-3, 50),
     "continuation": _phase(2400, 4, 1.5e-3, 20),
-    "held_out": 40,
     "machine": {"log_every": 50, "checkpoint_every": 800},
 }
 # Twice the parameters. Other shapes were tried before (4 layers, 128 tokens): they learn to copy

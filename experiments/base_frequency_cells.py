@@ -237,7 +237,7 @@ def _part(config: ConfigDict, row: str, seed: int) -> Part:
         setting = Setting(of, step, count, tuple(lengths), start=at, **columns)
         what = (setting, text, *wording(config, kind))
         cells.append(lab.Cell(kind, label, seed, what, runs[step] if step else before))
-        each = count * (config.held_out or 8) if kind in _ON_WINDOWS else count
+        each = count * _documents(config) if kind in _ON_WINDOWS else count
         scored += each * sum(length for length, _, _ in setting.columns)
 
     e, full = config.evaluation, [results.full(config)]
@@ -271,6 +271,13 @@ def _part(config: ConfigDict, row: str, seed: int) -> Part:
         scored,
         pretrained,
     )
+
+
+def _documents(config: ConfigDict) -> int:
+    """How many documents are held out at most, for an estimate of the time."""
+    if isinstance(config.held_out, int):
+        return config.held_out or 40
+    return len(config.held_out)
 
 
 def text_of(config: ConfigDict) -> tuple:

@@ -22,7 +22,7 @@ SPECIALS = ("<retrieve>", "<answer_end>")  # of a tokenizer that is trained here
 
 _BPE = "bpe:"
 _MOST_NAMED = 8  # problems that one message spells out
-_MOST_HELD_OUT = 10  # documents, where the config leaves their number open
+_MOST_HELD_OUT = 40  # documents, where the config leaves their number open
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def text(
 
     Args:
         settings: `corpus` (a name or a path), `held_out` (how many documents, chosen by the hash of
-            their names, or their names; 0 is a quarter of those that hold their windows, 2 to 10),
+            their names, or their names; 0 is a quarter of those that hold their windows, 2 to 40),
             `sentence_tokens` (least and greatest tokens of a sentence that a window may begin at).
         tokenizer: makes the tokens.
         bos: name of the token that begins a window; default `settings.bos`.
