@@ -10,6 +10,7 @@ import argparse
 import random
 import sys
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import AutoConfig, logging
@@ -26,10 +27,10 @@ MIXED = ("gemma3_text", "olmo3")
 TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def block(rng: random.Random, kind: str) -> dict:
+def block(rng: random.Random, kind: str, spellings: Sequence[str]) -> dict:
     """Random parameters of a rope_type."""
     factor, original = rng.choice([1.0, 2.0, 4.0, 8.5, 32.0]), rng.choice([64, 512, 4096])
-    found = {rng.choice(["rope_type", "type"]): kind}
+    found = {rng.choice(spellings): kind}
     if kind != "default":
         found["factor"] = factor
     if kind in ("yarn", "longrope", "llama3"):
@@ -55,13 +56,17 @@ def config(rng: random.Random) -> tuple[dict, str | None]:
     kinds = ("default", "linear", "yarn", "llama3") if mixed or partial else TYPES
     found = SIZES | {"model_type": model_type}
     found["max_position_embeddings"] = rng.choice([128, 2048, 8192, 131_072])
+    # transformers 5 gives OLMo 3's windowed layers its family's base where the config is flat.
+    bases = [5e5] if model_type == "olmo3" else [1e4, 5e5, 1e6, 7.5e4]
     if rng.random() < 0.7:
-        found["rope_theta"] = rng.choice([1e4, 5e5, 1e6, 7.5e4])
+        found["rope_theta"] = rng.choice(bases)
     if partial and rng.random() < 0.5:
         found["partial_rotary_factor"] = rng.choice([0.25, 0.5])
     if rng.random() < 0.8:
+        # transformers 5 passes over the spelling "type" in these families' flat configs.
+        spellings = ("rope_type",) if mixed else ("rope_type", "type")
         found["rope_scaling" if mixed else rng.choice(["rope_scaling", "rope_parameters"])] = block(
-            rng, rng.choice(kinds)
+            rng, rng.choice(kinds), spellings
         )
     if mixed:
         return found, rng.choice(["full_attention", "sliding_attention"])
@@ -85,6 +90,9 @@ def theirs(found: dict, layer: str | None) -> tuple[np.ndarray, float]:
 def ours(found: dict, layer: str | None) -> tuple[np.ndarray, float]:
     """Frequencies and amplitude here, for a sequence as short."""
     spec = rotary.from_hf(found, layer_type=layer)
+    if layer is not None:  # the whole config gives the same method to these layers
+        whole = rotary.from_hf(found | {"num_hidden_layers": 12})
+        assert spec in rotary.distinct(whole)
     f = spec.frequencies(head_dim=HEAD, seq_len=32)
     return f.inv_freq, f.amplitude
 

@@ -35,6 +35,7 @@ SPECS = (
     rotary.LongRoPE(2.0, original_length=16, factor=4, short_factor=2.0),
     rotary.LongRoPE((1, 1.5, 3, 4), original_length=16, factor=1, short_factor=(1, 1.5, 3, 4)),
 )
+NOPE = rotary.NoPE()
 SHAPES = {
     "grouped": CONFIG,
     "plain heads, untied": dataclasses.replace(CONFIG, n_kv_heads=4, tie_embeddings=False),
@@ -110,6 +111,43 @@ def test_llama_cpp_gives_our_numbers_for_every_shape_and_layout(tmp_path):
     for (name, config), got in zip(SHAPES.items(), ask(jobs), strict=True):
         expected = ours(config, SPECS[0])
         np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=name)
+
+
+def changed(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def long_rope(original_length):
+    short, long = (1.0, 1.1, 1.2, 1.3), (1.0, 2.0, 4.0, 8.0)
+    return rotary.LongRoPE(long, original_length, factor=4.0, short_factor=short)
+
+
+# llama.cpp's context is 256 tokens: beyond 16, within 300.
+FAMILIES = {
+    "llama, all biases": ("llama", changed(attention_bias=True, output_bias=True, mlp_bias=True)),
+    "qwen2": ("qwen2", changed(attention_bias=True), SPECS[4]),
+    "qwen2, tied": ("qwen2", changed(attention_bias=True, tie_embeddings=True)),
+    "qwen3": ("qwen3", changed(qk_norm=True), SPECS[4]),
+    "phi3, long factors": ("phi3", CONFIG, long_rope(16)),
+    "phi3, short factors": ("phi3", CONFIG, long_rope(300)),
+    "smollm3": ("smollm3", changed(n_layers=5), rotary.ByLayer((0, 0, 0, 1), (SPECS[1], NOPE))),
+}
+
+
+def test_llama_cpp_gives_our_numbers_for_every_family_of_its_own(tmp_path):
+    jobs, expected = [], []
+    for at, (arch, config, *spec) in enumerate(FAMILIES.values()):
+        path = save(tmp_path / f"{at}.gguf", config, *(spec or SPECS[:1]), family=arch)
+        found = weights.open_checkpoint(path)
+        assert found.family == arch
+        back, params, _ = weights.read_params(found)
+        # The numbers are ours before the file and after it, in the layout of the file.
+        before = ours(config, *(spec or SPECS[:1]))
+        np.testing.assert_allclose(ours(back, found.rotary, params=params), before, atol=1e-5)
+        jobs.append({"path": path, "prompts": PROMPTS})
+        expected.append(before)
+    for name, one, got in zip(FAMILIES, expected, ask(jobs), strict=True):
+        np.testing.assert_allclose(got, one, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

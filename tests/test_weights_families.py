@@ -275,12 +275,50 @@ def test_what_no_model_of_transformers_has_together_is_refused(tmp_path):
         weights.check_save(everything(), rotary.RoPE(), format="hf", path=tmp_path / "out")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_gguf_holds_a_plain_llama_alone(part):
+@pytest.mark.parametrize("part", [*list(PARTS)[4:], "a method by layer"])
+def test_gguf_refuses_what_llama_cpp_has_no_architecture_for(part):
     pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
-    config = dataclasses.replace(CONFIG, **{part: PARTS[part]})
-    with pytest.raises(ValueError, match=r"plain Llama, this one has .*: save as Hug"):
-        weights.check_save(config, rotary.RoPE(), format="gguf")
+    spec = rotary.RoPE()
+    if part not in PARTS:
+        spec = rotary.ByLayer((0, 1), (spec, rotary.NoPE()))
+    config = dataclasses.replace(CONFIG, **({part: PARTS[part]} if part in PARTS else {}))
+    with pytest.raises(ValueError, match=r"phi3 and smollm3, none of which has these .*: save as"):
+        weights.check_save(config, spec, format="gguf")
+
+
+def test_factors_per_pair_are_for_one_architecture_of_llama_cpp():
+    pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    qwen = dataclasses.replace(CONFIG, qk_norm=True)
+    with pytest.raises(ValueError, match="for llama alone, and this is qwen3: save as Hugging"):
+        weights.check_save(qwen, rotary.Llama3(8.0, original_length=64), format="gguf")
+
+
+def test_a_split_gguf_is_read_by_any_of_its_parts_or_its_folder(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="LOUD SKIP: pip install gguf to test GGUF")
+    weights.save(tmp_path / "whole.gguf", CONFIG, numbers(CONFIG), rotary.RoPE(), format="gguf")
+    reader, folder = gguf.GGUFReader(tmp_path / "whole.gguf"), tmp_path / "split"
+    folder.mkdir()
+    for part in range(3):
+        writer = gguf.GGUFWriter(folder / f"m-{part + 1:05}-of-00003.gguf", "llama")
+        writer.add_key_value("split.count", 3, gguf.GGUFValueType.UINT16)
+        writer.add_key_value("split.no", part, gguf.GGUFValueType.UINT16)
+        for name, field in reader.fields.items() if part == 0 else ():
+            if name.startswith("llama."):
+                writer.add_key_value(name, field.contents(), field.types[0])
+        for tensor in reader.tensors[part::3]:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    expected = longrope_jax.load(tmp_path / "whole.gguf")
+    for path in (folder, folder / "m-00001-of-00003.gguf", folder / "m-00003-of-00003.gguf"):
+        found = longrope_jax.load(path)
+        assert found.config == expected.config
+        jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    (folder / "m-00002-of-00003.gguf").unlink()
+    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is not beside"):
+        longrope_jax.load(folder)
 
 
 def test_layer_types_of_another_number_or_name_are_refused(tmp_path):

@@ -289,7 +289,9 @@ def test_one_part_of_a_split_gguf_says_so(copy, monkeypatch):
     header = gguf_header.read_header(copy / "model.gguf")
     header.metadata["split.count"] = 3
     monkeypatch.setattr(gguf_file, "read_header", lambda _: header)
-    refused(copy / "model.gguf", "is one of 3 parts: join them")
+    refused(copy / "model.gguf", "is one of 3 parts, whose names must end in -00001-of-0000N")
+    (copy / "model.gguf").rename(copy / "m-00001-of-00003.gguf")
+    refused(copy / "m-00001-of-00003.gguf", "m-00002-of-00003.gguf is not beside it")
 
 
 def test_a_generation_config_that_cannot_be_read(copy):

@@ -80,7 +80,8 @@ def _read(path: Path) -> ForeignCheckpoint:
         merge = "PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained(OUT)"
         raise ValueError(f"{path} is a PEFT adapter without its base: merge the two first, {merge}")
     files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
+    split = {re.sub(r"-\d{5}-of-", "-of-", file.name) for file in files}
+    if len(files) == 1 or (len(split) == 1 and "-00001-of-" in files[0].name):
         return gguf_file.read(files[0])
     raise ValueError(
         f"{path} has no config.json (Hugging Face), no params.json (Meta) and {len(files)} GGUF "

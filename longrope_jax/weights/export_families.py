@@ -94,7 +94,7 @@ def _methods(c: LlamaConfig, method: Method) -> list[Method]:
     return [method.methods[method.pattern[at % len(method.pattern)]] for at in range(c.n_layers)]
 
 
-def _has(c: LlamaConfig, *own: str, **others: Any) -> bool:
+def has(c: LlamaConfig, *own: str, **others: Any) -> bool:
     """Says whether a model is a plain Llama in all but the fields `own`, with these values."""
     plain = dict.fromkeys(_PLAIN - {*own}, False)
     plain |= {"norms": "before", "activation": "silu", "embed_scale": 1.0, "score_scale": 0.0}
@@ -112,18 +112,18 @@ def _one(method: Method) -> bool:
 def _smollm3(c: LlamaConfig, method: Method) -> bool:
     turning = {one for one in _methods(c, method) if one != NoPE()}
     biases = ("attention_bias", "output_bias", "mlp_bias")
-    return _biases(c) and len(turning) == 1 and _has(c, *biases)
+    return _biases(c) and len(turning) == 1 and has(c, *biases)
 
 
 def _gemma3(c: LlamaConfig, method: Method) -> bool:
     shape = {"qk_norm": True, "norm_offset": True, "norms": "both", "activation": "gelu_tanh"}
     shape |= {"embed_scale": c.d_model**0.5, "score_scale": c.score_scale}
-    return _biases(c) and _has(c, "attention_bias", "output_bias", **shape)
+    return _biases(c) and has(c, "attention_bias", "output_bias", **shape)
 
 
 def _olmo(c: LlamaConfig, method: Method) -> bool:
     shape = {"qk_norm_joint": True, "norms": "after"}
-    return _biases(c) and _has(c, "attention_bias", "output_bias", **shape)
+    return _biases(c) and has(c, "attention_bias", "output_bias", **shape)
 
 
 _FITS: dict[str, Callable[[LlamaConfig, Method], bool]] = {
@@ -131,16 +131,16 @@ _FITS: dict[str, Callable[[LlamaConfig, Method], bool]] = {
         _one(m)
         and _biases(c)
         and not any(c.windows)
-        and _has(c, "attention_bias", "output_bias", "mlp_bias")
+        and has(c, "attention_bias", "output_bias", "mlp_bias")
     ),
-    "mistral": lambda c, m: _one(m) and len(set(c.windows)) < 2 and _has(c),
+    "mistral": lambda c, m: _one(m) and len(set(c.windows)) < 2 and has(c),
     "qwen3": lambda c, m: (
-        _one(m) and _biases(c) and _has(c, "attention_bias", "output_bias", qk_norm=True)
+        _one(m) and _biases(c) and has(c, "attention_bias", "output_bias", qk_norm=True)
     ),
-    "qwen2": lambda c, m: _one(m) and _has(c, attention_bias=True),
+    "qwen2": lambda c, m: _one(m) and has(c, attention_bias=True),
     "smollm3": _smollm3,
     "olmo2": lambda c, m: _one(m) and not any(c.windows) and _olmo(c, m),
     "olmo3": _olmo,
     "gemma3_text": _gemma3,
-    "phi3": lambda c, m: _one(m) and len(set(c.windows)) < 2 and _has(c),
+    "phi3": lambda c, m: _one(m) and len(set(c.windows)) < 2 and has(c),
 }

@@ -6,11 +6,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from longrope_jax import rotary
-from longrope_jax.weights import gguf_rotary, gguf_vocabulary, names, stream
+from longrope_jax.weights import gguf_families, gguf_rotary, gguf_vocabulary, names, stream
 from longrope_jax.weights.foreign import extended_length
 from longrope_jax.weights.gguf_file import require_package
 
+ARCHITECTURE = "general.architecture"
 # Each dtype maps to ggml's type, its number as a file type, and numpy's dtype.
 DTYPES = {
     "float32": ("F32", 0, np.dtype(np.float32)),
@@ -29,8 +29,11 @@ def save(
     """
     check_free(path)
     metadata, factors = plan(config, spec, tokenizer, dtype, context_length, special, family)
-    tensors = {name: (leaf, layer) for name, leaf, layer in names.tensors(config, "gguf")}
-    kinds = {n: "float32" if leaf.letters == "D" else dtype for n, (leaf, _) in tensors.items()}
+    tensors = {name: [(leaf, layer)] for name, leaf, layer in names.tensors(config, "gguf")}
+    if metadata[ARCHITECTURE] == gguf_families.FUSED:
+        tensors = gguf_families.joined(tensors)
+    # llama.cpp wants all vectors in float32.
+    kinds = {n: dtype if "," in parts[0][0].axes else "float32" for n, parts in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(path, metadata, factors, tensors, kinds, config, params)
@@ -57,23 +60,14 @@ def plan(config, spec, tokenizer, dtype, context_length, special, family=None) -
             gguf is missing.
     """
     require_package("GGUF")
-    c = config
-    parts = {"biases": c.attention_bias or c.output_bias or c.mlp_bias}
-    parts |= {"norms of queries and keys": c.qk_norm or c.qk_norm_joint}
-    parts |= {"windows": any(c.windows), "other norms": c.norms != "before" or c.norm_offset}
-    parts |= {"another activation": c.activation != "silu"}
-    parts |= {"scales": c.embed_scale != 1 or c.score_scale != 0}
-    parts |= {"a method per layer": isinstance(spec, rotary.ByLayer)}
-    if odd := [what for what, is_so in parts.items() if is_so]:
-        raise ValueError(
-            f"GGUF is written here for llama.cpp's plain Llama, this one has {' and '.join(odd)}: "
-            "save as Hugging Face"
-        )
-    metadata, factors = gguf_rotary.write(spec, config.head_dim)
+    arch = gguf_families.architecture(config, spec, family)
+    own = gguf_families.one_method(arch, spec)
+    metadata, factors = gguf_rotary.write(own, config.head_dim, arch)
     if context_length is None:
         context_length = extended_length(spec)
     metadata |= _metadata(config, context_length) | {"general.file_type": DTYPES[dtype][1]}
     metadata |= gguf_vocabulary.write(tokenizer, config.vocab_size)
+    metadata = {ARCHITECTURE: arch} | gguf_families.renamed(metadata, "llama", arch)
     return metadata | gguf_vocabulary.write_special_tokens(special), factors
 
 
@@ -81,17 +75,19 @@ def _write(path: Path, metadata, factors, tensors, kinds, config, params) -> Non
     writer = _writer(path, metadata)
     for name, values in factors.items():
         _announce(writer, name, values.shape, "float32")
-    for name, (leaf, _) in tensors.items():
-        _announce(writer, name, names.file_shape(config, leaf), kinds[name])
+    for name, parts in tensors.items():
+        _announce(writer, name, names.joined_shape(config, parts), kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for values in factors.values():
         writer.write_tensor_data(values)
-    for name, at in tensors.items():
+    layout = gguf_families.LAYOUTS[metadata[ARCHITECTURE]]
+    for name, parts in tensors.items():
         kind = DTYPES[kinds[name]][2]
-        leaf, layer = at
-        values = stream.fetch(config, params, leaf, layer, kind, "interleaved")
+        values = np.concatenate(
+            [stream.fetch(config, params, leaf, layer, kind, layout) for leaf, layer in parts]
+        )
         writer.write_tensor_data(np.ascontiguousarray(values).view(np.uint8))
     writer.close()
 
@@ -127,8 +123,10 @@ def _writer(path: Path, metadata: dict[str, Any]):
 
     kinds = gguf.GGUFValueType
     types = {bool: kinds.BOOL, int: kinds.UINT32, str: kinds.STRING, list: kinds.ARRAY}
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, metadata[ARCHITECTURE])
     for key, value in metadata.items():
+        if key == ARCHITECTURE:
+            continue  # the writer has written it
         if isinstance(value, float | np.floating):
             writer.add_key_value(key, float(value), kinds.FLOAT32)
         else:

@@ -9,7 +9,8 @@ from longrope_jax.errors import unknown_name
 from longrope_jax.weights.files import TensorSource, check_shape, number, whole
 
 FREQS = "rope_freqs.weight"
-TYPES = ("none", "linear", "yarn")  # llama.cpp has longrope for other architectures only
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # LongRoPE's, of phi3
+TYPES = ("none", "linear", "yarn", "longrope")
 _KEY = "llama.rope."
 # llama.cpp reads these keys for other architectures only, and ignores them for a Llama.
 _PASSED_OVER = ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
@@ -41,6 +42,7 @@ def read(
         for key in _PASSED_OVER
         if f"{_KEY}scaling.{key}" in metadata
     ]
+    kind = "longrope" if LONG in source.shapes else kind
     return _METHODS[kind](metadata, source, base, factor, dim, context_length, notes)
 
 
@@ -74,7 +76,23 @@ def _yarn(metadata, source, base, factor, dim, context_length, notes):
     )
 
 
-_METHODS = {"none": _plain, "linear": _plain, "yarn": _yarn}
+def _longrope(metadata, source, base, factor, dim, context_length, notes):
+    where, key = source.where, _KEY + "scaling.original_context_length"
+    original = whole(metadata, key, where, context_length)
+    long, short = (_factors(source, dim, name) for name in (LONG, SHORT))
+    if long is None or short is None:
+        raise ValueError(f"{where} has one of {LONG} and {SHORT}, LongRoPE needs both")
+    return rotary.LongRoPE(
+        long_factor=tuple(long),
+        short_factor=tuple(short),
+        original_length=original,
+        factor=max(context_length / original, 1.0),
+        base=base,
+        attention_factor=_attention_factor(metadata, where),
+    )
+
+
+_METHODS = {"none": _plain, "linear": _plain, "yarn": _yarn, "longrope": _longrope}
 
 
 def _attention_factor(metadata: dict, where: str) -> float:
@@ -83,13 +101,13 @@ def _attention_factor(metadata: dict, where: str) -> float:
     return one * other
 
 
-def _factors(source: TensorSource, dim: int) -> list[float] | None:
+def _factors(source: TensorSource, dim: int, name: str = FREQS) -> list[float] | None:
     """Returns the factors that divide the frequencies, one per pair, or None if there are none."""
-    if FREQS not in source.shapes:
+    if name not in source.shapes:
         return None
-    check_shape(source, FREQS, (dim // 2,))
+    check_shape(source, name, (dim // 2,))
     # The shortest decimals give back the factors that an export of ours was made from.
-    return [float(str(np.float32(x))) for x in source.rows(FREQS, 0, dim // 2)]
+    return [float(str(np.float32(x))) for x in source.rows(name, 0, dim // 2)]
 
 
 def _by_factors(factors, gain, base, dim, context_length, notes):
@@ -122,13 +140,21 @@ def _by_factors(factors, gain, base, dim, context_length, notes):
 _NO_FLOATS = ("scaling.type", "scaling.original_context_length")
 
 
-def write(spec, head_dim: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns the metadata and tensors that describe a rotary method.
+def write(spec, head_dim: int, arch: str = "llama") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the metadata, by the keys of a Llama, and tensors that describe a rotary method.
 
     Raises:
-        ValueError: GGUF cannot describe the method for llama.cpp's Llama.
+        ValueError: GGUF cannot describe the method for this architecture of llama.cpp.
     """
-    metadata, tensors = _WRITERS.get(type(spec), _write_factors)(spec, head_dim)
+    writer = _WRITERS.get(type(spec), _write_factors)
+    if arch == "phi3" and isinstance(spec, rotary.LongRoPE):
+        writer = _write_longrope
+    metadata, tensors = writer(spec, head_dim)
+    if FREQS in tensors and arch != "llama":
+        raise ValueError(
+            f"llama.cpp takes a factor per pair, which {rotary.name_of(spec)} needs, for llama "
+            f"alone, and this is {arch}: save as Hugging Face or take another method"
+        )
     # The writer stores an int as an integer, and llama.cpp then refuses the file.
     as_float = {k: float(v) for k, v in metadata.items() if k not in _NO_FLOATS}
     metadata = {_KEY + key: value for key, value in (metadata | as_float).items()}
@@ -183,6 +209,19 @@ def _write_factors(spec, dim):
         )
     gain = {} if found.amplitude == 1 else {"scaling.attn_factor": found.amplitude}
     return {"freq_base": base} | gain, {FREQS: (theta / found.inv_freq).astype(np.float32)}
+
+
+def _write_longrope(spec, dim):
+    if spec.start_count:
+        raise ValueError("llama.cpp's longrope has no start tokens: start_count must be 0")
+    plain = rotary.rope_inv_freq(spec.base, dim)
+    short, long = (
+        (plain / spec.frequencies(head_dim=dim, seq_len=n).inv_freq).astype(np.float32)
+        for n in (1, rotary.MAX_POSITION)
+    )
+    scaling = {"scaling.type": "longrope", "scaling.attn_factor": spec.amplitude}
+    scaling |= {"scaling.original_context_length": _whole_length(spec)}
+    return {"freq_base": spec.base} | scaling, {LONG: long, SHORT: short}
 
 
 def _whole_length(spec) -> int:

@@ -204,7 +204,7 @@ def save(
     dtype = jnp.dtype(dtype)
     tensors = {name: [(leaf, layer)] for name, leaf, layer in names.tensors(config, "hf")}
     tensors = fused.joined(tensors) if raw["model_type"] == "phi3" else tensors
-    sizes = {name: _shape(config, parts) for name, parts in tensors.items()}
+    sizes = {name: names.joined_shape(config, parts) for name, parts in tensors.items()}
     files = _shards(sizes, dtype)
     for file, wanted in files.items():
         safetensors_file.write(
@@ -223,12 +223,6 @@ def save(
         index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": listed}
         _write_json(path / INDEX, index)
     _write_json(path / CONFIG, raw)  # last, because a folder without it counts as incomplete
-
-
-def _shape(config, parts) -> tuple[int, ...]:
-    """Returns the shape of a tensor that is joined of parts, along its rows."""
-    shapes = [names.file_shape(config, leaf) for leaf, _ in parts]
-    return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
 
 def check_free(path: Path) -> None:

@@ -209,6 +209,12 @@ def file_shape(config: LlamaConfig, leaf: Leaf) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def joined_shape(config: LlamaConfig, parts: list[tuple[Leaf, int]]) -> tuple[int, ...]:
+    """Returns the shape of a file's tensor that is joined of several, along its rows."""
+    shapes = [file_shape(config, leaf) for leaf, _ in parts]
+    return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+
 def tensors(config: LlamaConfig, form: str) -> Iterator[tuple[str, Leaf, int]]:
     """Yields (name, leaf, layer) for every tensor of a checkpoint in the order of layers."""
     wanted = leaves(config)
