@@ -180,7 +180,7 @@ def test_one_factor_per_pair_of_no_known_rule_survives_gguf(tmp_path):
     assert loaded.method.long_factor == loaded.method.short_factor == factors
     assert any("no known rule" in note for note in loaded.notes)
     with pytest.raises(ValueError, match=r"every pair .* by one frequency at all lengths"):
-        longer = rotary.LogN()
+        longer = rotary.XPos()
         weights.save(tmp_path / "x.gguf", CONFIG, numbers(CONFIG), longer, format="gguf")
 
 

@@ -76,7 +76,7 @@ CONFIGS = {
     "end as text": ({"eos_token_id": [2, "</s>"]}, "eos_token_id must be ids below 40"),
     "no end": ({"eos_token_id": []}, "eos_token_id must be ids below 40, got \\[\\]"),
     "biases": ({"attention_bias": True}, "has no tensor 'model.layers.0.self_attn.q_proj.bias'"),
-    "window": ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
+    "window": ({"sliding_window": 40}, "sliding_window=40 is shorter than the context"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config.* is not supported"),
     "claims to be tied": ({"tie_word_embeddings": True}, "lm_head.weight differs from"),
     "rope as text": ({"rope_parameters": "yarn"}, "rope_parameters must be an object"),

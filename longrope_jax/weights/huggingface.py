@@ -17,6 +17,7 @@ from longrope_jax.llama import LlamaConfig
 from longrope_jax.weights import (
     export_families,
     families,
+    fp8,
     fused,
     hf_tokenizer,
     names,
@@ -31,6 +32,7 @@ CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.sa
 SHARD_BYTES = 5 * 10**9
 # The first conversions of Llama store what the config implies.
 _IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_IGNORED += (fp8.ACTIVATIONS,)
 
 
 def read(path: Path) -> ForeignCheckpoint:
@@ -43,9 +45,10 @@ def read(path: Path) -> ForeignCheckpoint:
     raw = families.defaults(read_json(path / CONFIG))
     stored = SafetensorsSource(str(path), _files(path))
     config, notes = _config(raw, stored, where)
-    source: TensorSource = fused.split(stored, config) if raw["model_type"] == "phi3" else stored
+    source: TensorSource = _dequantised(raw, stored, where, notes)
+    source = fused.split(source, config) if raw["model_type"] == "phi3" else source
     spec = _rotary(raw, config.head_dim, where)
-    ignored = sum(name.endswith(_IGNORED) for name in source.shapes)
+    ignored = sum("rotary_emb." in name for name in source.shapes)
     if ignored:
         notes.append(f"{ignored} tensors rotary_emb.* are ignored: the config implies them")
     tokenizer = hf_tokenizer.read(path, notes)
@@ -59,7 +62,7 @@ def read(path: Path) -> ForeignCheckpoint:
         tokenizer=tokenizer,
         context_length=whole(raw, "max_position_embeddings", where, None),
         special_tokens=special,
-        ignored=(*_IGNORED, names.UNEMBED.hf) if config.tie_embeddings else _IGNORED,
+        ignored=(*_IGNORED, *([names.UNEMBED.hf] if config.tie_embeddings else [])),
         notes=notes,
     )
 
@@ -158,11 +161,38 @@ def _refuse(raw: dict, where: str) -> None:
     Raises:
         ValueError: the config has such an option.
     """
-    expected = families.expected(raw) | {"quantization_config": (None,)}
-    for key, known in expected.items():
+    for key, known in families.expected(raw).items():
         if raw.get(key) not in known:
             value = str(raw[key])[:60]
             raise ValueError(f"{where}: {key}={value} is not supported, only {known[0]!r} is")
+
+
+def _dequantised(raw: dict, source: TensorSource, where: str, notes: list[str]) -> TensorSource:
+    """Returns a source of floats, of weights in 8 bits too.
+
+    Raises:
+        ValueError: the weights are quantised in another way; the message says what to do.
+    """
+    quantised = raw.get("quantization_config")
+    if quantised is None:
+        return source
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if method not in fp8.METHODS:
+        python = f"AutoModelForCausalLM.from_pretrained({str(Path(where).parent)[-80:]!r})"
+        hint = f"{python}.dequantize().save_pretrained(OUT) where transformers can (bitsandbytes), "
+        raise ValueError(
+            f"{where}: quantization_config with quant_method {method!r:.40} is not supported: take "
+            f"the model that it was made from, a GGUF file of it, or {hint}then load OUT"
+        )
+    block = quantised.get("weight_block_size")
+    if block is not None and not (
+        isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    ):
+        raise ValueError(
+            f"{where}: weight_block_size must be two numbers above 0, got {block!r:.40}"
+        )
+    notes.append("weights in 8-bit floats are dequantised; activations are not quantised here")
+    return fp8.ScaledSource(source, None if block is None else tuple(block))
 
 
 def _same_head(source, where: str) -> None:
