@@ -60,7 +60,7 @@ def reworded(source: Path):
     made = notebook(source)
     old = nbformat.read(COLAB / f"{source.stem}.ipynb", as_version=4)
     known = {cell.source: cell for cell in old.cells if cell.cell_type == "code"}
-    first = old.cells[1]
+    first, made.metadata = old.cells[1], old.metadata
     for number, cell in enumerate(made.cells):
         if cell.cell_type == "code":
             had = first if number == 1 else known.get(cell.source)
