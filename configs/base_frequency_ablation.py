@@ -99,11 +99,19 @@ _HYPOTHESES = {
         "checks": ("loss untrained: RoPE PI - RoPE ABF > 0",),
     },
     "H7": {
-        "claim": "continued ABF beats cropping at long range",
+        "claim": "continued ABF has a lower loss than cropping at long range",
         "gates": _SEES_LENGTH,
         "checks": ("loss at long range: RoPE, cropped - RoPE ABF > 0",),
     },
+    "H8": {
+        "claim": "continued ABF finds more keys than cropping",
+        "gates": _FINDS_KEYS,
+        "checks": ("passkey area: RoPE ABF - RoPE, cropped > 0",),
+    },
 }
+# What the budget of `cpu` can decide. Its first run, which had all but H4 and H8, gained 0.019 nats
+# from long context, below the gate of the hypotheses on loss: they are left to the overnight study.
+_DECIDED = ("H3", "H5", "H6", "H8")
 
 _COMMON = {
     # A name of data.corpora, or a path to your own text (another text needs another --workdir:
@@ -255,7 +263,7 @@ _PRESETS = {
         "rows": {k: v | {"branched": False} for k, v in _rows(3, untaught=False).items()},
         "retrieval": _COMMON["retrieval"]
         | {"taught_first_sentence": 0.0, "taught_passkey": 1.0, "every": 64},
-        "hypotheses": {name: h for name, h in _HYPOTHESES.items() if name != "H4"},
+        "hypotheses": {name: _HYPOTHESES[name] for name in _DECIDED},
         "pretraining": _phase(1600, 32, 3e-3, 50),
         "continuation": _phase(600, 4, 1.5e-3, 20),
         "minutes": 10,

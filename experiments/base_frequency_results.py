@@ -204,14 +204,12 @@ class Found:
     def area(self, kind: str) -> lab.Scores:
         """Area under whole answers right over the logarithm of the length, as a share.
 
-        Lengths from the pretraining length on count; the curve is joined by straight lines.
+        Lengths from the pretraining length on count; the curve is joined by straight lines. Beside
+        the rows stand the pretrained models that read their last tokens alone.
         """
-        return self._area(lambda n: self.at(kind, "exact", length=n))
-
-    def cropped_area(self, kind: str) -> Interval | None:
-        """The area of the pretrained models that read their last tokens alone."""
-        found = self._area(lambda n: self.cropped(kind, "exact", (n, 1.0, "none")))
-        return found.interval(CROPPED) if found.rows else None
+        own = self._area(lambda n: self.at(kind, "exact", length=n))
+        cropped = self._area(lambda n: self.cropped(kind, "exact", (n, 1.0, "none")))
+        return lab.Scores(own.values | cropped.values, own.documents | cropped.documents)
 
     def _area(self, at_length: Callable[[int], lab.Scores]) -> lab.Scores:
         at = [n for n in lengths(self.config) if n >= self.config.length]

@@ -242,9 +242,10 @@ def reach_table(found: Found) -> lab.Table:
         for row, reached in found.reach(kind).items():
             shown = ", ".join(f"{n:,}" for n in reached)
             lines.append([name, row, _interval(found, f"{name} area", row), shown])
-        cropped = found.cropped_area(kind)
-        if cropped is not None:
-            lines.append([name, results.CROPPED, lab.show(cropped), None])
+        area = f"{name} area"
+        if results.CROPPED in found.quantities[area].values:
+            shown = _interval(found, area, results.CROPPED)
+            lines.append([name, results.CROPPED, shown, None])
     header = ["task", "row", "area", "reach of each seed, tokens"]
     caption = (
         "Area under whole answers right over the logarithm of the length, from the pretraining "

@@ -247,7 +247,7 @@ def test_the_cropped_row_asks_the_pretrained_model_with_its_last_tokens(finished
     assert cell.after == cell_of(config, finished, "loss", row="RoPE", seed=0, step=0).after
     assert lab.read(finished, cell)["exact"].shape == (4, 2)
     found = found_in(finished, config)
-    assert found.cropped_area("passkey").estimate >= 0
+    assert found.quantities["passkey area"].mean(results.CROPPED) >= 0
     beyond = found.quantities[results.BEYOND]
     assert set(beyond.rows) == {"RoPE", "RoPE ABF", results.CROPPED}
 
@@ -275,6 +275,9 @@ def made_up(config, gains, keys):
         def at_end(self, key):
             values = {row: noise + (gain if key == "short" else 0) for row, gain in gains.items()}
             return lab.Scores(values, dict.fromkeys(gains, np.arange(8)))
+
+        def cropped(self, kind, key, column=None):
+            return lab.Scores({}, {})
 
         def at(self, kind, key, length=0, **column):
             place = results.lengths(self.config).index(length or self.full)
