@@ -66,7 +66,10 @@ def claims(found: Found, judged: Sequence[lab.Hypothesis]) -> list[str]:
     """What came out, in sentences: retrieval, loss, each hypothesis, repair, power."""
     sentences = []
     ranked = (("passkey area", 2, -1), ("first sentence area", 2, -1), (results.BEYOND, 3, 1))
+    asked = found.config.retrieval.taught_first_sentence or found.config.init_checkpoint
     for name, digits, sign in ranked:
+        if name == "first sentence area" and not asked:
+            continue
         means = {row: sign * float(found.quantities[name].mean(row)) for row in found.drawn}
         best = sorted(means, key=means.get)
         shown = ", ".join(f"{row} {abs(means[row]):.{digits}f}" for row in best)
@@ -86,10 +89,13 @@ def claims(found: Found, judged: Sequence[lab.Hypothesis]) -> list[str]:
             f"[{law.reaches.low:,.0f}, {law.reaches.high:,.0f}]."
         )
     if found.left_out:
-        sentences.append(
-            f"Left out for the budget of {found.config.minutes:g} minutes: "
-            f"{', '.join(found.left_out)}."
-        )
+        rows: dict[str, list[str]] = {}
+        for label in found.left_out:
+            row, _, seed = label.rpartition(", seed ")
+            rows.setdefault(seed, []).append(row)
+        each = "; ".join(f"seed {seed} of {', '.join(names)}" for seed, names in rows.items())
+        budget = f"the budget of {found.config.minutes:g} minutes"
+        sentences.append(f"Left out for {budget}: {each}.")
     return sentences + results.power_sentences(results.power(found))
 
 
@@ -162,16 +168,16 @@ def draw_retrieval(found: Found) -> lab.Figure:
     """FIRST-SENTENCE-RETRIEVAL, share of right answer tokens, and passkey by length."""
     fig, axes = lab.subplots(1, 3, size=(12, 4.2))
     panels = (
+        ("passkey", "exact", "passkey, exact matches", 1),
         ("answers", "rouge", "first sentence, ROUGE-L", 100),
         ("first_sentence", "answer_tokens", "first sentence, answer tokens right", 1),
-        ("passkey", "exact", "passkey, exact matches", 1),
     )
     for ax, (kind, key, title, top) in zip(axes, panels, strict=True):
         look = {"title": title, "xlabel": "length, tokens", "ylim": (-0.03 * top, 1.03 * top)}
         _lines(ax, found, results.by_length(found, kind, key), **look)
     chance = found.quantities["ROUGE-L"].mean("chance")
-    axes[0].axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes[0].legend()
+    axes[1].axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+    axes[1].legend()
     return lab.Figure("retrieval_by_length", fig, "Figure 5b of Llama 2 Long in miniature.")
 
 

@@ -523,6 +523,15 @@ def test_a_study_writes_tables_figures_and_a_report_without_references(finished,
     assert len(lines) == 1 + 2 * 2 * 2  # rows, seeds, documents
 
 
+def test_what_a_budget_left_out_is_said_seed_by_seed(finished, text):
+    config = changed(text, minutes="10")
+    left = ("RoPE, seed 1", "RoPE ABF, seed 1", "RoPE, seed 2")
+    found = dataclasses.replace(found_in(finished, config), left_out=left)
+    said = [line for line in report.claims(found, []) if line.startswith("Left out")]
+    words = "Left out for the budget of 10 minutes: seed 1 of RoPE, RoPE ABF; seed 2 of RoPE."
+    assert said == [words]
+
+
 def test_reproduce_joins_all_reports_into_one(finished, text, tmp_path):
     config = reproduce_configs.get_config("tiny")
     config.ablations.tiny = changed(text)

@@ -15,9 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results"
-# Its committed results are those of an older protocol than its docstring: take it out of here when
-# they are made anew.
-_LEFT_OUT = ("base_frequency_ablation",)
 _MOST_LINES, _MOST_COLUMNS = 64, 12  # of a table that is shown; longer ones are linked
 
 
@@ -25,11 +22,7 @@ def folders() -> dict[Path, Path]:
     """Returns the study's file by its folder of results."""
     found = sorted(RESULTS.rglob("results.json"))
     studies = {path.parent: path.relative_to(RESULTS).parts[0] for path in found}
-    return {
-        folder: ROOT / f"experiments/{name}.py"
-        for folder, name in studies.items()
-        if name not in _LEFT_OUT
-    }
+    return {folder: ROOT / f"experiments/{name}.py" for folder, name in studies.items()}
 
 
 def page(folder: Path, study: Path) -> str:
