@@ -385,6 +385,26 @@ def test_the_hypotheses_of_every_preset_can_be_read(preset):
     results.check_hypotheses(configs.get_config(preset))
 
 
+def test_the_committed_scores_give_the_committed_verdicts():
+    """Every cell of the rows that are shown is there, under the name that the config gives it."""
+    folder = study.Path(__file__).parents[1] / "docs/results/base_frequency_ablation/cpu"
+    config = configs.get_config("cpu")
+    config.machine.measure = False
+    found = study.found(config, folder)
+    written = json.loads((folder / "results.json").read_text())
+    assert found.rows == written["seeds"] and list(found.left_out) == written["left_out"]
+    judged = lab.judged(config.hypotheses, found.quantities)
+    assert {h.name: h.verdict for h in judged} == {
+        "H3": "indistinguishable",
+        "H5": "indistinguishable",
+        "H6": "holds",
+        "H8": "holds",
+    }
+    for own, kept in zip(judged, written["hypotheses"], strict=True):
+        for check, line in zip(own.checks, kept["checks"], strict=True):
+            assert check.difference.estimate == pytest.approx(line["difference"]["estimate"])
+
+
 @pytest.mark.parametrize(
     ("check", "words"),
     [

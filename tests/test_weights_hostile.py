@@ -141,7 +141,7 @@ HEADERS = {
     "wrong shape": (set_key("shape", [2**60]), "impossible shape"),
     "shape of another size": (set_key("shape", [31]), "does not fill its offsets"),
     "wrong dtype": (set_key("dtype", "F16"), "does not fill its offsets"),
-    "unknown dtype": (set_key("dtype", "F8_E4M3"), "has dtype 'F8_E4M3'"),
+    "unknown dtype": (set_key("dtype", "F6_E2M3"), "has dtype 'F6_E2M3'"),
     "integers": (set_key("dtype", "I32"), "has dtype I32, expected a float type"),
     "missing tensor": (lambda h: h.__setitem__("x", h.pop(NAME)), "has no tensor 'model.norm"),
     "name twice": (
