@@ -340,12 +340,15 @@ def logged(directory):
 
 
 @pytest.mark.parametrize("most", [2, 4, 100])
-def test_the_steps_of_one_dispatch_are_those_of_many_to_the_bit(most, tmp_path):
+def test_the_steps_of_one_dispatch_are_those_of_many(most, tmp_path):
+    """To rounding: on some processors XLA joins operations otherwise in the other program."""
     each = fit(tmp_path / "each", log_every=3, checkpoint_every=5)
     options = {"log_every": 3, "checkpoint_every": 5, "steps_per_dispatch": most}
     several = fit(tmp_path / "several", **options)
-    jax.tree.map(np.testing.assert_array_equal, each, several)
-    assert logged(tmp_path / "each") == logged(tmp_path / "several")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), each, several)
+    lines = zip(logged(tmp_path / "each"), logged(tmp_path / "several"), strict=True)
+    for one, other in lines:
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_dispatches_end_at_logs_checkpoints_and_hooks(tmp_path):
