@@ -14,7 +14,7 @@ from experiments import lab
 from experiments.base_frequency_results import Found
 from longrope_jax import rotary
 from longrope_jax.evaluation import power_law
-from longrope_jax.evaluation.statistics import cluster_bootstrap
+from longrope_jax.evaluation.statistics import PowerNeeded, cluster_bootstrap
 
 _TITLE = "Base-frequency ablation"
 _QUESTION = (
@@ -96,7 +96,7 @@ def claims(found: Found, judged: Sequence[lab.Hypothesis]) -> list[str]:
         each = "; ".join(f"seed {seed} of {', '.join(names)}" for seed, names in rows.items())
         budget = f"the budget of {found.config.minutes:g} minutes"
         sentences.append(f"Left out for {budget}: {each}.")
-    return sentences + results.power_sentences(results.power(found))
+    return sentences + _power_sentences(results.power(found))
 
 
 def sections(found: Found, judged: Sequence[lab.Hypothesis]) -> list[lab.Section]:
@@ -120,6 +120,20 @@ def sections(found: Found, judged: Sequence[lab.Hypothesis]) -> list[lab.Section
         lab.Section(title, [block for block in blocks if block is not None])
         for title, blocks in parts.items()
     ]
+
+
+def _power_sentences(needed: PowerNeeded | None) -> list[str]:
+    """What `results.power` found, in words."""
+    if needed is None:
+        return []
+    ways = [f"{needed.documents} documents with these seeds"] if needed.documents else []
+    ways += [f"{needed.seeds} seeds with these documents"] if needed.seeds else []
+    if needed.balanced:
+        ways.append("{} documents and {} seeds together".format(*needed.balanced))
+    gap = f"To resolve the paper's gap of {results.PAPER_GAP} nats between PI and ABF"
+    if not ways:
+        return [f"{gap}: not to be said from one seed, or out of reach."]
+    return [f"{gap}, with power 0.8, it would take {', or '.join(ways)}."]
 
 
 def departures(found: Found) -> list[str]:

@@ -337,20 +337,6 @@ def power(found: Found) -> PowerNeeded | None:
     return power_needed(*values, loss.documents["RoPE PI"], gap=PAPER_GAP)
 
 
-def power_sentences(needed: PowerNeeded | None) -> list[str]:
-    """What `power` found, in words."""
-    if needed is None:
-        return []
-    ways = [f"{needed.documents} documents with these seeds"] if needed.documents else []
-    ways += [f"{needed.seeds} seeds with these documents"] if needed.seeds else []
-    if needed.balanced:
-        ways.append("{} documents and {} seeds together".format(*needed.balanced))
-    gap = f"To resolve the paper's gap of {PAPER_GAP} nats between PI and ABF"
-    if not ways:
-        return [f"{gap}: not to be said from one seed, or out of reach."]
-    return [f"{gap}, with power 0.8, it would take {', or '.join(ways)}."]
-
-
 def contexts(found: Found) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(context lengths [bins], loss [windows, bins], documents) of every row, seeds averaged.
 
