@@ -20,6 +20,7 @@ PRINTS = {
         ("134,515,008 parameters", "RoPE(base=100000.0)", "What is the pass key?", "P(pass key)"),
         ("cropped",),
     ),
+    "03_the_ablation_in_miniature": (("report: runs/miniature",), ("H8, continued ABF finds",)),
     "04_your_model_your_text": (("export.gguf: 512 tokens", "YaRN(factor=4"), ("148,096 numbers",)),
     "05_your_own_method": (
         (
@@ -61,7 +62,7 @@ def test_a_notebook_holds_its_source_and_its_outputs(source):
             assert "".join(cell["source"]) in text
     assert (COLAB / f"{source.stem}.ipynb").stat().st_size < build.LIMIT
     drawn = any("image/png" in o.get("data", {}) for c in found for o in c.get("outputs", ()))
-    assert drawn == ("plot." in text)
+    assert drawn == ("plot." in text or "Image(" in text)
     small, full = PRINTS[source.stem]
     assert [line for line in small + full if line not in printed(found)] == []
 

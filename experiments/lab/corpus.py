@@ -105,7 +105,7 @@ def text(
         held_out = _unseen(kept, whole, tokenizer, problems, length, windows) if unseen else kept
     training, notes = _training(by_name, names, tokens_of)
     notes = [*(str(warning.message) for warning in left_out), *notes]
-    if problems:
+    if problems and (count or len(held_out) < _MOST_HELD_OUT):
         notes.append(f"{len(problems)} of {len(by_name)} not held out: {_listed(problems)}")
     if not training:
         raise ValueError(
