@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -211,6 +212,13 @@ def test_a_study_goes_on_from_scores_alone(finished, text, tmp_path):
     filled, _ = cells.filled(config, tmp_path)
     work = study.Work(filled, tmp_path, lab.Machine(checkpoint_every=2), None)
     assert not (tmp_path / "runs").exists()
+    # Such a training was begun here and cut off: what it left is not taken for its end.
+    (first,) = cell.after[0].after
+    run = lab.run_folder(tmp_path, first)
+    recipe = dataclasses.replace(first.what[0], steps=2, decay=0.0)
+    lab.train(work.fresh(first), recipe, work.text, run, work.machine)
+    assert not work.models._is_here(first)
+    shutil.rmtree(run)
     again, kept = work.asked(cell), lab.read(finished, cell)
     np.testing.assert_array_equal(again["answer_tokens"], kept["answer_tokens"])
 

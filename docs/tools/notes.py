@@ -125,7 +125,7 @@ def smallest_bases(folder: Path) -> list[str]:
 
 
 def released() -> str:
-    """Where the sum of cosines first turns negative in models that people use."""
+    """Returns the table of where the sum of cosines first turns negative in released models."""
     lines = []
     for name, text, head_dim, window in RELEASED:
         scores = decay.score(

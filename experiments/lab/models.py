@@ -65,7 +65,8 @@ class Models:
         return self._held[trained]
 
     def _is_here(self, trained: Cell) -> bool:
-        return training.has_parameters(run_folder(self.folder, trained))
+        """Whether the run's last parameters are there: one that is trained again may be cut off."""
+        return training.has_parameters(run_folder(self.folder, trained), _recipe(trained).steps)
 
     def _loaded(self, trained: Cell | None, recipe, base: Model | None) -> Model:
         if trained is None:

@@ -158,7 +158,7 @@ def mean_gap(found: Scores, row: str, reference: str) -> np.ndarray:
 
 
 def counted(found: Scores, rows: Iterable[str], reference: str) -> str:
-    """In words how many rows lie below and above a reference by their paired 95% intervals."""
+    """Says how many rows lie below and above a reference row by their paired 95 % intervals."""
     gaps = {row: x for row in rows if (x := gap(found, row, reference)) is not None}
     whole = {row: x for row, x in gaps.items() if isinstance(x, Interval)}
     if not whole:

@@ -258,8 +258,11 @@ def keep_as(folder: Path, cell: Cell) -> None:
     """Makes the training before a cell the cell's own, unchanged; on several hosts one copies."""
     if writes():
         before, after = run_folder(folder, cell.after[0]), run_folder(folder, cell)
-        shutil.rmtree(after, ignore_errors=True)  # of a run that was killed while it copied
-        shutil.copytree(before, after)
+        part = after.with_name(f"{after.name}.part")
+        for rest in (part, after):  # of a run that was killed while it copied
+            shutil.rmtree(rest, ignore_errors=True)
+        shutil.copytree(before, part)
+        part.rename(after)
 
 
 def time_steps(model: Model, recipe: Recipe, text: Text, machine: Machine) -> float:
@@ -280,9 +283,10 @@ def speed(logged: Mapping[str, np.ndarray]) -> float:
     return float(np.median(lines[1:] if len(lines) > 1 else lines))
 
 
-def has_parameters(folder: Path) -> bool:
-    """Whether the parameters that a run came to lie in its folder."""
-    return checkpoints.latest_step(folder / "checkpoints") is not None
+def has_parameters(folder: Path, steps: int = 0) -> bool:
+    """Whether a run's folder holds its parameters after `steps` steps or more."""
+    latest = checkpoints.latest_step(folder / "checkpoints")
+    return latest is not None and latest >= steps
 
 
 def trained(
