@@ -39,8 +39,8 @@ from experiments import base_frequency_cells as cells_of
 from experiments import base_frequency_report as report
 from experiments import base_frequency_results as results
 from experiments import lab
-from longrope_jax import llama, rotary, sharding
-from longrope_jax.data import documents, packing, tasks, tokenizers
+from longrope_jax import llama, rotary, sharding, tasks
+from longrope_jax.data import documents, packing, tokenizers
 from longrope_jax.evaluation import retrieval
 from longrope_jax.evaluation.by_position import (
     context_bins,
@@ -182,7 +182,7 @@ class Work:
         found = {}
         for name, task in asked.items():
             options = {"length": length, "count": count, "seed": length, "bos": self.text.bos}
-            samples = _make(task)(task, documents, self.tokenizer, **options)
+            samples = task.samples(documents, self.tokenizer, **options)
             rows = self.machine.rows(length)
             with sharding.mesh_of(model.params):
                 _, share = retrieval.teacher_forced(
@@ -273,7 +273,7 @@ class Work:
     def samples(self, task, count: int, length: int, control: str = "none") -> tasks.Samples:
         """Questions about the held-out documents, the same for every run."""
         options = {"length": length, "count": count, "seed": length, "control": control}
-        return _make(task)(task, self.text.held_out, self.tokenizer, bos=self.text.bos, **options)
+        return task.samples(self.text.held_out, self.tokenizer, bos=self.text.bos, **options)
 
     def asked(self, cell: lab.Cell) -> dict[str, Any]:
         """Whole answers right and share of their tokens right, with the right answers given."""
@@ -314,11 +314,6 @@ class Work:
     def taught(self, cell: lab.Cell) -> dict[str, Any]:
         """Share of taught answers in the training windows of a phase."""
         return packing.answer_share(lab.windows(cell.what[0], self.text))
-
-
-def _make(task: tasks.FirstSentence | tasks.Passkey) -> Callable[..., tasks.Samples]:
-    first = isinstance(task, tasks.FirstSentence)
-    return tasks.first_sentence_samples if first else tasks.passkey_samples
 
 
 def _has_room(document: documents.TokenizedDocument, length: int) -> bool:

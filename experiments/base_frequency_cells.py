@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from experiments import base_frequency_results as results
 from experiments import lab
-from longrope_jax import llama, rotary
-from longrope_jax.data import packing, tasks
+from longrope_jax import llama, rotary, tasks
+from longrope_jax.data import packing
 
 # Continuations draw other windows than pretraining did, the same ones for every method.
 CONTINUATION_SEED = 10_000

@@ -45,8 +45,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import lab
-from longrope_jax import llama, rotary
-from longrope_jax.data import documents, packing, tasks, tokenizers
+from longrope_jax import llama, rotary, tasks
+from longrope_jax.data import documents, packing, tokenizers
 from longrope_jax.search import evolution, gradient
 from longrope_jax.search.evolution import Evolution, History
 from longrope_jax.search.fitness import Objective
@@ -270,7 +270,7 @@ class Work:
             # As long as a text window with the token after it; the test has needles of its own.
             task, options = tasks.FirstSentence(asked.prompt, asked.end), {"bos": bos}
             options |= {"length": asked.length + 1, "count": asked.count, "seed": 1 + asked.test}
-            found = tasks.first_sentence_samples(task, chosen, self.text.tokenizer, **options)
+            found = task.samples(chosen, self.text.tokenizer, **options)
             return found.tokens, found.answer[:, 1:].astype(np.float32), found.documents
         per = -(-asked.count // len(chosen))
         options = {"per_document": per, "bos": self.text.tokenizer.special(bos)}

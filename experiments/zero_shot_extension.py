@@ -38,8 +38,8 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from experiments import lab
-from longrope_jax import rotary
-from longrope_jax.data import documents, tasks
+from longrope_jax import rotary, tasks
+from longrope_jax.data import documents
 
 CROPPED = "cropped"
 LOSS, PASSKEY, SENTENCE = "loss", "passkey", "first sentence"
@@ -248,11 +248,11 @@ class Work:
         options |= {"seed": asked["seed"], "bos": self.config.bos}
         if asked["task"] == PASSKEY:
             task = tasks.Passkey(fact=asked["fact"], prompt=asked["prompt"])
-            found = tasks.passkey_samples(task, *chosen, **options)
+            found = task.samples(*chosen, **options)
         else:
             task = tasks.FirstSentence(prompt=asked["prompt"], end=asked["end"])
             options["control"] = "removed" if asked["task"] == REMOVED else "none"
-            found = tasks.first_sentence_samples(task, *chosen, **options)
+            found = task.samples(*chosen, **options)
         own = slice(names.index(reading.document), None, len(names))
         return found.tokens[own], found.answer[own]
 

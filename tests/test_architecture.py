@@ -20,13 +20,14 @@ FLOORS = (
     ("evaluation", "runs", "search"),
     ("generate", "training", "weights"),
     ("data", "llama"),
+    ("tasks",),
     ("architecture",),
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
     ("errors", "folders", "shapes"),
 )
 # Narrower than its floor allows.
-ONLY = {"analysis": {"rotary", "errors"}, "rotary": {"errors", "shapes"}}
+ONLY = {"tasks": {"errors"}, "analysis": {"rotary", "errors"}, "rotary": {"errors", "shapes"}}
 
 
 def module_name(path: Path) -> str:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrope_jax import generate, llama, rotary, sharding
-from longrope_jax.data import documents, tasks, tokenizers
+from longrope_jax import generate, llama, rotary, sharding, tasks
+from longrope_jax.data import documents, tokenizers
 from longrope_jax.data.corpora import Document
 from longrope_jax.evaluation import retrieval
 from longrope_jax.generate import Sampling
@@ -486,8 +486,8 @@ def test_rouge_l_of_answers():
     held_out = [
         documents.tokenize_document(Document("a", text), tokenizer, min_tokens=4, max_tokens=40)
     ]
-    samples = tasks.first_sentence_samples(
-        tasks.FirstSentence(), held_out, tokenizer, length=70, count=4, seed=0, bos="<bos>"
+    samples = tasks.FirstSentence().samples(
+        held_out, tokenizer, length=70, count=4, seed=0, bos="<bos>"
     )
     perfect = [reference[:-1] for reference in samples.references()]  # cut before the end token
     scores = retrieval.rouge_l_of_answers(perfect, samples, tokenizer.decode)

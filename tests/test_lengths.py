@@ -6,12 +6,12 @@ import pytest
 from checkpoints import CONFIG, numbers
 
 from longrope_jax import generate, llama, rotary
-from longrope_jax.data.tasks import Samples
 from longrope_jax.evaluation import retrieval
 from longrope_jax.evaluation.attention_statistics import query_key_moments
 from longrope_jax.evaluation.by_position import nll_by_position
 from longrope_jax.evaluation.perplexity import perplexity, score_tokens
 from longrope_jax.evaluation.windowing import OnePass
+from longrope_jax.tasks import Samples
 
 LONG = np.random.default_rng(1).integers(0, 40, (2, 65)).astype(np.int32)
 DYNAMIC = rotary.DynamicNTK(original_length=8, base=100.0)

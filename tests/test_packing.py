@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longrope_jax.data import documents, packing, tasks, tokenizers
+from longrope_jax import tasks
+from longrope_jax.data import documents, packing, tokenizers
 from longrope_jax.data.corpora import Document
 
 TOKENIZER = tokenizers.ByteTokenizer()

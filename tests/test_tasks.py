@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from longrope_jax.data import documents, tasks, tokenizers
+from longrope_jax import tasks
+from longrope_jax.data import documents, tokenizers
 from longrope_jax.data.corpora import Document
 
 TOKENIZER = tokenizers.ByteTokenizer()
@@ -30,13 +31,13 @@ def first_sentence(**changes):
     settings = {"length": T, "count": N, "seed": 1, "bos": "<bos>"} | changes
     task = settings.pop("task", tasks.FirstSentence())
     documents = settings.pop("documents", DOCUMENTS)
-    return tasks.first_sentence_samples(task, documents, TOKENIZER, **settings)
+    return task.samples(documents, TOKENIZER, **settings)
 
 
 def passkey(**changes):
     settings = {"length": T, "count": N, "seed": 1, "bos": "<bos>"} | changes
     documents = settings.pop("documents", DOCUMENTS)
-    return tasks.passkey_samples(tasks.Passkey(), documents, TOKENIZER, **settings)
+    return tasks.Passkey().samples(documents, TOKENIZER, **settings)
 
 
 def as_text(tokens):
@@ -150,7 +151,7 @@ def test_a_named_key_is_asked_for_by_its_name():
     named = tasks.Passkey(fact="The key of {name} is {key}. ", prompt="The key of {name} is ")
     options = {"length": T, "count": N, "seed": 1, "bos": "<bos>"}
     names = set()
-    for context, answer in texts(tasks.passkey_samples(named, DOCUMENTS, TOKENIZER, **options)):
+    for context, answer in texts(named.samples(DOCUMENTS, TOKENIZER, **options)):
         (stated,) = re.findall(r"The key of ([a-z]{3}) is (\d{5})\. ", context)
         assert context.endswith(f"The key of {stated[0]} is ") and stated[1] == answer
         names.add(stated[0])
@@ -181,8 +182,8 @@ def test_a_key_has_1_to_18_digits(digits):
 
 def test_another_key_is_never_the_same():
     task = tasks.Passkey(digits=1)
-    samples = tasks.passkey_samples(
-        task, DOCUMENTS, TOKENIZER, length=T, count=N, seed=1, bos="<bos>", control="other"
+    samples = task.samples(
+        DOCUMENTS, TOKENIZER, length=T, count=N, seed=1, bos="<bos>", control="other"
     )
     assert all(answer not in context for context, answer in texts(samples))
 
@@ -238,8 +239,8 @@ def test_bad_settings_are_one_line(make):
 
 def test_cropped_samples_keep_their_questions_and_answers():
     """The last tokens are those of the whole sample; less than an answer is refused."""
-    samples = tasks.passkey_samples(
-        tasks.Passkey(), DOCUMENTS, TOKENIZER, length=300, count=4, seed=0, bos="<bos>"
+    samples = tasks.Passkey().samples(
+        DOCUMENTS, TOKENIZER, length=300, count=4, seed=0, bos="<bos>"
     )
     cropped = samples.last(200)
     np.testing.assert_array_equal(cropped.tokens, samples.tokens[:, 100:])

@@ -6,8 +6,8 @@
 # %%
 import longrope_jax as lr
 import numpy as np
-from longrope_jax import plot, rotary
-from longrope_jax.data import corpora, documents, tasks
+from longrope_jax import plot, rotary, tasks
+from longrope_jax.data import corpora, documents
 from longrope_jax.evaluation import by_position
 
 model = lr.load("smollm2-135m")  # or a folder of Hugging Face's, a .gguf file
@@ -30,8 +30,8 @@ print(rotary.explain(model.method, head_dim=model.config.head_dim, trained_lengt
 LENGTH = 640 if TINY else 12_288 if jax.default_backend() == "cpu" else 16_384
 hamlet = next(d for d in corpora.load("plays") if d.name == "hamlet")
 text = documents.tokenize_document(hamlet, model.tokenizer, min_tokens=8, max_tokens=48)
-asked = tasks.passkey_samples(
-    tasks.Passkey(), [text], model.tokenizer, length=LENGTH + 1, count=1, seed=0, bos="<|endoftext|>"
+asked = tasks.Passkey().samples(
+    [text], model.tokenizer, length=LENGTH + 1, count=1, seed=0, bos="<|endoftext|>"
 )
 print(model.decode(asked.tokens[0, :60]), "[...]", model.decode(asked.tokens[0, -30:]), sep="\n")
 

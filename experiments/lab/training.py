@@ -20,10 +20,10 @@ from experiments.lab.machine import Machine, batch_parts, writes
 from longrope_jax import llama, rotary, runs
 from longrope_jax.data import packing
 from longrope_jax.data.packing import TaskMixture
-from longrope_jax.data.tasks import FirstSentence, Passkey
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
 from longrope_jax.errors import unknown_name
 from longrope_jax.model import Model, open_model
+from longrope_jax.tasks import FirstSentence, Passkey
 from longrope_jax.training import checkpoints, loop, metrics, step
 from longrope_jax.training import lora as lora_lib
 from longrope_jax.training.flops import train_flops_per_token

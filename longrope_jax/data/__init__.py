@@ -1,1 +1,1 @@
-"""Long documents become token streams: corpora, tokenizers, packing and synthetic tasks."""
+"""Long documents become token streams: corpora, tokenizers, and packing."""

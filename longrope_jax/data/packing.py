@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from longrope_jax.data.documents import TokenizedDocument
-from longrope_jax.data.tasks import FirstSentence, Passkey, encode
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.sharding import batch_share
+from longrope_jax.tasks import FirstSentence, Passkey, encode
 
 # Effectively infinite: repeat(None) overflows in grain when the batch size is 1.
 _EPOCHS = 2**32

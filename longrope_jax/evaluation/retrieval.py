@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from longrope_jax import generate, llama
-from longrope_jax.data.tasks import Samples
 from longrope_jax.evaluation.perplexity import score_tokens
 from longrope_jax.evaluation.scoring import rouge_l_scores
 from longrope_jax.rotary import RotaryLike
+from longrope_jax.tasks import Samples
 
 
 def teacher_forced(
