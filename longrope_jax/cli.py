@@ -26,6 +26,7 @@ COMMANDS = {
         "perplexity and loss by position on your own text, under one or several methods",
     ),
     "convert": ("longrope_jax.commands.convert", "write it as another format, or another method"),
+    "tokenize": ("longrope_jax.commands.tokenize", "a corpus of any size as tokens on disk"),
     "fits": ("longrope_jax.aot.command", "does a model fit a TPU slice that need not be there"),
 }
 _HELP = """usage: longrope COMMAND ...
