@@ -84,7 +84,7 @@ def lookup(
     if sizes := sharding.context_shape():
         sharding.check_divides(tokens.shape, sharding.partition_spec(*names[:2]), sizes, "tokens")
     run = sharding.per_device(local, (("vocab", "embed"), TOKENS[:2]), names)
-    return run(table, tokens)
+    return run(sharding.padded(jnp.asarray(table), axis=0), tokens)
 
 
 _TOKEN_AXES = (0, 1)  # B and T

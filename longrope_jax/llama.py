@@ -34,7 +34,7 @@ from longrope_jax.attention import attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.errors import unknown_name
 from longrope_jax.shapes import AnyArray
-from longrope_jax.sharding import axis_size, constrain
+from longrope_jax.sharding import axis_size, constrain, heads_in_use, repeated
 
 __all__ = [
     "DTYPES",
@@ -100,7 +100,8 @@ def init_cache(
     if dtype not in DTYPES:
         raise ValueError(unknown_name("cache dtype", str(dtype), DTYPES))
     held = "uint16" if dtype == "bfloat16" else dtype
-    shape, H = (config.n_layers, batch, size, config.n_kv_heads), config.head_dim
+    K, H = heads_in_use(config.n_kv_heads), config.head_dim
+    shape = config.n_layers, batch, size, K
     if rotary is not None and not isinstance(rotary, rotary_lib.Rotary):
         rotary = rotary_lib.make(rotary, head_dim=H, seq_len=size)
     copies = _key_copies(rotary and rotary.score_rule)
@@ -322,6 +323,7 @@ class Attention(nn.Module):
         wv = self.param("wv", _init(*kv_heads, fan_in=c.d_model), *_shape(c, "DKH"))
         out_init = _init(*out, fan_in=c.n_heads * c.head_dim)
         wo = self.param("wo", out_init, *_shape(c, "NHD"))
+        wk, wv = (repeated(w, heads_in_use(c.n_kv_heads), axis=1) for w in (wk, wv))
         q, k, v = linear.column_parallel(
             x, (wq, heads), (wk, kv_heads), (wv, kv_heads), names=names
         )
@@ -344,7 +346,7 @@ class Attention(nn.Module):
     def _bias(self, name: str, y):
         heads = ("N", "heads") if name == "bq" else ("K", "kv_heads")
         bias = self.param(name, _zeros(heads[1], "head_dim"), *_shape(self.config, f"{heads[0]}H"))
-        return bias.astype(y.dtype)
+        return repeated(bias, y.shape[-2], axis=0).astype(y.dtype)
 
     def _attend(self, q, k, v, segment_start, query_start, layer, window):
         c = self.config
@@ -424,6 +426,8 @@ class RMSNorm(nn.Module):
         first = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
         boxed = nn.with_logical_partitioning(first, self.axes)
         scale: Any = self.param("scale", boxed, *_shape(c, self.letters))
+        if len(self.axes) == 2:  # over all heads, of which keys may have copies
+            scale = repeated(scale, x.shape[-2], axis=0)
         scale = 1 + scale.astype(jnp.float32) if c.norm_offset else scale
         xf = x.astype(jnp.float32)
         rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=over, keepdims=True) + c.norm_eps)

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,6 +36,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "rank": None,  # the inner axis of LoRA's adapters
 }
+
+# Where these axes of a parameter do not divide, every device of the mesh axis holds them whole:
+# keys and values are then computed once more per device, and the vocabulary is padded in use.
+WHOLE_IF_UNDIVIDED = ("kv_heads", "vocab")
 
 
 def make_mesh(
@@ -137,6 +142,30 @@ def axis_size(*axes: str) -> int:
     return math.prod(context_shape().get(axis, 1) for axis in axes)
 
 
+def heads_in_use(K: int) -> int:
+    """Returns how many key heads attention has of a model's K: as many as `tensor` divides.
+
+    Beyond K they are copies, see `repeated`, so that each device has those of its query heads.
+    """
+    return math.lcm(K, axis_size("tensor"))
+
+
+def repeated(x: jax.Array, size: int, axis: int) -> jax.Array:
+    """Returns `x` with each slice of an axis several times in a row, `size` slices in all."""
+    copies = size // x.shape[axis]
+    return x if copies == 1 else jnp.repeat(x, copies, axis=axis)
+
+
+def padded(x: jax.Array, axis: int, mesh_axis: str = "tensor") -> jax.Array:
+    """Returns `x` with zeros at the end of an axis, up to a size that the mesh axis divides."""
+    missing = -x.shape[axis] % axis_size(mesh_axis)
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)
+
+
 def per_device(f, names_in: tuple, names_out):
     """Makes each device run `f` on its own shard; logical axis names say how arrays are divided.
 
@@ -204,16 +233,22 @@ def shardings(mesh: Mesh, boxed: Any) -> Any:
     """Returns the NamedShardings of a tree of linen's boxes, which name logical axes.
 
     The arrays in the boxes may be abstract or concrete. Arrays without a box (step counters) are
-    replicated.
+    replicated, and so are axes of `WHOLE_IF_UNDIVIDED` that do not divide.
 
     Raises:
         ValueError: A logical name is unknown, or an axis does not divide.
     """
+    tensor = mesh.shape["tensor"]
+
+    def cut(name: str | None, size: int) -> str | None:
+        return None if name in WHOLE_IF_UNDIVIDED and size % tensor else name
 
     def one(path, leaf):
         if not isinstance(leaf, nn.Partitioned):
             return NamedSharding(mesh, P())
         spec = partition_spec(*leaf.names)
+        if len(spec) == leaf.value.ndim:
+            spec = partition_spec(*map(cut, leaf.names, leaf.value.shape))
         what = jax.tree_util.keystr(path, simple=True, separator="/") or "an array"
         check_divides(leaf.value.shape, spec, dict(mesh.shape), what)
         return NamedSharding(mesh, spec)

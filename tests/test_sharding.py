@@ -133,6 +133,45 @@ def test_loss_and_gradients_equal_one_device(sharded, one_device):
     jax.tree.map(equal, sharded.grads, one_device.grads)
 
 
+UNDIVIDED = {
+    "more shards than key heads": ({"data": 2, "tensor": 4}, (4, 2), {}),
+    "key heads split unevenly": ({"fsdp": 4, "tensor": 2}, (6, 3), {}),
+    "one key head": ({"fsdp": 2, "tensor": 4}, (4, 1), {"tie_embeddings": True}),
+    "biases and a norm over heads": (
+        {"data": 2, "tensor": 4},
+        (4, 2),
+        {"attention_bias": True, "qk_norm_joint": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNDIVIDED)
+def test_copied_key_heads_and_a_padded_vocabulary_equal_one_device(case, random_params):
+    """Scores and gradients, where 53 tokens and the key heads do not divide over `tensor`."""
+    sizes, (N, K), more = UNDIVIDED[case]
+    config = llama.LlamaConfig(53, 32, 2, N, K, 16, 80, **more)
+    params, tokens = random_params(config), TOKENS % 53
+    found = []
+    for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(**sizes)):
+        shardings = shardings_of(config, mesh)
+
+        def scores(params, tokens):
+            hidden, _ = llama.Llama(config).apply({"params": params}, tokens, rotary=ROT)
+            nll, correct = token_scores(config, params, hidden, jnp.roll(tokens, -1, 1), chunk=12)
+            return nll.mean(), (nll, correct)
+
+        with jax.set_mesh(mesh):
+            run = jax.jit(jax.value_and_grad(scores, has_aux=True), out_shardings=(None, shardings))
+            args = jax.device_put(params, shardings), sharding.shard_batch(mesh, tokens)
+            (_, (nll, correct)), grads = run(*args)
+            logits = llama.logits(config, args[0], tokens, ROT)
+        np.testing.assert_array_equal(correct, logits.argmax(-1) == np.roll(tokens, -1, 1))
+        found.append((nll, grads, logits))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
+    lies = found[1][1]["layers"]["attention"]["wk"]
+    assert shard_shape(lies)[2] == K and found[1][1]["embed"].shape[0] == 53
+
+
 # Where things lie
 
 
@@ -275,21 +314,14 @@ def test_minus_one_takes_what_is_left():
     }
 
 
-def test_heads_that_do_not_divide_are_refused():
-    config = llama.LlamaConfig(V, 32, 2, 6, 3, 16, 80)
+def test_query_heads_that_do_not_divide_are_refused():
+    config = llama.LlamaConfig(V, 32, 2, 3, 3, 16, 80)
     mesh = sharding.make_mesh(data=4, tensor=2)
     with pytest.raises(ValueError, match=r"axis of size 3 .* does not divide by 2"):
         sharded_parameters(config, mesh)
     params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"axis of size 3 .*does not divide"):
         jax.eval_shape(partial(llama.logits, config), params, TOKENS, ROT)
-
-
-def test_vocabulary_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"axis of size 55 .* does not divide by 2"):
-        sharded_parameters(
-            llama.LlamaConfig(55, 32, 2, 4, 2, 16, 80), sharding.make_mesh(data=4, tensor=2)
-        )
 
 
 def test_misspelt_logical_axis_is_refused():

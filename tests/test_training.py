@@ -159,11 +159,24 @@ def test_schedule_is_linear_then_cosine_to_a_tenth():
     rate = optimizer.schedule(config)
     for step in (0, 1, 50, 99, 100, 101, 333, 550, 999, 1000, 1500):
         if step < 100:
-            expected = 3e-4 * step / 100
+            expected = 3e-4 * (step + 1) / 101
         else:
             along = min((step - 100) / 900, 1)
             expected = 3e-5 + (3e-4 - 3e-5) * (1 + math.cos(math.pi * along)) / 2
-        np.testing.assert_allclose(rate(step), expected, rtol=3e-6, err_msg=str(step))
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-5, err_msg=str(step))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 7])
+@pytest.mark.parametrize("initial", [0.0, 0.3])
+def test_no_step_is_taken_at_rate_0(decay, warmup, initial):
+    config = optimizer.OptimizerConfig(
+        0.5, 10, warmup_steps=warmup, initial_ratio=initial, final_ratio=0.0, decay=decay
+    )
+    rates = [float(optimizer.schedule(config)(step)) for step in range(10)]
+    assert min(rates) > 0 and max(rates) == rates[warmup] == 0.5
+    if warmup and initial:
+        assert rates[0] == pytest.approx(0.5 * initial)
 
 
 def test_schedules_with_decay_share_their_beginning_and_end_in_a_line():
@@ -173,7 +186,7 @@ def test_schedules_with_decay_share_their_beginning_and_end_in_a_line():
     )
     rates = [[float(one(t)) for t in range(101)] for one in (short, long)]
     np.testing.assert_allclose(rates[0][:41], rates[1][:41])
-    np.testing.assert_allclose(rates[0][:11], np.arange(11) / 5, rtol=1e-6)
+    np.testing.assert_allclose(rates[0][:11], np.arange(1, 12) * 2 / 11, rtol=1e-6)
     np.testing.assert_allclose(rates[1][10:81], 2.0)
     np.testing.assert_allclose(rates[1][80:], 2 - np.arange(21) / 10, atol=1e-6)
 

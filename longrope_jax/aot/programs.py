@@ -77,7 +77,9 @@ def _decode(work: Workload, mesh: Mesh) -> jax.stages.Lowered:
 def _served(work: Workload, mesh: Mesh):
     """The parameters, tokens [B, S] and cache [L, B, S, K, H] that `generate` holds."""
     config, B, S = work.config(), work.batch, work.length
-    shape = config.n_layers, B, S, config.n_kv_heads, config.head_dim
+    with jax.set_mesh(mesh):
+        K = sharding.heads_in_use(config.n_kv_heads)
+    shape = config.n_layers, B, S, K, config.head_dim
     spec = sharding.partition_spec("layers", "batch", None, "kv_heads", "head_dim")
     kv = _array(mesh, spec, shape, jnp.uint16)
     cache = llama.Cache(k=kv, v=kv, length=_array(mesh, P(), (B,), jnp.int32))

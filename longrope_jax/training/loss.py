@@ -51,7 +51,8 @@ def token_scores(
     padding = -T % sharding.axis_size("sequence", "tensor")
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    scores = _scores(chunk, llama.output_table(config, params), hidden, targets)
+    table = sharding.padded(llama.output_table(config, params), axis=1)
+    scores = _scores(chunk, config.vocab_size, table, hidden, targets)
     nll, correct = cast(tuple[jax.Array, jax.Array], scores)  # custom_vjp declares no result types
     return TokenScores(nll[:, :T], correct[:, :T])
 
@@ -60,22 +61,22 @@ _TABLE, _TOKENS = ("embed", "vocab"), ("batch", "sequence")
 _HIDDEN = ("batch", "residual_sequence", "residual")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(chunk, table, hidden, targets):
-    return _scores_rule(chunk, table, hidden, targets)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scores(chunk, V, table, hidden, targets):
+    return _scores_rule(chunk, V, table, hidden, targets)[0]
 
 
-def _scores_rule(chunk, table, hidden, targets):
+def _scores_rule(chunk, V, table, hidden, targets):
     run = sharding.per_device(
-        partial(_forward, chunk), (_TABLE, _HIDDEN, _TOKENS), (_TOKENS, _TOKENS, _TOKENS)
+        partial(_forward, chunk, V), (_TABLE, _HIDDEN, _TOKENS), (_TOKENS, _TOKENS, _TOKENS)
     )
     nll, correct, lse = run(table, hidden, targets)
     return (nll, correct), (table, hidden, targets, lse)
 
 
-def _gradient_rule(chunk, saved, d_scores):
+def _gradient_rule(chunk, V, saved, d_scores):
     run = sharding.per_device(
-        partial(_backward, chunk),
+        partial(_backward, chunk, V),
         (_TABLE, _HIDDEN, _TOKENS, _TOKENS, _TOKENS),
         (_TABLE, _HIDDEN),
     )
@@ -85,12 +86,12 @@ def _gradient_rule(chunk, saved, d_scores):
 _scores.defvjp(_scores_rule, _gradient_rule)
 
 
-def _forward(chunk, table, hidden, targets):
+def _forward(chunk, vocab_size, table, hidden, targets):
     """Returns nll, whether the target is the argmax, and the log normaliser; [b, t] on a device."""
     table, hidden = _gathered(table, hidden)
 
     def one(inputs):
-        logits, column = _logits(table, *inputs)
+        logits, column = _logits(vocab_size, table, *inputs)
         tensor, V = sharding.manual_axes("tensor"), logits.shape[-1]
         top = lax.pmax(logits.max(-1), tensor)
         lse = top + jnp.log(lax.psum(jnp.exp(logits - top[..., None]).sum(-1), tensor))
@@ -105,13 +106,13 @@ def _forward(chunk, table, hidden, targets):
     return _by_chunk(one, chunk, hidden, targets)
 
 
-def _backward(chunk, table, hidden, targets, lse, d_nll):
+def _backward(chunk, vocab_size, table, hidden, targets, lse, d_nll):
     """Returns one device's cotangents of the table, summed in float32, and of the hidden states."""
     low, whole = _gathered(table, hidden)
 
     def one(d_table, inputs):
         hidden, targets, lse, d_nll = inputs
-        logits, column = _logits(low, hidden, targets)
+        logits, column = _logits(vocab_size, low, hidden, targets)
         weights = jnp.exp(logits - lse[..., None])
         d_logits = weights - (jnp.arange(logits.shape[-1]) == column[..., None])
         d_logits = (d_logits * d_nll[..., None]).astype(hidden.dtype)
@@ -140,10 +141,17 @@ def _gathered(table, hidden):
     return table, lax.all_gather(hidden, axes("tensor"), axis=1, tiled=True)
 
 
-def _logits(table, hidden, targets):
-    """Returns float32 logits of this device's vocabulary, and the targets' columns in them."""
-    first = lax.axis_index(sharding.manual_axes("tensor")) * table.shape[1]
-    return _dot("BTD,DV->BTV", hidden, table), targets - first
+def _logits(vocab_size, table, hidden, targets):
+    """Returns float32 logits of this device's vocabulary, and the targets' columns in them.
+
+    Columns that pad the vocabulary to what the mesh divides have a logit of minus infinity.
+    """
+    width = table.shape[1]
+    first = lax.axis_index(sharding.manual_axes("tensor")) * width
+    logits = _dot("BTD,DV->BTV", hidden, table)
+    if width * sharding.axis_size("tensor") > vocab_size:
+        logits = jnp.where(first + jnp.arange(width) < vocab_size, logits, -jnp.inf)
+    return logits, targets - first
 
 
 def _dot(spec: str, a, b):

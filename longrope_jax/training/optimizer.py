@@ -15,7 +15,8 @@ class OptimizerConfig:
         learning_rate: the peak learning rate.
         total_steps: the number of steps, at which the cosine ends.
         warmup_steps: steps of linear warm-up.
-        initial_ratio: learning rate at the first step of the warm-up, divided by the peak.
+        initial_ratio: learning rate at the first step of the warm-up, divided by the peak; 0 begins
+            one step up the line, at 1 / (warmup_steps + 1), since a step at rate 0 learns nothing.
         final_ratio: last learning rate divided by the peak; 1 keeps it constant after the warm-up.
         decay: 0 is the papers' cosine. Otherwise the rate is constant after the warm-up and falls
             linearly over this share of the steps, at the end, so that runs of different lengths
@@ -80,7 +81,8 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
     The way down is a cosine, or with `decay` a constant and a straight line.
     """
-    peak, first = config.learning_rate, config.learning_rate * config.initial_ratio
+    peak = config.learning_rate
+    first = peak * (config.initial_ratio or 1 / (config.warmup_steps + 1))
     if config.decay:
         falling = round(config.decay * config.total_steps)
         up = optax.linear_schedule(first, peak, config.warmup_steps)
