@@ -184,6 +184,34 @@ ENTRY %main (a: f32[32,1024], b: f32[1024]) -> f32[32,1024] {
     assert costs.hbm_bytes(hlo.parse(text)) == row + row  # b is read, one row is written
 
 
+def test_kernels_count_by_row_and_a_fused_backward_by_itself():
+    whole = "f32[512,128]{1,0}, f32[2048,128]{1,0}"
+    lines = {
+        "splash_mha_fwd_segmented_residuals.3": f"({whole}, bf16[2,4,512,128]{{3,2,1,0}})",
+        "splash_mha_dkv_segmented_no_residuals": f"({whole}, bf16[4,512,128]{{2,1,0}})",
+        "splash_mha_dkv_segmented_no_residuals.7": (
+            f"({whole}, bf16[3,2,4,512,128]{{4,3,2,1,0}}, bf16[3,4,512,128]{{3,2,1,0}})"
+        ),
+    }
+    body = "".join(f"  %{n} = {s} custom-call(%a)\n" for n, s in lines.items())
+    program = hlo.parse("ENTRY %main (a: bf16[]) -> bf16[] {\n" + body + "}\n")
+    calls = {"splash_mha_fwd": 2.0, "splash_mha_dq": 0.0, "splash_mha_dkv": 1.0}
+    assert costs.kernel_calls(program) == calls | {"splash_mha_dkv_fused": 3.0}
+    products = 2 * 2 + 1 * 4 + 3 * 5
+    assert costs.splash_flops(costs.kernel_calls(program), 10.0, 4, 128) == products * 2 * 10 * 512
+
+
+def test_squares_of_a_ring_are_the_pairs_of_one_device_but_for_half_blocks_on_the_diagonal():
+    length, parts = 65_536, 4
+    mesh = (("sequence", parts),)
+    gathered, ring = (
+        Workload("train", "llama2_7b", length, "v5p:2x2x1", mesh, context=context)
+        for context in ("all_gather", "ring")
+    )
+    squares = 2 + 1 + 2 * (parts - 1)  # on the diagonal, of the device itself, and in later steps
+    assert roofline.pairs(ring) * squares == roofline.pairs(gathered)
+
+
 def forbidden(text, lengths, vocab):
     """Sizes of arrays with two axes of a sequence's length, or of one and the vocabulary."""
     shapes = {
@@ -449,8 +477,12 @@ def test_splash_computes_attention_in_training(compiled):
     for name, rows in (("products", 8), ("gathered", 16)):  # microbatches per step
         forward = {"splash_mha_fwd": 2.0 * L * rows}  # once more in the backward: full remat
         backward = {"splash_mha_dq": 1.0 * L * rows, "splash_mha_dkv": 1.0 * L * rows}
+        backward["splash_mha_dkv_fused"] = 0.0
         assert compiled[name]["measured"]["kernels"] == forward | backward
-    assert not any(compiled["ring"]["measured"]["kernels"].values())
+    squares = 5 * L * 8  # of half chunks, see `roofline.pairs`; a fused backward
+    ring = {"splash_mha_fwd": 2.0 * squares, "splash_mha_dkv_fused": 1.0 * squares}
+    ring |= {"splash_mha_dq": 0.0, "splash_mha_dkv": 0.0}
+    assert compiled["ring"]["measured"]["kernels"] == ring
 
 
 @pytest.mark.slow

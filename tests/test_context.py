@@ -167,8 +167,13 @@ def shapes(T, S=None):
         (shapes(16), {"context_parallel": "rings"}, "did you mean 'ring'"),
         (
             shapes(16),
+            {"context_parallel": "ring", "backend": "cudnn"},
+            "'ring' does not support backend 'cudnn'",
+        ),
+        (
+            shapes(1024),
             {"context_parallel": "ring", "backend": "splash"},
-            "computed blockwise, got backend 'splash'",
+            "multiple of 2048 tokens, got 1024: use backend 'blockwise'",
         ),
         (shapes(16), {"backend": "splash"}, "needs a multiple of 1024 tokens"),
     ],

@@ -1,12 +1,24 @@
 """Kernels of TPUs (interpreted here) and GPUs (lowered here), and which back end "auto" takes."""
 
+import inspect
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from longrope_jax import sharding
-from longrope_jax.attention import _attention, attend, blockwise, cudnn, splash
+from longrope_jax import llama, rotary, sharding
+from longrope_jax.attention import (
+    _attention,
+    attend,
+    blockwise,
+    cudnn,
+    ring,
+    splash,
+    splash_kernel,
+    splash_ring,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -76,6 +88,111 @@ def test_splash_over_gathered_keys_equals_one_device():
         many = value_and_gradients(args, first, backend="splash")
     for mine, right in zip(many, one, strict=True):
         np.testing.assert_allclose(mine, right, atol=2e-5)
+
+
+# a ring of splash kernels
+
+SPLASH_RING = {"backend": "splash", "context_parallel": "ring"}
+
+
+def four(**axes):
+    return jax.set_mesh(sharding.make_mesh(**axes, devices=jax.devices()[:4]))
+
+
+@pytest.mark.parametrize(
+    "mesh, T, packed",
+    [
+        ({"sequence": 4}, 1024, False),
+        ({"sequence": 4}, 1024, True),
+        ({"sequence": 2, "tensor": 2}, 512, True),
+        ({"fsdp": 2, "sequence": 2}, 512, False),
+    ],
+)
+def test_a_ring_of_splash_kernels_equals_one_device(mesh, T, packed):
+    """Documents begin within half chunks and span several; some queries see no key of a square."""
+    args = draw(T, N=4, K=2, B=2)
+    first = jnp.stack([packing(T, 0, 1, 200 + b, 317, T - 24) for b in range(2)])
+    first = first if packed else None
+    one = value_and_gradients(args, first, backend="reference")
+    with four(**mesh):
+        many = value_and_gradients(args, first, **SPLASH_RING)
+    for mine, right in zip(many, one, strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-6 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("parts", [16, 0], ids=["fused, dq in two parts", "dq by itself"])
+def test_each_backward_kernel_gives_the_ring_the_same_gradients(parts, monkeypatch):
+    for name, size in {"BLOCK": 128, "BLOCK_BACKWARD": 128, "FUSED_PARTS": parts}.items():
+        monkeypatch.setattr(splash_kernel, name, size)
+    sizes = splash_kernel.block_sizes(256)
+    assert sizes.use_fused_bwd_kernel == (parts > 0) and sizes.block_kv_dkv == 128
+    args, first = draw(1024, N=2, K=1), packing(1024, 0, 700)[None]
+    one = value_and_gradients(args, first, backend="reference")
+    with jax.set_mesh(sharding.make_mesh(sequence=2, devices=jax.devices()[:2])):
+        many = value_and_gradients(args, first, **SPLASH_RING)
+    for mine, right in zip(many, one, strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-6 * np.abs(right).max())
+
+
+def test_a_ring_of_splash_kernels_in_bfloat16_rounds_like_one_kernel():
+    """Hops merge in float32, so that eight of them add up to no more rounding than one."""
+    args = draw(2048, N=1, dtype=jnp.bfloat16)
+    exact = value_and_gradients([x.astype(jnp.float32) for x in args], backend="reference")
+    kernel = value_and_gradients(args, backend="splash")
+    with jax.set_mesh(sharding.make_mesh(sequence=8)):
+        many = value_and_gradients(args, **SPLASH_RING)
+    for mine, one, right in zip(many, kernel, exact, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        errors = [np.sqrt(np.mean((np.float32(x) - right) ** 2)) for x in (mine, one)]
+        assert errors[0] < 1.5 * errors[1]
+
+
+def test_the_private_function_of_jax_is_the_one_that_the_ring_was_written_for():
+    """If this fails, JAX changed it: read its new arguments, then mend splash_kernel.backward."""
+    module = splash_kernel.splash_attention_kernel
+    found = getattr(module, "_splash_attention_bwd", None)
+    assert found is not None, "jax has no splash_attention_kernel._splash_attention_bwd any more"
+    assert tuple(inspect.signature(found).parameters) == splash_kernel.BACKWARD
+    kernel = splash_kernel.square(1, 256, causal=True)
+    used = {"mask_value", "is_mqa", "block_sizes", "mask_function", "attn_logits_soft_cap"}
+    assert used | {"interpret"} <= kernel.kwargs.keys()
+    assert kernel.dkv_mask_info is not None  # and a fused backward has no tables of dq
+    names = module.SplashResidualsType.__args__  # q, k, v, ids, sinks, out, lse, two tables
+    assert len(names) == 9
+
+
+def ring_step(platform, T, monkeypatch, *, parts=2, window=None, backend="auto"):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    work = {"packed": False, "whole": True, "parts": parts}
+    around = _attention(backend, "ring", shape(T)[0], work, None, window)
+    return around.args[0]
+
+
+def test_the_ring_takes_the_kernel_on_tpus_and_says_when_it_cannot(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ring_step("tpu", 1024, monkeypatch) is splash_ring.attention
+        assert ring_step("tpu", 1024, monkeypatch, window=9) is ring.attention  # any range of keys
+        assert ring_step("tpu", 4, monkeypatch) is ring.attention  # as parameters are made
+        for platform in ("cpu", "gpu"):
+            assert ring_step(platform, 1024, monkeypatch) is ring.attention
+        assert ring_step("tpu", 1024, monkeypatch, backend="blockwise") is ring.attention
+        assert ring_step("cpu", 1024, monkeypatch, backend="splash") is splash_ring.attention
+    with pytest.warns(UserWarning, match="multiple of 512 tokens, got 1100.* blockwise"):
+        assert ring_step("tpu", 1100, monkeypatch) is ring.attention
+
+
+def test_a_program_says_once_that_its_ring_is_blockwise(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    config = llama.LlamaConfig(32, 16, 3, 2, 2, 8, 24, context_parallel="ring")
+    rot = rotary.make(rotary.RoPE(), head_dim=8, seq_len=1100)
+    tokens = jnp.zeros((1, 1100), jnp.int32)
+    with jax.set_mesh(sharding.make_mesh(sequence=2, devices=jax.devices()[:2])):
+        params = jax.eval_shape(lambda: llama.init_params(config, jax.random.key(0)))
+        run = lambda p: llama.logits(config, p, tokens, rot).sum()  # noqa: E731
+        with warnings.catch_warnings(record=True) as said:
+            jax.eval_shape(jax.grad(run), params)
+    assert len([w for w in said if "blockwise" in str(w.message)]) == 1
 
 
 # cudnn

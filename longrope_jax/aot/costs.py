@@ -8,7 +8,13 @@ from longrope_jax.aot.hlo import Instruction, Program
 
 # Matrix products per pair of a query and a key in the kernels of splash attention. The forward
 # kernel has two (scores, and their sum over values); the backward ones compute the scores again.
-SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# The fused one makes all three gradients, dq as one part for each block of keys.
+SPLASH_PRODUCTS = {
+    "splash_mha_fwd": 2,
+    "splash_mha_dq": 3,
+    "splash_mha_dkv": 4,
+    "splash_mha_dkv_fused": 5,
+}
 
 # These move nothing themselves: they name what is there, or their work is counted elsewhere.
 _NO_TRAFFIC = {
@@ -77,10 +83,11 @@ def kernel_calls(program: Program) -> dict[str, float]:
     for _, instruction, runs in program.instructions():
         if instruction.opcode != "custom-call":
             continue
-        for kernel in SPLASH_PRODUCTS:
-            if instruction.name.startswith(kernel):
-                widest = max((a.sizes for a in instruction.arrays), key=len)
-                found[kernel] += runs * (widest[0] if len(widest) == 4 else 1)
+        kernel = re.match("splash_mha_(fwd|dq|dkv)", instruction.name)
+        if kernel:
+            *before, last = (a.sizes for a in instruction.arrays)
+            fused = any(len(sizes) > len(last) for sizes in before)
+            found[kernel[0] + "_fused" * fused] += runs * (last[0] if len(last) == 4 else 1)
     return found
 
 

@@ -12,7 +12,7 @@ from longrope_jax.aot import chips, costs, hlo
 from longrope_jax.aot.collectives import Collective, collectives
 from longrope_jax.aot.programs import CHUNK
 from longrope_jax.aot.workload import Workload
-from longrope_jax.attention import blockwise, splash
+from longrope_jax.attention import blockwise, splash_kernel
 from longrope_jax.sharding import AXES
 from longrope_jax.training.flops import train_flops_per_token
 
@@ -65,7 +65,12 @@ def turns(work: Workload) -> tuple[float, ...]:
 
 def pairs(work: Workload) -> float:
     """The pairs of a query and a key in the whole blocks that a call of splash multiplies."""
-    return work.length * (work.length + splash.BLOCK) / 2 / work.axis("sequence")
+    parts = work.axis("sequence")
+    if work.context == "ring" and parts > 1:
+        # The mean square of half chunks: 2 on the diagonal, 2 P - 1 without a mask.
+        half = work.length / parts / 2
+        return half * (half + splash_kernel.BLOCK + (2 * parts - 1) * half) / (2 * parts + 1)
+    return work.length * (work.length + splash_kernel.BLOCK) / 2 / parts
 
 
 def model_flops(work: Workload, tokens: int) -> float:

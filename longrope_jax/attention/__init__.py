@@ -8,9 +8,18 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from longrope_jax import sharding
-from longrope_jax.attention import blockwise, context, cudnn, reference, splash
+from longrope_jax.attention import (
+    blockwise,
+    context,
+    cudnn,
+    reference,
+    ring,
+    splash,
+    splash_ring,
+)
 from longrope_jax.attention.blockwise import from_cache, to_cache
-from longrope_jax.errors import unknown_name
+from longrope_jax.attention.splash_kernel import LANES
+from longrope_jax.errors import unknown_name, warn
 from longrope_jax.rotary import ScoreRule
 from longrope_jax.shapes import AnyArray
 
@@ -69,8 +78,8 @@ def attend(
             the kernel for the platform that the program is traced for if it supports the inputs,
             otherwise "blockwise".
         context_parallel: "all_gather" (each device gathers all keys and values) or "ring" (keys and
-            values travel from device to device; always computed blockwise). It matters only if the
-            mesh has a sequence axis above 1.
+            values travel from device to device; each step is the splash kernel's on TPUs, blockwise
+            elsewhere). It matters only if the mesh has a sequence axis above 1.
 
     Returns:
         [B, T, N, H] in the dtype of q.
@@ -129,7 +138,8 @@ def _attention(backend: str, context_parallel: str, q, work, rule, window):
     if work["parts"] > 1:
         _check_context(q, backend, context_parallel, work)
         if context_parallel == "ring":
-            return context.around_ring
+            step = _ring_step(backend, q.shape[1], work["parts"], window)
+            return functools.partial(context.around_ring, step)
     if backend == "auto":
         backend = _KERNEL_OF.get(sharding.platform(), "blockwise")
         special = rule is not None or window is not None
@@ -140,6 +150,19 @@ def _attention(backend: str, context_parallel: str, q, work, rule, window):
     local = _BACKENDS[backend]
     local = local if rule is None else functools.partial(local, rule=rule)
     return functools.partial(context.all_gather, local) if work["parts"] > 1 else local
+
+
+def _ring_step(backend: str, T: int, parts: int, window):
+    """Returns the ring attention of a device; "auto" on a TPU says when it can't be splash."""
+    on_tpu = backend == "auto" and _KERNEL_OF.get(sharding.platform()) == "splash"
+    if window is not None or not (on_tpu or backend == "splash"):
+        return ring.attention
+    why = splash_ring.refusal(T, parts)
+    if why and backend == "splash":
+        raise ValueError(f"{why}: use backend 'blockwise' or 'auto', or pad the sequences")
+    if why and 2 * parts * LANES < T:  # a few tokens, as for making parameters, gain nothing
+        warn(f"{why}; it is computed blockwise, several times slower: pad the sequences")
+    return ring.attention if why else splash_ring.attention
 
 
 def check_cache() -> None:
@@ -161,10 +184,10 @@ def _check_context(q, backend, context_parallel, work) -> None:
             f"{T} tokens do not divide into {2 * parts} half chunks for a sequence axis of {parts}"
             f": pad to a multiple of {2 * parts} tokens or use a smaller sequence axis"
         )
-    if context_parallel == "ring" and backend not in ("auto", "blockwise"):
+    if context_parallel == "ring" and backend not in ("auto", "blockwise", "splash"):
         raise ValueError(
-            f"context_parallel='ring' is always computed blockwise, got backend {backend!r}: use "
-            "backend 'blockwise' or context_parallel='all_gather'"
+            f"context_parallel='ring' does not support backend {backend!r}: use backend 'splash', "
+            "'blockwise' or 'auto', or context_parallel='all_gather'"
         )
 
 

@@ -31,10 +31,13 @@ def all_gather(attention, q, k, v, first_key, last_key, scale) -> jax.Array:
     return from_zigzag(attention(q, k, v, first_key, last_key, scale))
 
 
-def around_ring(q, k, v, first_key, last_key, scale) -> jax.Array:
-    """Passes keys and values around the ring of devices: memory for S / P keys, P steps."""
+def around_ring(attention, q, k, v, first_key, last_key, scale) -> jax.Array:
+    """Passes keys and values around the ring of devices: memory for S / P keys, P steps.
+
+    `attention` is that of `ring` (blockwise, any platform) or of `splash_ring` (TPU kernel).
+    """
     q, k, v, first_key, last_key = (to_zigzag(x) for x in (q, k, v, first_key, last_key))
-    return from_zigzag(ring.attention(q, k, v, first_key, last_key, scale))
+    return from_zigzag(attention(q, k, v, first_key, last_key, scale))
 
 
 def gather(x):

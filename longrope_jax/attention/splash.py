@@ -20,10 +20,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Float, Int
 
 from longrope_jax import sharding
+from longrope_jax.attention.splash_kernel import BLOCK, LANES, fitting
 from longrope_jax.shapes import AnyArray
-
-_LANES = 128  # block sizes of the kernel must be multiples of this
-BLOCK = 512  # tokens of queries and of keys per block
 
 
 def attention(
@@ -46,7 +44,7 @@ def attention(
     [B or 1, S] is the first_key of every key.
     """
     B, T = q.shape[:2]
-    S, padding = k.shape[1], -T % (BLOCK if T > BLOCK and part is None else _LANES)
+    S, padding = k.shape[1], -T % (BLOCK if T > BLOCK and part is None else LANES)
     key_start = first_key if order is None else key_start
     order = np.arange(S + padding, dtype=np.int32) if order is None else order
     kernel = _kernel(q.shape[2], order, S + padding, (S + padding) // (T + padding))
@@ -72,7 +70,7 @@ def attention(
 def _kernel(N: int, order: np.ndarray, S: int, parts: int):
     """Makes the kernel for N heads and all queries and keys; mask tables are numpy constants."""
     rows = len(order) // parts
-    block = max(b for b in range(_LANES, min(BLOCK, rows) + 1, _LANES) if rows % b == 0)
+    block = fitting(rows, BLOCK)
     sizes = BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
@@ -114,9 +112,9 @@ def refusal(q, *, packed: bool, whole: bool, parts: int) -> str | None:
     T = q.shape[1]
     if not whole:
         return "splash attention needs as many queries as keys and does not support a cache"
-    if parts > 1 and T % (parts * _LANES):
+    if parts > 1 and T % (parts * LANES):
         return (
             f"splash attention over a sequence axis of {parts} needs a multiple of "
-            f"{parts * _LANES} tokens, got {T}"
+            f"{parts * LANES} tokens, got {T}"
         )
     return None
