@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -33,7 +32,10 @@ class FirstSentence:
     prompt: str = "<retrieve>"
     end: str = "<answer_end>"
 
-    rule: ClassVar[str] = "rouge_l"
+    @property
+    def rule(self) -> str:
+        """Name of the scoring rule."""
+        return "rouge_l"
 
     def samples(
         self,

@@ -1,18 +1,20 @@
 """Pass key retrieval asks for a random number that a long text states once (2305.16300)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from longrope_jax.tasks.samples import Document, Fact, Question, Samples, Tokenizer, drawn
+from longrope_jax.tasks.samples import (
+    AboutText,
+    Fact,
+    Question,
+)
 
 _CONSONANTS = "bcdfghjklmnpqrstvwxz"
 
 
 @dataclass(frozen=True)
-class Passkey:
+class Passkey(AboutText):
     """The task asks for a random number that the text states once (2305.16300).
 
     Attributes:
@@ -31,7 +33,10 @@ class Passkey:
     prompt: str = "What is the pass key? The pass key is "
     digits: int = 5
 
-    rule: ClassVar[str] = "first_integer"
+    @property
+    def rule(self) -> str:
+        """Name of the scoring rule."""
+        return "first_integer"
 
     def __post_init__(self):
         if not 1 <= self.digits <= 18:  # a key is a 64-bit number
@@ -63,36 +68,9 @@ class Passkey:
         """Returns a random name of three consonants, or "" where keys have no names."""
         return "".join(rng.choice(list(_CONSONANTS), 3)) if self.is_named else ""
 
-    def samples(
-        self,
-        documents: Sequence[Document],
-        tokenizer: Tokenizer,
-        *,
-        length: int,
-        count: int,
-        seed: int,
-        bos: str | int | None,
-        control: str = "none",
-    ) -> Samples:
-        """Returns samples whose facts are spread evenly over depths, see `Task.samples`.
-
-        Control "other" states another key.
-
-        Raises:
-            ValueError: as `Task.samples`.
-        """
-        return drawn(
-            self._ask,
-            documents,
-            tokenizer,
-            length=length,
-            count=count,
-            seed=seed,
-            bos=bos,
-            control=control,
-        )
-
-    def _ask(self, rng: np.random.Generator, depth: float) -> Question:
+    def ask(self, length: int, rng: np.random.Generator, depth: float) -> Question:
+        """Draws a question, see `AboutText`."""
+        del length
         key, other = self.draw(rng), self.draw(rng)
         while other == key:
             other = self.draw(rng)

@@ -1,9 +1,10 @@
 """Samples of an exact length: a beginning token, a context, a question about it, and its answer.
 
-A task says what is asked (`Question`); `drawn` draws the documents, puts facts at their depths and
-cuts the context, so that all samples end their question at the same token.
+A task says what is asked (`Question`); `drawn` puts facts at their depths and cuts the context, so
+that all samples end their question at the same token.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 from longrope_jax.errors import unknown_name
 
 CONTROLS = ("none", "removed", "other")
+Encode = Callable[[str], np.ndarray]
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo one spread depths as evenly as possible
 
 
@@ -180,6 +182,7 @@ class Question(NamedTuple):
         opening: text that the context begins with.
         haystack: makes what surrounds the facts, as texts of at most so many tokens in all, from
             (tokens, encode, whether the answer is removed); None is the text of the document.
+        depth: where the answer stands, if not where the first fact was to be put.
     """
 
     facts: tuple[Fact, ...]
@@ -187,7 +190,8 @@ class Question(NamedTuple):
     answer: str
     wanted: tuple[str, ...] = ()
     opening: str = ""
-    haystack: Callable[[int, Callable[[str], np.ndarray], bool], list[np.ndarray]] | None = None
+    haystack: Callable[[int, Encode, bool], list[np.ndarray]] | None = None
+    depth: float | None = None
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -220,8 +224,7 @@ def even_depth(i: int) -> float:
 
 
 def drawn(
-    ask: Callable[[np.random.Generator, float], Question],
-    documents: Sequence[Document],
+    draw: Callable[[np.random.Generator, int, float], tuple[str, np.ndarray, Question]],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -230,29 +233,88 @@ def drawn(
     bos: str | int | None,
     control: str = "none",
 ) -> Samples:
-    """Returns samples of the questions that `ask(rng, depth)` draws, see `Task.samples`.
+    """Returns samples of the questions that `draw` draws, see `Task.samples`.
+
+    Args:
+        draw: gives the name of a document, its tokens from some place on and a question about it,
+            from a generator, the number of the sample and its depth.
+        tokenizer, length, count, seed, bos, control: see `Task.samples`.
 
     Raises:
         ValueError: as `Task.samples`.
     """
     check_control(control)
     rng = np.random.default_rng(seed)
-    questions, starts = [], []
-    for i in range(count):
-        starts.append(draw_sentence(documents[i % len(documents)], rng, room=length)[0])
-        questions.append(ask(rng, even_depth(i)))
-    longest = max(len(tokenizer.encode(q.answer)) for q in questions)
+    found = [draw(rng, i, even_depth(i)) for i in range(count)]
+    longest = max(len(tokenizer.encode(asked.answer)) for _, _, asked in found)
     begin, rows, stated = first_token(tokenizer, bos), [], 0
-    for i, (start, asked) in enumerate(zip(starts, questions, strict=True)):
-        document = documents[i % len(documents)]
+    for i, (name, text, asked) in enumerate(found):
         prompt, answer = tokenizer.encode(asked.prompt), tokenizer.encode(asked.answer)
         room = length - longest - len(begin) - len(prompt)
-        context, least = _context(asked, document.tokens[start:], tokenizer, room, control)
+        context, least = _context(asked, text, tokenizer, room, control)
         wanted = asked.wanted or (asked.answer.strip(),)
-        context = np.concatenate([begin, context])
-        rows.append(Row(context, prompt, answer, document.name, even_depth(i), wanted))
+        depth = even_depth(i) if asked.depth is None else asked.depth
+        rows.append(Row(np.concatenate([begin, context]), prompt, answer, name, depth, wanted))
         stated = max(stated, len(begin) + least)
     return assemble(rows, longest, length, stated)
+
+
+class AboutText:
+    """AboutText is a task whose questions need no text of their own: any text surrounds its facts.
+
+    A subclass is a frozen dataclass with `ask(length, rng, depth)` and `rule`.
+    """
+
+    def ask(self, length: int, rng: np.random.Generator, depth: float) -> Question:
+        """Draws the question of one sample of `length` tokens, its fact at a depth from 0 to 1."""
+        raise NotImplementedError
+
+    def samples(
+        self,
+        documents: Sequence[Document],
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        count: int,
+        seed: int,
+        bos: str | int | None,
+        control: str = "none",
+    ) -> Samples:
+        """Returns samples whose facts are spread evenly over depths, see `Task.samples`.
+
+        Raises:
+            ValueError: as `Task.samples`.
+        """
+        return drawn(
+            about_text(functools.partial(self.ask, length), documents, length),
+            tokenizer,
+            length=length,
+            count=count,
+            seed=seed,
+            bos=bos,
+            control=control,
+        )
+
+
+def about_text(
+    ask: Callable[[np.random.Generator, float], Question],
+    documents: Sequence[Document],
+    length: int,
+) -> Callable[[np.random.Generator, int, float], tuple[str, np.ndarray, Question]]:
+    """Returns what `drawn` takes: questions that need no text of their own, in these documents.
+
+    The text begins at a random sentence with `length` tokens from it on.
+
+    Raises:
+        ValueError: a document is shorter.
+    """
+
+    def draw(rng: np.random.Generator, i: int, depth: float):
+        document = documents[i % len(documents)]
+        start, _ = draw_sentence(document, rng, room=length)
+        return document.name, document.tokens[start:], ask(rng, depth)
+
+    return draw
 
 
 def _context(asked: Question, text, tokenizer: Tokenizer, room: int, control: str):
@@ -301,9 +363,7 @@ def draw_sentence(document: Document, rng: np.random.Generator, *, room: int):
     return int(document.starts[i]), document.sentences[i]
 
 
-def until_full(
-    lines: Iterator[str], room: int, encode: Callable[[str], np.ndarray]
-) -> list[np.ndarray]:
+def until_full(lines: Iterator[str], room: int, encode: Encode) -> list[np.ndarray]:
     """Returns the tokens of each line, as many lines as fit into `room` tokens."""
     found: list[np.ndarray] = []
     for line in lines:
