@@ -157,7 +157,7 @@ def _moby_dick(archive: bytes) -> Iterable[Document]:
 
 
 def _austen(archive: bytes) -> Iterable[Document]:
-    [(_, base)] = _tar(_ar_member(archive, "data.tar.xz"), r".*/janeaustenr/data/Rdata\.rdb")
+    [(_, base)] = deb_files(archive, r".*/janeaustenr/data/Rdata\.rdb")
     while base:
         # R's lazy-load base: each object is its raw length, big-endian, and a zlib stream.
         stream = zlib.decompressobj()
@@ -189,6 +189,15 @@ def _tar(archive: bytes, pattern: str) -> Iterable[tuple[str, bytes]]:
         for member in tar:
             if re.fullmatch(pattern, member.name) and (file := tar.extractfile(member)):
                 yield member.name, file.read()
+
+
+def deb_files(archive: bytes, pattern: str) -> Iterable[tuple[str, bytes]]:
+    """Yields the path and the bytes of the files of a Debian package whose path matches a pattern.
+
+    Raises:
+        ValueError: it is no Debian package.
+    """
+    yield from _tar(_ar_member(archive, "data.tar.xz"), pattern)
 
 
 def _ar_member(archive: bytes, name: str) -> bytes:
