@@ -25,10 +25,10 @@ _COMMON = {
     "bos": "<bos>",
     "sentence_tokens": (8, 400),  # windows begin at sentences of that many bytes
     "windows_per_document": 4,
-    "shape": {"d_model": 96, "n_layers": 2, "n_heads": 3, "head_dim": 32, "d_ff": 256},
+    "shape": {"d_model": 64, "n_layers": 2, "n_heads": 2, "head_dim": 32, "d_ff": 192},
     "method": "rope:base=10_000",
     "length": 256,
-    "batch": 16,
+    "batch": 8,
     "steps": 400,
     "learning_rate": 3e-3,
     "hypotheses": _HYPOTHESES,
@@ -42,7 +42,7 @@ _TINY = {
     "windows_per_document": 1,
     "shape": {"d_model": 16, "n_layers": 1, "n_heads": 1, "head_dim": 16, "d_ff": 32},
     "length": 64,
-    "batch": 4,
+    "batch": 8,
     "steps": 4,
     "machine": {"log_every": 2, "checkpoint_every": 2, "steps_per_dispatch": 2},
 }

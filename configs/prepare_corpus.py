@@ -13,7 +13,10 @@ _COMMON = {
     "every": 1,  # takes every n-th document of each source
 }
 
-_PRESETS = {"packages": {}, "tiny": {"clean": "moby-dick", "citations": 2, "every": 3, "held_out": 2}}
+_PRESETS = {
+    "packages": {},
+    "tiny": {"clean": "moby-dick", "citations": 2, "every": 3, "held_out": 2},
+}
 
 
 def get_config(preset: str = "packages") -> ConfigDict:

