@@ -11,9 +11,7 @@ them, which favours filtering, and addresses on the State of the Union, which ne
 A third row with half the steps is the gate: where twice the training makes no difference that can
 be seen, none of filtering could be.
 
-EXPECTED
-
-Presets: cpu (MINUTES minutes on 2 CPU cores), tiny.
+Presets: cpu (3 seeds), tiny.
 """
 
 import functools
@@ -155,15 +153,35 @@ def publish(config: ConfigDict, folder: Path, cells, command: str) -> lab.Report
     caption = f"Loss in nats per byte, {config.seeds} seeds"
     table = lab.Table(header, lines, caption, "filter_gain", {"tokens": "{:,}".format})
     verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(hypotheses), "Hypotheses")
+    figure = lab.Figure("filter_gain", draw(found), "Held-out loss above the filtered arm's.")
     return lab.publish(
         folder,
         command,
         config,
         title="What filtering is worth at equal tokens",
         claims=[_claim(hypothesis) for hypothesis in hypotheses],
-        sections=[lab.Section("Result", [table]), lab.Section("What was claimed", [verdicts])],
+        sections=[
+            lab.Section("Result", [figure, table]),
+            lab.Section("What was claimed", [verdicts]),
+        ],
         cells=cells,
     )
+
+
+@lab.style()
+def draw(found: dict[str, lab.Scores]):
+    """Difference of the other rows to the filtered arm, for both kinds of held-out text."""
+    fig, axes = lab.subplots(1, len(found), size=(9, 2.6), sharey=True)
+    for ax, (kind, scores) in zip(axes, found.items(), strict=True):
+        above = {row: d for row, d in lab.against(scores, "filtered").items() if d}
+        for at, d in enumerate(above.values()):
+            error = [[d.estimate - d.low], [d.high - d.estimate]]
+            ax.errorbar(d.estimate, at, xerr=error, fmt="o", color="black", capsize=3)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_yticks(range(len(above)), list(above))
+        ax.set_ylim(len(above) - 0.5, -0.5)
+        ax.set(title=kind, xlabel="nats per byte")
+    return fig
 
 
 def _mean(found: lab.Scores, row: str) -> str | None:

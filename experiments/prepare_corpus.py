@@ -13,9 +13,7 @@ HTML, two packages of code, 528 books and addresses. LaTeX and Stack Exchange ha
 (`experiments.train_tokenizer`). Writes DIR/corpus/SOURCE.jsonl, which `corpora.load` reads, and how
 much passed each stage.
 
-EXPECTED
-
-Presets: packages (2 minutes on 2 CPU cores), tiny.
+Presets: packages, tiny.
 """
 
 import importlib.metadata
@@ -57,6 +55,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     shared = {"before": before, "after": after}
     facts = made["CommonCrawl"].facts | {f"shared 13-grams, {k}": v for k, v in shared.items()}
     doubles = [[name, other, share] for name, other, share in dropped]
+    figure = lab.Figure("stages", draw(lines), "Characters behind each stage.")
     return lab.publish(
         folder,
         command,
@@ -64,7 +63,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
         title="LLaMA's data pipeline on text that packages bring",
         claims=list(_claims(made, shared, len(dropped), config)),
         sections=[
-            lab.Section("What passed each stage", [_table(lines)]),
+            lab.Section("What passed each stage", [figure, _table(lines)]),
             lab.Section("Measured on the way", [lab.table([dict(facts)], "Measures", "measures")]),
             lab.Section("Books dropped", [lab.Table(["dropped", "for", "overlap"], doubles)]),
         ],
@@ -127,6 +126,21 @@ def _table(lines: list[dict]) -> lab.Table:
     formats = dict.fromkeys(("documents", "lines", "characters"), count)
     formats |= dict.fromkeys(("lines removed", "characters removed"), "{:.1%}".format)
     return lab.table(lines, "Documents, lines and characters behind each stage", "stages", formats)
+
+
+@lab.style()
+def draw(lines: list[dict]):
+    """Characters behind each stage, as a share of the source's input."""
+    fig, ax = lab.subplots(size=(9, 0.8 + 0.3 * len(lines)))
+    first = {}
+    for at, line in enumerate(lines):
+        whole = first.setdefault(line["source"], line["characters"])
+        ax.barh(at, line["characters"] / whole, color=lab.colours(list(first))[-1])
+    names = [f"{line['source']}: {line['stage']}" for line in lines]
+    ax.set_yticks(range(len(lines)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel("characters, share of the input")
+    return fig
 
 
 def _claims(made: dict[str, Made], shared: dict[str, int], dropped: int, config: ConfigDict):
