@@ -133,8 +133,12 @@ def platform() -> str:
     be compiled ahead of time. Without a mesh it is JAX's default back end.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name == "cuda" else name
+    if device is None:
+        name = jax.default_backend()
+        return "gpu" if name in ("cuda", "rocm") else name
+    # The kind, since a device of jax before 0.10.1 names no platform: "TPU v5p", "cpu", "NVIDIA ...".
+    kind = device.device_kind.lower()
+    return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")
 
 
 def axis_size(*axes: str) -> int:
