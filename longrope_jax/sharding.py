@@ -136,7 +136,7 @@ def platform() -> str:
     if device is None:
         name = jax.default_backend()
         return "gpu" if name in ("cuda", "rocm") else name
-    # The kind, since a device of jax before 0.10.1 names no platform: "TPU v5p", "cpu", "NVIDIA ...".
+    # The kind, as in "TPU v5p", since a device of jax before 0.10.1 names no platform.
     kind = device.device_kind.lower()
     return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")
 

@@ -5,37 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.context_power_law import FIGURE_1, PRINTED
 from longrope_jax.evaluation.power_law import PowerLaw, bootstrap_fit, fit
 
 LENGTHS = 2.0 ** np.arange(16)
 
-# Read from Figure 1 of Llama 2 Long at c = 1, 2, ..., 32768, and their refit in log L
-# (paper_facts.md section 1.8); then the triple printed in the figure.
-FIGURE_1 = {
-    "7B": (
-        "5.657 4.701 3.971 3.342 2.745 2.473 2.254 2.060 1.855 1.780 1.810 1.747 1.659 1.651 1.637"
-        " 1.583",
-        (26.6, 0.44, 1.559),
-        (25.4, 0.45, 1.56),
-    ),
-    "13B": (
-        "5.502 4.496 3.724 3.063 2.491 2.184 2.011 1.843 1.698 1.614 1.656 1.640 1.530 1.511 1.533"
-        " 1.471",
-        (18.3, 0.494, 1.472),
-        (19.5, 0.48, 1.45),
-    ),
-    "34B": (
-        "5.405 4.456 3.663 2.993 2.417 2.120 1.946 1.766 1.644 1.557 1.598 1.571 1.469 1.457 1.469"
-        " 1.444",
-        (17.6, 0.50, 1.42),
-        (17.7, 0.50, 1.41),
-    ),
-    "70B": (
-        "5.377 4.440 3.655 2.965 2.367 2.058 1.885 1.702 1.576 1.504 1.537 1.511 1.416 1.405 1.407"
-        " 1.371",
-        (18.0, 0.502, 1.359),
-        (17.9, 0.51, 1.35),
-    ),
+# The refit in log L of the points of Figure 1; the triples printed there are rounded.
+REFIT = {
+    "7B": (26.6, 0.44, 1.559),
+    "13B": (18.3, 0.494, 1.472),
+    "34B": (17.6, 0.50, 1.42),
+    "70B": (18.0, 0.502, 1.359),
 }
 
 
@@ -65,8 +45,8 @@ def test_four_lengths_are_enough_and_order_does_not_matter():
 
 @pytest.mark.parametrize("size", FIGURE_1)
 def test_the_points_of_figure_1_refit_to_their_triples(size):
-    points, refit, published = FIGURE_1[size]
-    law = fit(LENGTHS, np.array(points.split(), float))
+    refit, published = REFIT[size], PRINTED[size]
+    law = fit(LENGTHS, FIGURE_1[size])
     half_a_digit = (0.05, 0.005 if size in ("7B", "34B") else 0.0005, 0.005)
     assert (np.abs(np.subtract(triple(law), refit)) <= half_a_digit).all()
     np.testing.assert_allclose(triple(law), published, rtol=0.07)
@@ -80,7 +60,7 @@ def test_the_law_obeys_the_papers_doubling_rule():
 
 
 def test_no_nearby_law_fits_noisy_points_better_in_log_loss():
-    points = np.array(FIGURE_1["7B"][0].split(), float)
+    points = np.array(FIGURE_1["7B"])
     best = fit(LENGTHS, points)
 
     def cost(law):

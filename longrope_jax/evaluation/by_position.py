@@ -149,6 +149,59 @@ def cropped_nll(
     return nll
 
 
+def nll_under_context(
+    config: llama.LlamaConfig,
+    params: dict,
+    method: rotary.RotaryLike,
+    tokens: ArrayLike,
+    *,
+    context: int,
+    targets: int,
+    batch_size: int = 8,
+) -> ContextBins:
+    """Returns the loss of the last `targets` tokens of each sample when `context` tokens are read.
+
+    The same targets under other contexts differ by nothing but what was cut from the left, so their
+    differences carry no variance of the targets. Up to an eighth of `context` targets share a pass:
+    the last of them sees `context` tokens, BOS included, the others a few less.
+
+    Args:
+        config: the architecture.
+        params: the parameters.
+        method: the rotary method or its text, or a Rotary; it is made for `context` tokens.
+        tokens: samples of token ids [n, T+1]; the first token of a sample, its BOS, begins each of
+            its windows.
+        context: tokens that a prediction sees.
+        targets: tokens whose loss is measured, the last ones of each sample.
+        batch_size: windows per step.
+
+    Returns:
+        One length, the geometric mean of what the predictions saw, and their losses float64
+        [n, targets] in nats.
+
+    Raises:
+        ValueError: `context` or `targets` is below 1, a sample is too short for them, or
+            `nll_by_position` refuses the samples.
+    """
+    tokens = np.asarray(tokens)
+    if context < 1 or targets < 1 or context + targets > tokens.shape[1]:
+        raise ValueError(
+            f"context={context} and targets={targets} must be at least 1, and together at most "
+            f"the {tokens.shape[1]} tokens of a sample"
+        )
+    rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=context)
+    group = int(np.clip(context // 8, 1, targets))
+    nll, seen = np.empty((len(tokens), targets)), np.empty(targets)
+    for first in range(0, targets, group):
+        count = min(group, targets - first)
+        end = tokens.shape[1] - targets + first + count
+        rows = np.concatenate([tokens[:, :1], tokens[:, end - context : end]], axis=1)
+        found = nll_by_position(config, params, rot, rows, batch_size=batch_size)
+        nll[:, first : first + count] = found[:, -count:]
+        seen[first : first + count] = np.arange(context - count + 1, context + 1)
+    return ContextBins(np.exp(np.log(seen).mean(keepdims=True)), nll)
+
+
 def position_blocks(nll: ArrayLike, block: int) -> Float64[np.ndarray, "n blocks"]:
     """Returns means over blocks of `block` positions, [n, ceil(T/block)].
 

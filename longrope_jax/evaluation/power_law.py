@@ -5,10 +5,12 @@ It is equation 1 of Llama 2 Long, with Figure 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import least_squares
+from scipy import stats
+from scipy.optimize import least_squares, minimize_scalar, nnls, root_scalar
 
 from longrope_jax.evaluation.statistics import (
     Interval,
@@ -120,6 +122,98 @@ def bootstrap_fit(
     with np.errstate(over="ignore"):  # an infinite limit means that the data give no bound
         ends = np.exp(np.stack([logs.estimate, logs.low, logs.high]))
     return PowerLawIntervals(*(Interval(*map(float, column)) for column in ends.T))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A Profile says how well each exponent describes a measured curve, and how well the best does.
+
+    Attributes:
+        law: the best law.
+        betas: exponents [P].
+        gammas: the best irreducible loss [P] in nats under each of them.
+        excess: by how much each exponent describes the curve worse than the best one [P], in units
+            of the limit: those below 1 cannot be excluded.
+        beta: the best exponent and the ends of those that cannot be excluded; an end at the edge of
+            `betas` is no bound.
+        p_value: probability that a curve which follows the law lies as far from it as this one.
+    """
+
+    law: PowerLaw
+    betas: np.ndarray
+    gammas: np.ndarray
+    excess: np.ndarray
+    beta: Interval
+    p_value: float
+
+
+def profile(
+    lengths: ArrayLike,
+    losses_by_document: ArrayLike,
+    clusters: Sequence | np.ndarray,
+    betas: ArrayLike,
+    *,
+    confidence: float = 0.95,
+) -> Profile:
+    """Returns the profile likelihood of beta: for each, the best alpha and gamma.
+
+    alpha, beta and gamma trade against each other, so intervals of each alone hide what the data
+    tell. The curve is the mean over documents; its covariance is that of the documents' curves,
+    with Hotelling's correction for having been estimated from few of them.
+
+    Args:
+        lengths: context [C] in tokens.
+        losses_by_document: losses [n, C] in nats of the same tokens under each context.
+        clusters: the document [n] of each row of losses.
+        betas: exponents to try, rising.
+        confidence: probability that the interval covers beta, if the law holds.
+
+    Raises:
+        ValueError: `fit` refuses the lengths, or there are not more documents than lengths.
+    """
+    lengths, rows = np.asarray(lengths, np.float64), np.asarray(losses_by_document, np.float64)
+    names, at = np.unique(np.asarray(clusters), return_inverse=True)
+    curves = np.stack([rows[at == i].mean(0) for i in range(len(names))])
+    (n, C), mean, betas = curves.shape, curves.mean(0), np.asarray(betas, np.float64)
+    _check(lengths, mean)
+    if n <= C:
+        raise ValueError(f"{n} documents cannot tell how {C} lengths vary together: take more")
+    whiten = np.linalg.inv(np.linalg.cholesky(np.cov(curves, rowvar=False) / n))
+    goal = whiten @ mean
+
+    def solved(beta: float) -> tuple[np.ndarray, float]:
+        """Scale and gamma, neither negative, and the misfit: with beta given the law is linear."""
+        given, residual = nnls(whiten @ np.stack([lengths**-beta, np.ones(C)], 1), goal)
+        return given, residual**2
+
+    def limit(parameters: int) -> float:
+        """What Hotelling's T-squared of so many parameters stays below, with `confidence`."""
+        degrees = n - C - 1 + parameters
+        share = stats.f.ppf(confidence, parameters, degrees)
+        return share * parameters * (n - 1) / degrees
+
+    misfit = np.array([solved(beta)[1] for beta in betas])
+    around = betas[np.clip(int(np.argmin(misfit)) + np.array([-1, 1]), 0, len(betas) - 1)]
+    found: Any = minimize_scalar(lambda b: solved(b)[1], bounds=around, method="bounded")
+    beta = float(found.x)
+    (scale, gamma), best = solved(beta)
+    excess = (misfit - best) / limit(1)
+
+    def end(far: np.ndarray, edge: float) -> float:
+        """Where the excess passes 1 between the best exponent and the first of `far` beyond."""
+        beyond = next((b for b in far if (solved(b)[1] - best) / limit(1) > 1), None)
+        if beyond is None:
+            return edge
+        passes = root_scalar(lambda b: (solved(b)[1] - best) / limit(1) - 1, bracket=(beta, beyond))
+        return float(passes.root)
+
+    low = end(betas[betas < beta][::-1], float(betas[0]))
+    high = end(betas[betas > beta], float(betas[-1]))
+    free, degrees = C - 3, n - C + 2
+    tail = stats.f.sf(best * degrees / (free * (n - 1)), free, degrees)
+    gammas = np.array([solved(b)[0][1] for b in betas])
+    law = PowerLaw(float(scale ** (1 / beta)), beta, float(gamma))
+    return Profile(law, betas, gammas, excess, Interval(beta, low, high), float(tail))
 
 
 def _solve(x, y, start, *, tolerance: float = 1e-15, max_nfev: int | None = None):
