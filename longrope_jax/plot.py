@@ -118,6 +118,81 @@ def loss_by_position(
     return figure
 
 
+def scores_by_depth(grids: Mapping[str, ArrayLike], lengths: Sequence[int]) -> "Figure":
+    """Scores by length and by the depth of the answer, a heat map for each name.
+
+    Args:
+        grids: scores [bins of depth, lengths] from 0 to 1 by name, as `evaluation.lengths.by_depth`
+            gives; NaN is left white.
+        lengths: tokens of each column.
+
+    Raises:
+        ValueError: A grid has another number of lengths, or matplotlib is missing.
+    """
+    columns = min(len(grids), 4)
+    rows = -(-len(grids) // columns)
+    figure = _figure(1.5 + columns * max(2.4, 0.6 * len(lengths)), 0.8 + 2.2 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    image = None
+    for axes, (label, grid) in zip(panels.flat, grids.items(), strict=False):
+        grid = np.asarray(grid, float)
+        if grid.ndim != 2 or grid.shape[1] != len(lengths):
+            raise ValueError(f"{label}: expected {len(lengths)} lengths, got shape {grid.shape}")
+        image = axes.imshow(
+            grid, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
+        for (y, x), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize="small")
+        names = [f"{100 * i // len(grid)} %" for i in range(len(grid))]
+        axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+        axes.set_yticks(range(len(grid)), names)
+        axes.set_title(label, fontsize="medium")
+    for axes in panels.flat[len(grids) :]:
+        axes.remove()
+    figure.supxlabel("length, tokens")
+    figure.supylabel("depth of the answer from")
+    if image is not None:
+        figure.colorbar(image, ax=list(panels.flat[: len(grids)]), label="score")
+    return figure
+
+
+def scores_by_length(
+    scores: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]],
+    *,
+    trained_length: int | None = None,
+) -> "Figure":
+    """Scores by length with their intervals: a panel for each task, a line for each method.
+
+    Args:
+        scores: (score, low, high) from 0 to 1 by task, method and length in tokens.
+        trained_length: tokens where a line is drawn.
+
+    Raises:
+        ValueError: There is no task, or matplotlib is missing.
+    """
+    if not scores:
+        raise ValueError("scores must hold at least 1 task, got none")
+    columns = min(len(scores), 3)
+    rows = -(-len(scores) // columns)
+    figure = _figure(4 * columns, 3.2 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, (task, methods) in zip(panels.flat, scores.items(), strict=False):
+        for label, found in methods.items():
+            lengths = sorted(found)
+            means, low, high = np.array([found[n] for n in lengths]).T
+            axes.plot(lengths, means, marker="o", markersize=4, label=label)
+            axes.fill_between(lengths, low, high, alpha=0.15)
+        if trained_length is not None:
+            axes.axvline(trained_length, color="black", linewidth=0.8)
+        axes.set(xlabel="length, tokens", title=task, ylim=(-0.03, 1.03))
+    panels[0, 0].set_ylabel("score")
+    panels[0, 0].legend()
+    for axes in panels.flat[len(scores) :]:
+        axes.remove()
+    return figure
+
+
 def _decay(axes, methods: Methods, length: int, head_dim: int) -> None:
     distances = np.unique(np.linspace(0, length - 1, min(length, 2000)).astype(int))
     for method, label in map(_read, methods):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from longrope_jax import tasks
 from longrope_jax.evaluation import scoring
 from longrope_jax.evaluation.scoring import chance_rouge_l, rouge_l, rouge_l_scores
 
@@ -84,3 +85,74 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
     with pytest.raises(ValueError, match=r"longrope_jax\[tasks\]"):
         rouge_l("a", "a")
     scoring._scorer.cache_clear()
+
+
+# Hand-made answers in the forms that published predictions have, with what each rule gives.
+LINES = [
+    ("The <REGISTER_CONTENT> in line calm-otter is <24169>.", "24169", 1, 1),
+    ("24169", "24169", 1, 1),
+    ("In line 12, the number is 24169", "24169", 0, 1),
+    ("24169. I am sure, since there are 300 lines.", "24169", 1, 0),
+    ("The number is <024169>", "24169", 1, 1),
+    ("241690", "24169", 0, 0),
+    ("2 4 1 6 9", "24169", 0, 0),
+    ("I do not know.", "24169", 0, 0),
+    ("", "24169", 0, 0),
+    ("9" * 5000, "24169", 0, 0),
+    ("0", "0", 1, 1),
+]
+
+
+@pytest.mark.parametrize(("answer", "wanted", "first", "last"), LINES)
+def test_the_first_or_the_last_integer_counts(answer, wanted, first, last):
+    assert scoring.RULES["first_integer"](answer, [wanted]) == first
+    assert scoring.RULES["last_integer"](answer, [wanted]) == last
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "presence", "every", "part"),
+    [
+        ("It was in 1066, I think", ["1066"], 1, 1, 1),
+        ("110663", ["1066"], 1, 1, 1),  # a substring counts, as in the published rules
+        ("paris", ["Paris"], 0, 1, 1),
+        ("Paris", [" Paris "], 1, 0, 0),  # presence strips what is wanted, RULER does not
+        ("Paris\x07", ["Paris"], 1, 1, 1),
+        ("red and GREEN", ["red", "green", "blue"], 1, 2 / 3, 1),
+        ("", ["red"], 0, 0, 0),
+        ("a\tb", ["a b"], 0, 0, 0),
+    ],
+)
+def test_presence_and_matches(answer, wanted, presence, every, part):
+    assert scoring.RULES["presence"](answer, wanted) == presence
+    assert scoring.RULES["match_all"](answer, wanted) == pytest.approx(every)
+    assert scoring.RULES["match_part"](answer, wanted) == part
+
+
+# peer_numbers.json, group text_metrics_executed: google_rouge1_f, google_rouge2_f, google_rougeL_f.
+OTHERS = [
+    (0.6153846153846153, 0.3636363636363636),
+    (0.3529411764705882, 0.13333333333333333),
+    (0.4, 0.0),
+    (0.0, 0.0),
+    (0.6153846153846153, 0.24999999999999994),
+]
+
+
+@pytest.mark.parametrize(
+    ("pair", "one", "two"), [(p, *o) for p, o in zip(EXECUTED, OTHERS, strict=True)]
+)
+def test_rouge_variants_agree_with_executed_values(pair, one, two):
+    prediction, reference, longest = pair
+    assert scoring.rouge(prediction, reference, ("rouge1",)) == pytest.approx(100 * one)
+    assert scoring.rouge(prediction, reference, ("rouge2",)) == pytest.approx(100 * two)
+    mean = 100 * (one * two * longest) ** (1 / 3)
+    assert scoring.rouge(prediction, reference, ("rouge1", "rouge2", "rougeL")) == pytest.approx(
+        mean
+    )
+    assert scoring.RULES["rouge_l"](prediction, ["x", reference]) == pytest.approx(longest)
+    with pytest.raises(ValueError, match=r"unknown kind of ROUGE 'rouge3'; did you mean 'rouge"):
+        scoring.rouge("a", "a", ("rouge3",))
+
+
+def test_every_task_names_a_rule():
+    assert {task.rule for task in tasks.TASKS.values()} <= scoring.RULES.keys()

@@ -1,9 +1,76 @@
-"""ROUGE-L scores FIRST-SENTENCE-RETRIEVAL (Llama 2 Long, section 4.1 and Figure 5b)."""
+"""Rules that score generated answers, each as its benchmark scores them.
 
-from collections.abc import Sequence
+A rule takes a prediction and the strings that are wanted, and gives a score from 0 to 1. ROUGE-L
+scores FIRST-SENTENCE-RETRIEVAL (Llama 2 Long, section 4.1 and Figure 5b) from 0 to 100.
+"""
+
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
+
+from longrope_jax.errors import unknown_name
+
+_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def first_integer(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns 1 if the first run of digits of the prediction is the number wanted (Giraffe)."""
+    found = re.findall(r"\d+", prediction)
+    return float(bool(found) and _same_number(found[0], wanted[0]))
+
+
+def last_integer(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns 1 if the last run of digits of the prediction is the number wanted (LongChat)."""
+    found = re.findall(r"\d+", prediction)
+    return float(bool(found) and _same_number(found[-1], wanted[0]))
+
+
+def _same_number(a: str, b: str) -> bool:
+    return a.lstrip("0") == b.lstrip("0")  # Python reads no number of 5,000 digits
+
+
+def presence(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns 1 if the prediction holds a wanted string as it is written (Giraffe's accuracy).
+
+    A number counts within a longer one too: "1066" is present in "110663".
+    """
+    return float(any(one.strip() in prediction for one in wanted))
+
+
+def match_all(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns the share of wanted strings that the prediction holds in any case (RULER)."""
+    return float(np.mean(_held(prediction, wanted)))
+
+
+def match_part(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns 1 if the prediction holds any wanted string in any case (RULER's QA).
+
+    Peers: lm-evaluation-harness averages over the wanted strings instead.
+    """
+    return float(any(_held(prediction, wanted)))
+
+
+def _held(prediction: str, wanted: Sequence[str]) -> list[bool]:
+    # RULER turns control characters into newlines first.
+    text = re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip().lower()
+    return [one.lower() in text for one in wanted]
+
+
+def rouge(prediction: str, reference: str, kinds: Sequence[str]) -> float:
+    """Returns the geometric mean of F-measures of `rouge-score`, 0 to 100, without stemming.
+
+    ("rougeL",) is ROUGE-L; ("rouge1", "rouge2", "rougeL") is ROUGE-geo of SCROLLS and ZeroSCROLLS
+    (Llama 2 Long, Table 3), whose ROUGE-L is "rougeLsum" where texts have several lines.
+
+    Raises:
+        ValueError: a kind is unknown, or the extra `longrope_jax[tasks]` is not installed.
+    """
+    if unknown := [kind for kind in kinds if kind not in _KINDS]:
+        raise ValueError(unknown_name("kind of ROUGE", unknown[0], _KINDS))
+    found = _scorer().score(reference, prediction)
+    return 100.0 * float(np.prod([found[kind].fmeasure for kind in kinds]) ** (1 / len(kinds)))
 
 
 def rouge_l(prediction: str, reference: str) -> float:
@@ -16,7 +83,7 @@ def rouge_l(prediction: str, reference: str) -> float:
     Raises:
         ValueError: the extra `longrope_jax[tasks]` is not installed.
     """
-    return 100.0 * _scorer().score(reference, prediction)["rougeL"].fmeasure
+    return rouge(prediction, reference, ("rougeL",))
 
 
 def rouge_l_scores(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -80,4 +147,18 @@ def _scorer():
         raise ValueError(
             "ROUGE-L needs the package rouge-score: pip install 'longrope_jax[tasks]'"
         ) from error
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    return rouge_scorer.RougeScorer(list(_KINDS), use_stemmer=False)
+
+
+def _rouge_l_share(prediction: str, wanted: Sequence[str]) -> float:
+    return max(rouge_l(prediction, one) for one in wanted) / 100
+
+
+RULES: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "first_integer": first_integer,
+    "last_integer": last_integer,
+    "presence": presence,
+    "match_all": match_all,
+    "match_part": match_part,
+    "rouge_l": _rouge_l_share,
+}

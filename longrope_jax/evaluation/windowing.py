@@ -1,4 +1,4 @@
-"""A windowing, one pass or sliding, decides which tokens of a document each window scores.
+"""A windowing decides which tokens of a document each window scores: all of them, or the last.
 
 This is pure host code.
 """
@@ -70,7 +70,41 @@ class Sliding:
         return f"sliding-{self.length}-stride-{self.stride}" + "-full-last" * self.full_last
 
 
-Windowing = OnePass | Sliding
+@dataclass(frozen=True)
+class LastTokens:
+    """LastTokens scores the last `last` tokens of a document, with as much before them as fits.
+
+    It asks whether a longer context helps the same tokens: compare several lengths.
+
+    Attributes:
+        length: tokens that the only window predicts.
+        last: tokens that it scores, fewer where the document is shorter.
+
+    Raises:
+        ValueError: `length` is below 1, or `last` lies outside 1..length.
+    """
+
+    length: int
+    last: int
+    full_last: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _check_windowing(self.length, self.length)
+        if not 1 <= self.last <= self.length:
+            raise ValueError(f"last must lie in 1..{self.length} (the length), got {self.last}")
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the starts of windows: there is one window."""
+        return self.length
+
+    @property
+    def name(self) -> str:
+        """The name of the windowing in results."""
+        return f"last-{self.last}-of-{self.length}"
+
+
+Windowing = OnePass | Sliding | LastTokens
 
 
 class Window(NamedTuple):
@@ -82,7 +116,7 @@ class Window(NamedTuple):
 
 
 def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Window]:
-    """Returns windows over a document of `n_tokens` that score each token exactly once.
+    """Returns windows over a document of `n_tokens` that score no token twice, and mostly all.
 
     With `bos` a beginning token precedes every window, which has up to `length` tokens. Without it
     a window has one token more, because its first token is only context; the first token of the
@@ -93,6 +127,9 @@ def score_windows(n_tokens: int, windowing: Windowing, *, bos: bool) -> list[Win
     """
     check_scorable("the document", n_tokens, bos)
     span = windowing.length + (not bos)
+    if isinstance(windowing, LastTokens):
+        start = max(0, n_tokens - span)
+        return [Window(start, n_tokens, max(n_tokens - windowing.last, start + (not bos)))]
     found, first = [], int(not bos)
     for start in range(0, n_tokens, windowing.stride):
         end = min(start + span, n_tokens)
