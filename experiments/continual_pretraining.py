@@ -23,7 +23,6 @@ in a measurement at its beginning, since a measurement takes no longer than a fe
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -165,14 +164,12 @@ class Work:
         form, method, reach = cell.what
         name = cell.name.removeprefix("export-") + (".gguf" if form == "gguf" else "")
         path = self.folder / "export" / name
-        partial = path.with_name(f"partial-{path.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
+
+        def save(partial: Path) -> None:
             model = self.models.start(cell).with_rotary(method)
             model.save(partial, format=form, context_length=reach)
-            partial.rename(path)
+
+        lab.exported(path, save)
         print(f"exported: {path}", flush=True)
         return {"path": str(path.relative_to(self.folder))}
 

@@ -95,7 +95,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     machine = lab.Machine(**config.machine)
     lab.start(machine)
     config, facts = filled(config, folder)
-    cells, work = list(_cells(config, facts)), Work(config, facts, Path(folder), machine)
+    cells, work = list(_cells(config, facts)), Work(config, facts, folder, machine)
     left = lab.missing(folder, cells)
     if machine.measure and left:
         check(work, left)

@@ -41,7 +41,7 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> Path:
         The path of the report, a single file.
     """
     lab.start(lab.Machine(**config.machine))
-    folder, theory = Path(folder), []
+    theory = []
     for name, study in _THEORY.items():
         if name in config:
             theory.append(study.main(_settings(config[name], config), folder / name, command))

@@ -7,11 +7,10 @@ nothing.
 
 import dataclasses
 import json
-import os
 from dataclasses import field
 from pathlib import Path
 
-from longrope_jax import rotary
+from longrope_jax import folders, rotary
 from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.llama import LlamaConfig
@@ -46,11 +45,11 @@ def save(folder: str | Path, record: RunRecord) -> None:
     Raises:
         ValueError: The method's class is not registered, so no text names it.
     """
-    folder, tokenizer = Path(folder), record.tokenizer
+    folder, tokenizer = folders.located(folder), record.tokenizer
     file = str(getattr(tokenizer, "path", "bytes"))
     if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer) and tokenizer.json:
         file = "tokenizer.json"
-        _write(folder / file, tokenizer.text())
+        folders.write(folder / file, tokenizer.text().encode())
     elif file != "bytes":
         file = str(Path(file).absolute())
     found = {
@@ -60,7 +59,8 @@ def save(folder: str | Path, record: RunRecord) -> None:
         "trained_length": record.trained_length,
         "special_tokens": dataclasses.asdict(record.special_tokens),
     }
-    _write(folder / NAME, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    folders.write(folder / NAME, text.encode())
 
 
 def load(folder: str | Path) -> RunRecord | None:
@@ -69,17 +69,17 @@ def load(folder: str | Path) -> RunRecord | None:
     Raises:
         ValueError: The record is damaged or of another version, or its tokenizer is gone.
     """
-    path = Path(folder) / NAME
+    path = folders.located(folder) / NAME
     if not path.is_file():
         return None
-    found = read_json(path)
+    found = read_json(folders.fetched(path))
     try:
         config, method = LlamaConfig(**found["model"]), rotary.parse(found["rotary"])
         special = SpecialTokens(**found["special_tokens"])
         name, length = found["tokenizer"], found.get("trained_length")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another version: {error}") from error
-    tokenizer = tokenizers.load(name if name == "bytes" else path.parent / name)
+    tokenizer = tokenizers.load(name if name == "bytes" else _beside(path, name))
     return RunRecord(config, method, tokenizer, length, special)
 
 
@@ -89,7 +89,9 @@ def checkpoints_folder(path: str | Path) -> Path | None:
     Raises:
         ValueError: The path is a study's folder, which holds several runs; they are named.
     """
-    path = Path(path).expanduser()
+    if folders.is_url(path) and not str(path).startswith("gs://"):
+        return None  # no run is written there
+    path = folders.located(path)
     for folder in (path, path / CHECKPOINTS):
         if folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir()):
             return folder
@@ -116,12 +118,6 @@ def record_of(checkpoints: Path) -> RunRecord:
     return record
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _beside(record: Path, name: str) -> str:
+    """The tokenizer that a record names: beside it, or at an absolute path or a URL."""
+    return name if folders.is_url(name) else str(record.parent / name)

@@ -25,6 +25,7 @@ FLOORS = (
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
     ("errors", "folders", "shapes"),
+    ("lease",),
 )
 # Narrower than its floor allows.
 ONLY = {"tasks": {"errors"}, "analysis": {"rotary", "errors"}, "rotary": {"errors", "shapes"}}

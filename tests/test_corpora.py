@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longrope_jax import folders
 from longrope_jax.data import archives, corpora
 from longrope_jax.data.corpora import Document, load, split
 
-WARM = archives.cache_folder()
+WARM = folders.cache_folder()
 
 
 def loaded(name):

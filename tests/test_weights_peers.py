@@ -13,7 +13,7 @@ import pytest
 from checkpoints import CONFIG, TOKENS, logits, numbers, write_meta
 
 import longrope_jax
-from longrope_jax import generate, llama, rotary, weights
+from longrope_jax import folders, generate, llama, rotary, weights
 from longrope_jax.data import archives, tokenizers
 from longrope_jax.weights import layout, pretrained
 
@@ -318,7 +318,7 @@ def test_both_probes_tell_smollm2s_layout(smollm2):
 def test_smollm2s_tokenizer_on_the_recorded_text(smollm2):
     source = archives.SOURCES["moby-dick"]
     try:
-        archive = archives.fetch_archive(source, archives.cache_folder())
+        archive = archives.fetch_archive(source, folders.cache_folder())
     except ValueError as error:
         pytest.skip(f"LOUD SKIP: the recorded text is missing: {error}")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:

@@ -27,7 +27,7 @@ from experiments.lab.cli import run
 from experiments.lab.corpus import Text, check_held_out, document, text, tokenizer
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
-from experiments.lab.files import save_csv, save_json, write
+from experiments.lab.files import exported, save_csv, save_json, write
 from experiments.lab.machine import Machine, batch_parts, start, writes
 from experiments.lab.models import Models
 from experiments.lab.page import Figure, Section, Table, table
@@ -108,6 +108,7 @@ __all__ = [
     "difference",
     "document",
     "draw_band",
+    "exported",
     "facts",
     "filled",
     "fresh",

@@ -28,7 +28,7 @@ from experiments.lab.files import plain, write
 from experiments.lab.machine import Machine
 from experiments.lab.progress import Progress
 from experiments.lab.versions import versions
-from longrope_jax.folders import only_writer, sweep
+from longrope_jax.folders import located, only_writer, sweep
 from longrope_jax.rotary import registry
 from longrope_jax.training.loop import Diverged
 
@@ -80,12 +80,12 @@ class Cell:
 
 def path(folder: Path, cell: Cell) -> Path:
     """The result file of a cell."""
-    return Path(folder) / "cells" / f"{cell.name}.npz"
+    return located(folder) / "cells" / f"{cell.name}.npz"
 
 
 def run_folder(folder: Path, cell: Cell) -> Path:
     """Returns the folder in which a cell that trains or searches keeps checkpoints and logs."""
-    return Path(folder) / "runs" / cell.name
+    return located(folder) / "runs" / cell.name
 
 
 def read(folder: Path, cell: Cell) -> dict[str, np.ndarray] | None:
@@ -126,7 +126,7 @@ def _load(file: Path) -> dict[str, np.ndarray] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file) as saved:
+        with np.load(io.BytesIO(file.read_bytes())) as saved:
             return {name: saved[name] for name in saved.files}
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(

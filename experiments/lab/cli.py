@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.lab.fail import fail
 from experiments.lab.machine import Machine
 from longrope_jax.errors import unknown_name
-from longrope_jax.folders import local
+from longrope_jax.folders import is_url, located, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,7 +219,10 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
 def _checked_workdir(text: str) -> Path:
     if not text:
         raise ValueError("no directory for the results: give --workdir=DIR")
-    workdir = local(text)
+    workdir = located(text)
+    if is_url(workdir):
+        _check_bucket(workdir)
+        return workdir
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} is a file, not a directory")
     # Found out now, not after the first hour of work.
@@ -227,3 +230,18 @@ def _checked_workdir(text: str) -> Path:
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--workdir={workdir}: no permission to write in {there}")
     return workdir
+
+
+def _check_bucket(workdir: Path) -> None:
+    """Raises ValueError where a bucket cannot be written to."""
+    probe = workdir / f".probe-{os.getpid()}"
+    try:
+        write(probe, b"")
+        probe.unlink(missing_ok=True)
+    except Exception as error:  # each store's client has errors of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"--workdir={workdir} cannot be written ({reason}): make the bucket, and log in with "
+            "`gcloud auth application-default login` or give the machine's service account "
+            "roles/storage.objectAdmin on it"
+        ) from error

@@ -17,6 +17,7 @@ from longrope_jax.data.corpora import Document
 from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
+from longrope_jax.folders import fetched, located
 
 SPECIALS = ("<retrieve>", "<answer_end>")  # of a tokenizer that is trained here, beside <s>, </s>
 
@@ -131,11 +132,11 @@ def tokenizer(spec: str, corpus: str, folder: Path) -> Tokenizer:
     pieces = spec.removeprefix(_BPE)
     if not pieces.isdecimal():
         raise ValueError(f"a tokenizer to train is {_BPE}PIECES, such as {_BPE}2048, got {spec!r}")
-    file = Path(folder) / f"tokenizer-{pieces}.model"
+    file = located(folder) / f"tokenizer-{pieces}.model"
     if not file.exists():
         texts = [document.text for document in corpora.load(corpus)]
         write(file, bpe.learn(texts, vocab_size=int(pieces), specials=SPECIALS))
-    return tokenizers.load(file)
+    return tokenizers.load(fetched(file))
 
 
 def check_held_out(folder: Path, cells: Iterable[Cell], text: Text) -> None:

@@ -6,12 +6,16 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from longrope_jax import folders
 
 
 def save_json(path: Path, obj: Any) -> None:
@@ -62,13 +66,27 @@ def plain(obj: Any) -> Any:
     raise TypeError(f"cannot write {type(obj).__name__} as JSON")
 
 
+def exported(path: Path, save: Callable[[Path], object]) -> None:
+    """Has `save(path)` write a file or a folder, whole or not at all, unless it is there.
+
+    What goes to a bucket is saved in a temporary folder first, and copied anew where a process was
+    killed before its cell was written.
+    """
+    if folders.is_url(path):
+        with tempfile.TemporaryDirectory() as name:
+            partial = Path(name) / path.name
+            save(partial)
+            folders.copy(partial, path)
+        return
+    partial = path.with_name(f"partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.unlink(missing_ok=True)
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        save(partial)
+        partial.rename(path)
+
+
 def write(path: Path, data: bytes) -> None:
-    """Writes `data` to a temporary file beside `path`, then renames it; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes `data` whole or not at all; makes the folder."""
+    folders.write(path, data)

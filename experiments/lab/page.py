@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.lab.figures import Figure as Drawing
 from experiments.lab.files import write
+from longrope_jax.folders import located
 
 
 def cell(value: Any) -> str:
@@ -159,7 +160,7 @@ def _block_html(block: Text | Table | Figure) -> str:
         return "\n".join(f"<p>{html.escape(p)}</p>" for p in block.text.split("\n\n"))
     caption = html.escape(block.caption)
     if isinstance(block, Figure):
-        data = base64.b64encode(Path(block.drawing).read_bytes()).decode()
+        data = base64.b64encode(located(block.drawing).read_bytes()).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     head = _row_html("th", block.header)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rich import box
@@ -15,6 +15,7 @@ from experiments.lab.figures import save_figure
 from experiments.lab.files import save_csv, save_json
 from experiments.lab.page import Figure, Section, Table, Text, write_html
 from experiments.lab.versions import versions
+from longrope_jax.folders import located
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def publish(
     Returns:
         The report, for a page that joins several.
     """
-    folder, cells = Path(folder), list(dict.fromkeys(cells))
+    folder, cells = located(folder), list(dict.fromkeys(cells))
     made = measured_by(folder, cells) if cells else [{"versions": versions()}]
     left = len(missing(folder, cells))
     facts = {"command": command, "config": config, "made_by": made, "claims": claims}
@@ -87,7 +88,7 @@ def publish(
 def join(folder: Path, command: str, title: str, reports: Sequence[Report]) -> Path:
     """Writes one report of several into `folder` and returns its path."""
     sections = [section for report in reports for section in report.sections]
-    path = Path(folder) / "report.html"
+    path = located(folder) / "report.html"
     write_html(path, title, command, [*sections, _made_by([{"versions": versions()}])])
     print(f"report: {path}")
     return path
@@ -97,7 +98,7 @@ def _published(folder: Path, section: Section) -> Section:
     """The section with its figures and tables written."""
     blocks = []
     for block in section.blocks:
-        if isinstance(block, Figure) and not isinstance(block.drawing, Path):
+        if isinstance(block, Figure) and not isinstance(block.drawing, PurePath):
             path = folder / f"{block.name}.png"
             save_figure(block.drawing, path)
             block = dataclasses.replace(block, drawing=path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from experiments.lab import progress
 from experiments.lab.cells import Cell, run_folder
 from experiments.lab.corpus import Text
 from experiments.lab.machine import Machine, batch_parts, writes
-from longrope_jax import llama, rotary, runs
+from longrope_jax import folders, llama, rotary, runs
 from longrope_jax.data import packing
 from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
@@ -258,11 +257,7 @@ def keep_as(folder: Path, cell: Cell) -> None:
     """Makes the training before a cell the cell's own, unchanged; on several hosts one copies."""
     if writes():
         before, after = run_folder(folder, cell.after[0]), run_folder(folder, cell)
-        part = after.with_name(f"{after.name}.part")
-        for rest in (part, after):  # of a run that was killed while it copied
-            shutil.rmtree(rest, ignore_errors=True)
-        shutil.copytree(before, part)
-        part.rename(after)
+        folders.copy(before, after)
 
 
 def time_steps(model: Model, recipe: Recipe, text: Text, machine: Machine) -> float:

@@ -76,12 +76,6 @@ SOURCES = {
 }
 
 
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Returns `cache_dir`, or $LONGROPE_CACHE, or ~/.cache/longrope_jax."""
-    chosen = cache_dir or os.environ.get("LONGROPE_CACHE") or "~/.cache/longrope_jax"
-    return Path(chosen).expanduser().absolute()
-
-
 def fetch_archive(source: Archive, cache: Path) -> bytes:
     """Returns the verified bytes of an archive, which stays in `cache`.
 

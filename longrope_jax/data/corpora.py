@@ -34,8 +34,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope_jax.data.archives import SOURCES, cache_folder, fetch_archive
+from longrope_jax.data.archives import SOURCES, fetch_archive
 from longrope_jax.errors import unknown_name, warn
+from longrope_jax.folders import cache_folder, fetched
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
@@ -66,7 +67,8 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
     that are not UTF-8, are left out with a warning.
 
     Args:
-        name: a name of `SOURCES`, several joined by "+", or the path of a file or a folder.
+        name: a name of `SOURCES`, several joined by "+", or the path of a file or a folder; a URL
+            such as gs://BUCKET/FOLDER is copied into the cache, see `folders.fetched`.
         cache_dir: folder for archives; None is $LONGROPE_CACHE or ~/.cache/longrope_jax.
 
     Raises:
@@ -81,7 +83,7 @@ def load(name: str | Path, cache_dir: str | Path | None = None) -> tuple[Documen
         every = [document for part, data in pairs for document in _READERS[part](data)]
         _unique([d.name for d in every], str(name))
         return tuple(sorted(every, key=lambda d: d.name))
-    path = Path(name).expanduser()
+    path = fetched(name, cache_dir)
     if path.exists():
         return _from_path(path)
     if path.suffix or len(path.parts) > 1:

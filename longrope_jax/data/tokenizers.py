@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from longrope_jax.errors import unknown_name
+from longrope_jax.folders import fetched
 
 BYTES = 256
 
@@ -340,14 +341,14 @@ def load(spec: str | Path) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-        spec: "bytes", or the path of a tokenizer.json, of a folder with one, or of a .model.
+        spec: "bytes", or the path or URL of a tokenizer.json, of a folder with one, or of a .model.
 
     Raises:
         ValueError: there is no such file, or it is not a tokenizer.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = Path(spec).expanduser()
+    path = fetched(spec)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(

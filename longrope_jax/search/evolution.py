@@ -6,12 +6,13 @@ stream, so an interrupted search continues exactly.
 """
 
 import dataclasses
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from longrope_jax import folders
 from longrope_jax.search.individuals import Individual
 from longrope_jax.search.longrope import LongRoPESpace
 from longrope_jax.search.longrope2 import LongRoPE2Space
@@ -192,17 +193,13 @@ def save(path: Path, history: History) -> None:
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an .npz file atomically, and creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        # The type stub mistakes a name of an array for numpy's own option.
-        np.savez_compressed(temporary, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    # The type stub mistakes a name of an array for numpy's own option.
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    folders.write(path, buffer.getvalue())
 
 
 def load(path: Path) -> History:
     """Reads a history that `save` wrote."""
-    with np.load(path) as file:
+    with np.load(io.BytesIO(path.read_bytes())) as file:
         return from_arrays(dict(file))

@@ -5,6 +5,7 @@ phases stay exact however far the factors travel.
 """
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -134,7 +135,7 @@ def learn(
         raise ValueError(f"steps must be at least 1, got {steps}")
     descent = begin(start)
     if path.exists():
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             descent = Descent(**file)
     if len(descent.losses) > steps or len(descent.position) != len(start.factors):
         raise ValueError(

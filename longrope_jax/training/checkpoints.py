@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from longrope_jax.folders import is_url, located
+
 
 class RunCheckpoints:
     """The checkpoints of one run, of which a save that was interrupted is never listed.
@@ -22,7 +24,7 @@ class RunCheckpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=clean
         )
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
         if clean:
             for step in sorted(self._manager.all_steps())[:-keep]:
                 self._manager.delete(step)
@@ -71,13 +73,13 @@ class RunCheckpoints:
 
 def is_folder_of_steps(directory: str | Path) -> bool:
     """Returns whether a folder holds the checkpoints of a run, without opening a file."""
-    folder = Path(directory)
+    folder = located(directory)
     return folder.is_dir() and any(p.name.isdecimal() and p.is_dir() for p in folder.iterdir())
 
 
 def latest_step(directory: str | Path) -> int | None:
     """Returns the step of the newest complete checkpoint in a folder, or None without one."""
-    if not Path(directory).is_dir():
+    if not located(directory).is_dir():
         return None
     with RunCheckpoints(directory) as checkpoints:
         return checkpoints.latest()
@@ -102,7 +104,7 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
     Raises:
         ValueError: There is no checkpoint, it has other shapes, or a file is damaged.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
@@ -123,7 +125,7 @@ def params_shapes(directory: str | Path) -> Any:
     Raises:
         ValueError: There is no checkpoint, or it is damaged.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
@@ -133,6 +135,10 @@ def params_shapes(directory: str | Path) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found["params"])
     except Exception as error:  # orbax raises bare Exception for a damaged file
         raise _unreadable(step, directory, error) from error
+
+
+def _absolute(directory: str | Path) -> Path:
+    return located(directory) if is_url(directory) else located(directory).absolute()
 
 
 def _unreadable(step: int, directory, error: Exception) -> ValueError:

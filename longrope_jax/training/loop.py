@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from longrope_jax import sharding
-from longrope_jax.folders import local, only_writer
+from longrope_jax.folders import located, only_writer
 from longrope_jax.rotary import Rotary, check_length
 from longrope_jax.rotary import positions as position_transforms
 from longrope_jax.training import identity
@@ -107,7 +107,7 @@ def fit(
             schedule, optimizer, rotary or data.
         Diverged: A loss or a gradient is not finite; the last good checkpoint stays.
     """
-    directory, hooks = local(directory), hooks or {}
+    directory, hooks = located(directory), hooks or {}
     with (
         only_writer(directory) if jax.process_index() == 0 else nullcontext(),
         RunCheckpoints(directory / "checkpoints", clean=True) as checkpoints,
@@ -165,6 +165,8 @@ def fit(
             if step in hooks:
                 hooks[step](state)
             if saves:
+                if log:
+                    log.flush()
                 checkpoints.save(step, state, {"iterator": data.get_state(), "run": known_by})
             if stopping:
                 break

@@ -2,8 +2,10 @@
 
 import json
 import math
-import os
+import tempfile
 from pathlib import Path
+
+from longrope_jax import folders
 
 # Two runs of the same training may differ in these fields.
 WALL_CLOCK = ("seconds", "tokens_per_second")
@@ -19,26 +21,48 @@ class MetricsLog:
     """
 
     def __init__(self, directory: str | Path, *, step: int = 0, tensorboard: bool = True):
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        _cut_back(path, step)
-        self._file = path.open("a")
-        self._board = _board(directory / "tensorboard", step) if tensorboard else None
+        directory = folders.located(directory)
+        self._path = directory / "metrics.jsonl"
+        self._lines = _kept(directory, step)
+        folders.write(self._path, "".join(self._lines).encode())
+        # An object cannot be appended to: it is written again with each flush.
+        self._file = None if folders.is_url(directory) else self._path.open("a")
+        self._events = directory / "tensorboard"
+        self._kept_here = tempfile.TemporaryDirectory() if folders.is_url(directory) else None
+        here = Path(self._kept_here.name) if self._kept_here else self._events
+        self._board = _board(here, step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a line and flushes it; NaN and infinity are written as null, as JSON has none."""
-        self._file.write(_line({"step": step, **values}))
-        self._file.flush()
+        """Appends a line, of a local file at once; NaN and infinity become null, as in JSON."""
+        line = _line({"step": step, **values})
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._lines.append(line)
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Writes what is not yet in a bucket; call it before a checkpoint is saved."""
+        if self._kept_here is None:
+            return
+        folders.write(self._path, "".join(self._lines).encode())
+        if self._board:
+            self._board.flush()
+            for file in Path(self._kept_here.name).iterdir():
+                folders.write(self._events / file.name, file.read_bytes())
+
     def close(self) -> None:
         """Closes the metrics file and the TensorBoard writer."""
-        self._file.close()
+        self.flush()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
+        if self._kept_here:
+            self._kept_here.cleanup()
 
 
 def read(directory: str | Path) -> list[dict]:
@@ -46,7 +70,7 @@ def read(directory: str | Path) -> list[dict]:
 
     An incomplete last line is left out.
     """
-    path = Path(directory) / "metrics.jsonl"
+    path = folders.located(directory) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{k: math.nan if v is None else v for k, v in line.items()} for line in found]
@@ -57,11 +81,9 @@ def _line(values: dict[str, float]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _cut_back(path: Path, step: int) -> None:
-    kept = [line for line in read(path.parent) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(map(_line, kept)))
-    os.replace(temporary, path)
+def _kept(directory: Path, step: int) -> list[str]:
+    """The lines up to a step."""
+    return [_line(values) for values in read(directory) if values["step"] <= step]
 
 
 def _board(directory: Path, step: int):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from longrope_jax import llama
 from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.errors import unknown_name, warn
+from longrope_jax.folders import fetched
 from longrope_jax.rotary import LAYOUTS, Method
 from longrope_jax.weights import (
     gguf_export,
@@ -39,7 +40,8 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
     Nothing from the checkpoint is executed.
 
     Args:
-        path: a Hugging Face folder, a .gguf file, Meta's folder, or a name of `pretrained.MODELS`.
+        path: a Hugging Face folder, a .gguf file, Meta's folder, or a name of `pretrained.MODELS`;
+            what a URL names is copied into the cache, see `folders.fetched`.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged or of another architecture, or the
@@ -47,7 +49,7 @@ def open_checkpoint(path: str | Path) -> ForeignCheckpoint:
     """
     if str(path) in pretrained.MODELS and not Path(path).exists():
         path = pretrained.fetch(str(path))
-    path = Path(path).expanduser()
+    path = fetched(path)
     if not os.path.exists(path):
         raise ValueError(_nothing_at(path))
     try:

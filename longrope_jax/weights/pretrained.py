@@ -16,6 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from longrope_jax import folders
 from longrope_jax.data import archives
 from longrope_jax.errors import unknown_name
 
@@ -57,7 +58,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     """
     if name not in MODELS:
         raise ValueError(unknown_name("pretrained model", name, MODELS))
-    model, cache = MODELS[name], archives.cache_folder(cache_dir)
+    model, cache = MODELS[name], folders.cache_folder(cache_dir)
     kept = cache / Path(model.member).name
     if not kept.exists():
         archives.fetch_archive(model.source, cache)
