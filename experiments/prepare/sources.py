@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from longrope_jax.data import corpora
-from longrope_jax.data.archives import Archive, cache_folder, fetch_archive
+from longrope_jax.data.archives import Archive, fetch_archive
 from longrope_jax.data.corpora import Document
+from longrope_jax.folders import cache_folder
 
 
 def _deb(package: str, version: str, sha256: str) -> Archive:

@@ -14,8 +14,9 @@ import json
 import zipfile
 from pathlib import Path
 
-from longrope_jax.data.archives import Archive, cache_folder, fetch_archive
+from longrope_jax.data.archives import Archive, fetch_archive
 from longrope_jax.errors import unknown_name
+from longrope_jax.folders import cache_folder
 from longrope_jax.tasks.articles import Article, Asked
 
 SOURCES = {

@@ -27,6 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from longrope_jax.folders import fetched
+
 LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 TEXT = (".txt", ".md")
 _CONTAINERS = (*LINES, ".parquet", ".safetensors")
@@ -67,7 +69,7 @@ def parts(corpus: str | Path, *, text: Sequence[str] = TEXT, size: int) -> list[
         ValueError: there is no such path, or nothing in it can be read; the message counts what
             lies there instead.
     """
-    root = Path(corpus).expanduser()
+    root = fetched(corpus)
     if not root.exists():
         raise ValueError(f"no file or folder {root}: give the path of a corpus")
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _shown(root, p))

@@ -26,6 +26,7 @@ import numpy as np
 
 from longrope_jax.data import tokenizers
 from longrope_jax.data.tokenizers import Tokenizer
+from longrope_jax.folders import fetched
 
 INDEX = "cache.json"
 FORMAT = 1
@@ -178,7 +179,7 @@ def open_cache(folder: str | Path, tokenizer: Tokenizer | None = None) -> TokenC
     Raises:
         ValueError: there is no finished cache, or another tokenizer made it.
     """
-    folder = Path(folder).expanduser()
+    folder = fetched(folder)
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(
@@ -203,7 +204,7 @@ def open_cache(folder: str | Path, tokenizer: Tokenizer | None = None) -> TokenC
 
 def is_cache(folder: str | Path) -> bool:
     """Whether a folder holds a finished token cache."""
-    return (Path(folder).expanduser() / INDEX).is_file()
+    return (fetched(folder) / INDEX).is_file()
 
 
 def open_shard(folder: Path, key: str) -> Shard:

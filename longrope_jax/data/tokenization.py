@@ -27,7 +27,7 @@ from longrope_jax.data import readers, token_cache, tokenizers
 from longrope_jax.data.readers import Part
 from longrope_jax.data.token_cache import BLOCK, FORMAT, INDEX, ShardRecord, TokenCache
 from longrope_jax.data.tokenizers import Tokenizer
-from longrope_jax.folders import only_writer, sweep
+from longrope_jax.folders import local, only_writer, sweep
 
 PART = 2**25  # bytes of text in a part
 _BATCH = 2**19  # characters that are encoded at a time
@@ -89,11 +89,11 @@ def build(
     """
     if processes < 1 or part < 1:
         raise ValueError(f"processes and part must be at least 1, got {processes} and {part}")
+    folder = local(out)
     work = readers.parts(corpus, text=tuple(text), size=part)
     done: dict[int, ShardRecord] = {}
     begun, fresh = time.perf_counter(), 0
-    with only_writer(out):
-        folder = Path(out).expanduser()
+    with only_writer(folder):
         sweep(folder)
         _keep(tokenizer, folder)
         job = Job(folder, tokenizer, token_cache.tokenizer_hash(tokenizer), field)
