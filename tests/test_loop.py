@@ -284,22 +284,34 @@ def test_another_run_is_not_continued(tmp_path):
     assert int(fit(tmp_path / "older", n=3).step) == 1  # the state that was saved, one step on
 
 
-def test_sigterm_saves_and_the_run_ends_the_same(tmp_path, capsys):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_ends_the_same(number, status, tmp_path, capsys):
     def terminate(step, tokens):
         if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         fit(tmp_path / "a", given={"on_step": terminate}, checkpoint_every=5)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.code == status
+    assert signal.getsignal(number) == before
     assert checkpoints.latest_step(tmp_path / "a" / "checkpoints") == 4
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "step 4" in line and str(tmp_path / "a") in line
     found, whole = fit(tmp_path / "a"), fit(tmp_path / "b")
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    def interrupt(step, tokens):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, given={"on_step": interrupt}, checkpoint_every=2)
+    assert checkpoints.latest_step(tmp_path / "checkpoints") == 2
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):

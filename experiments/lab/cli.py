@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.lab.fail import fail
 from experiments.lab.machine import Machine
 from longrope_jax.errors import unknown_name
 from longrope_jax.folders import is_url, located, write
+from longrope_jax.training.termination import INTERRUPTED, TERMINATED
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +36,8 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
 
     Args:
         main: the study; a ValueError of it, of its config or of a flag becomes the one line
-            `error: ...` on stderr and exit status 2.
+            `error: ...` on stderr and exit status 2. SIGTERM exits with 75, Ctrl-C with 130: the same
+            command goes on.
         module: name of the study in `python -m NAME`, such as "experiments.base_bound".
         argv: command line, program first; default `sys.argv`.
     """
@@ -47,13 +50,14 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
         if {"--help", "-h"} & set(argv[1:]):
             print(sys.modules[main.__module__].__doc__)
             sys.exit(0)
+        signal.signal(signal.SIGTERM, _terminated)  # training has a handler of its own, which saves
         config, workdir = parse(module, argv[1:])
         main(config, workdir, command)
     except (ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         first = str(error).partition("\n")[0]
         if "No space left on device" in str(error):  # orbax has errors of its own
@@ -65,6 +69,11 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
             "saves fewer activations, tokens_per_batch bounds what is scored at once"
         )
     sys.exit(0)
+
+
+def _terminated(number, frame) -> NoReturn:
+    print("terminated: the same command goes on where it was", file=sys.stderr, flush=True)
+    sys.exit(TERMINATED)
 
 
 def parse(module: str, arguments: Sequence[str]) -> tuple[ConfigDict, Path]:

@@ -1,6 +1,5 @@
 """`fit` is the loop of one training run: it resumes, steps, logs and saves checkpoints."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -85,8 +84,8 @@ def fit(
 
     If it is killed at any moment and called again with the same arguments, it ends with bitwise
     the same parameters and the same metrics, except for wall-clock fields. This assumes the same
-    machine, versions and core count. On SIGTERM it saves after the step that it is at, says so on
-    stderr and exits with status 143.
+    machine, versions and core count. On SIGTERM or Ctrl-C it saves after the step that it is at
+    (several hosts after the same step), says so on stderr and exits with status 75 or 130.
 
     Args:
         state: the state to begin from without a checkpoint; its shapes and shardings are those to
@@ -111,7 +110,7 @@ def fit(
     with (
         only_writer(directory) if jax.process_index() == 0 else nullcontext(),
         RunCheckpoints(directory / "checkpoints", clean=True) as checkpoints,
-        asked_to_stop() as stops,
+        asked_to_stop() as stop,
     ):
         step = checkpoints.latest() or 0
         drawn = {"positions": loop.positions, "position_seed": loop.position_seed}
@@ -148,7 +147,7 @@ def fit(
             unlogged += tokens
             unchecked.append((step, count, metrics))
             logs = step % loop.log_every == 0 or step == loop.steps
-            stopping = stops(step)
+            stopping = stop.asked()
             saves = step % loop.checkpoint_every == 0 or step == loop.steps or step in hooks
             saves = saves or stopping
             if on_step or logs or saves:  # reading metrics waits for the devices
@@ -174,8 +173,11 @@ def fit(
             log.close()
     if stopping:
         if log:
-            print(f"terminated: step {step} of {directory} is saved", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM)
+            print(
+                f"stopped: step {step} of {directory} is saved; the same command goes on there",
+                file=sys.stderr,
+            )
+        raise SystemExit(stop.status)
     return state
 
 
