@@ -36,8 +36,8 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
 
     Args:
         main: the study; a ValueError of it, of its config or of a flag becomes the one line
-            `error: ...` on stderr and exit status 2. SIGTERM exits with 75, Ctrl-C with 130: the same
-            command goes on.
+            `error: ...` on stderr and exit status 2. SIGTERM exits with 75, Ctrl-C with 130: the
+            same command goes on.
         module: name of the study in `python -m NAME`, such as "experiments.base_bound".
         argv: command line, program first; default `sys.argv`.
     """
