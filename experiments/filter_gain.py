@@ -11,7 +11,11 @@ them, which favours filtering, and addresses on the State of the Union, which ne
 A third row with half the steps is the gate: where twice the training makes no difference that can
 be seen, none of filtering could be.
 
-Presets: cpu (3 seeds), tiny.
+Expected with preset cpu (3 seeds), nats per byte, unfiltered minus filtered: 0.069 (0.001 to 0.146)
+on pages as filtered, 0.007 (-0.030 to 0.052) on addresses, which is undecided; half the steps cost
+0.306 and 0.183.
+
+Presets: cpu (10 minutes on 2 busy CPU cores), tiny.
 """
 
 import functools

@@ -13,7 +13,12 @@ HTML, two packages of code, 528 books and addresses. LaTeX and Stack Exchange ha
 (`experiments.train_tokenizer`). Writes DIR/corpus/SOURCE.jsonl, which `corpora.load` reads, and how
 much passed each stage.
 
-Presets: packages, tiny.
+Expected with preset packages: line hashes remove 2.4 % of 22,101 lines of running text; training
+and 12 held-out pages share 23,163 runs of 13 words before and 0 after; 221 of 528 books and
+addresses overlap an earlier one by more than 90 %; a cited page ranks above another in 85 % of
+pairs. No two plays overlap so much, Edward III is none's double, and no two modules are the same.
+
+Presets: packages (35 seconds of a CPU core), tiny.
 """
 
 import importlib.metadata

@@ -77,6 +77,7 @@ STUDIES = {
         "experiments.filter_gain",
         "configs/filter_gain.py",
         evaluation=("windows_per_document", "2"),
+        committed=(("filter_gain", "cpu"),),
     ),
     "longlora": Study(
         "experiments.longlora",
