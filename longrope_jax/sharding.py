@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longrope_jax import hosts
 from longrope_jax.errors import unknown_name
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -308,5 +309,5 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def start_multihost() -> None:
-    """Joins the processes of a TPU pod or GPU cluster; call it before any other use of JAX."""
-    jax.distributed.initialize()
+    """Joins the processes of a TPU pod or GPU cluster, see `hosts.start`."""
+    hosts.start()

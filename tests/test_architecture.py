@@ -24,7 +24,7 @@ FLOORS = (
     ("architecture",),
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
-    ("errors", "folders", "shapes"),
+    ("errors", "folders", "hosts", "shapes"),
     ("lease",),
 )
 # Narrower than its floor allows.

@@ -343,6 +343,33 @@ def test_a_folder_has_one_writer_and_the_dead_hold_nothing(tmp_path):
         pass
 
 
+def test_a_changed_byte_of_a_checkpoint_is_noticed(tmp_path):
+    """In any of its files: one line that names the checkpoint, or the numbers that were saved."""
+    fit(tmp_path, n=2)
+    folder, abstract = tmp_path / "checkpoints", steps.abstract_params(CONFIG, one_device())
+    like = steps.abstract_state(CONFIG, ADAMW, one_device())
+
+    def read_all():
+        with checkpoints.RunCheckpoints(folder) as manager:
+            return manager.restore(like), checkpoints.restore_params(folder, abstract)
+
+    expected, noticed = jax.tree.map(np.asarray, read_all()), 0
+    files = [path for path in (folder / "2").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        whole = path.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            try:
+                jax.tree.map(np.testing.assert_array_equal, read_all(), expected)
+            except ValueError as error:
+                assert "\n" not in str(error) and str(folder) in str(error), error
+                noticed += 1
+        path.write_bytes(whole)
+    assert noticed > len(files)
+    jax.tree.map(np.testing.assert_array_equal, read_all(), expected)
+
+
 # Several steps in one dispatch
 
 

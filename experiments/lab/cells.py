@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import re
+import secrets
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from experiments.lab.files import plain, write
 from experiments.lab.machine import Machine
 from experiments.lab.progress import Progress
 from experiments.lab.versions import versions
+from longrope_jax import hosts
 from longrope_jax.folders import located, only_writer, sweep
 from longrope_jax.rotary import registry
 from longrope_jax.training.loop import Diverged
@@ -162,6 +164,7 @@ def complete(
             raise ValueError(f"no function makes cells of the kind {cell.kind!r}")
     if not machine.measure:
         return
+    _agree(folder, left)
     if jax.process_index() == 0:
         sweep(folder)
     if not left:
@@ -183,6 +186,19 @@ def complete(
             if jax.process_count() > 1:
                 # Another host may read this cell next.
                 multihost_utils.sync_global_devices(cell.name)
+
+
+def _agree(folder: Path, left: Sequence[Cell]) -> None:
+    """Refuses hosts that would do different work, or do not see the same folder."""
+    if not hosts.several():
+        return
+    mark = folder / ".shared"
+    if jax.process_index() == 0:
+        write(mark, secrets.token_hex(8).encode())
+    names = hashlib.sha256("\n".join(cell.name for cell in left).encode()).hexdigest()
+    hosts.agree({"cells to make": f"{len(left)} ({names[:8]})", **versions()})
+    seen = mark.read_text() if mark.is_file() else "no folder that host 0 writes"
+    hosts.agree({f"in {folder}": seen})
 
 
 def missing(folder: Path, cells: Iterable[Cell]) -> list[Cell]:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.fail import fail
 from experiments.lab.machine import Machine
+from longrope_jax import hosts
 from longrope_jax.errors import unknown_name
 from longrope_jax.folders import is_url, located, write
 from longrope_jax.training.termination import INTERRUPTED, TERMINATED
@@ -60,6 +61,8 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(INTERRUPTED)
     except Exception as error:
         first = str(error).partition("\n")[0]
+        if hosts.several():
+            hosts.stop(f"this host cannot go on, or another was lost: {type(error).__name__}: {first}")
         if "No space left on device" in str(error):  # orbax has errors of its own
             fail(f"the disk is full: make room, and the same command goes on ({first})")
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):

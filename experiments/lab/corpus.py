@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,16 @@ class Text:
     training: tuple[TokenizedDocument, ...]
     held_out: tuple[TokenizedDocument, ...]
     notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """What tells this text from another one: the hash of names and tokens."""
+        mark = hashlib.sha256()
+        for document in (*self.training, None, *self.held_out):
+            if document is not None:
+                mark.update(document.name.encode())
+                mark.update(np.ascontiguousarray(document.tokens).data)
+            mark.update(b"\0")
+        return mark.hexdigest()[:16]
 
     def windows(self, length: int, per_document: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Windows of the held-out documents: tokens int32 [n, length + 1], document names [n].

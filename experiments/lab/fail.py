@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from longrope_jax import hosts
+
 
 @contextlib.contextmanager
 def naming(field: str) -> Iterator[None]:
@@ -19,6 +21,8 @@ def naming(field: str) -> Iterator[None]:
 
 
 def fail(message: str) -> NoReturn:
-    """Prints `error: message` on stderr as one line and exits with status 2."""
+    """Prints `error: message` on stderr as one line and exits with status 2; so do other hosts."""
+    if hosts.several():
+        hosts.stop(str(message))
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(2)

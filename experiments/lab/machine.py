@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from longrope_jax import sharding
+from longrope_jax import hosts, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def start(machine: Machine) -> None:
     A second call does nothing, since several studies may run in one process.
     """
     if machine.multihost and not jax.distributed.is_initialized():
-        sharding.start_multihost()
+        hosts.start()
 
 
 def batch_parts(mesh: Mesh) -> int:

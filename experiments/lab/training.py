@@ -16,7 +16,7 @@ from experiments.lab import progress
 from experiments.lab.cells import Cell, run_folder
 from experiments.lab.corpus import Text
 from experiments.lab.machine import Machine, batch_parts, writes
-from longrope_jax import folders, llama, rotary, runs
+from longrope_jax import folders, hosts, llama, rotary, runs
 from longrope_jax.data import packing
 from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
@@ -215,6 +215,8 @@ def train(
         What was logged, one array per metric [lines], `trainable`, how many numbers train, and
         `held_out`, the names of the documents that it was not trained on.
     """
+    if hosts.several():
+        hosts.agree({"text": text.digest()})
     config, optimizer, lora, mesh = _setting(model, recipe, machine)
     train_step = _train_step(config, optimizer, mesh, lora)
     if lora:

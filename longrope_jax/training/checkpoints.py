@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from longrope_jax.folders import is_url, located
+from longrope_jax.training import digests
 
 
 class RunCheckpoints:
@@ -35,7 +36,8 @@ class RunCheckpoints:
 
     def save(self, step: int, state: Any, data_state: dict | None = None) -> None:
         """Starts writing a checkpoint in the background; arrays are copied before this returns."""
-        args = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data_state or {})}
+        data = digests.sealed(data_state or {}, state)
+        args = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
         self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
@@ -56,9 +58,10 @@ class RunCheckpoints:
         args = {"state": ocp.args.StandardRestore(abstract_state), "data": ocp.args.JsonRestore()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            data = digests.check(restored["data"], restored["state"])
         except Exception as error:  # orbax raises bare Exception for a damaged file
             raise _unreadable(step, self._manager.directory, error) from error
-        return restored["state"], restored["data"]
+        return restored["state"], data
 
     def close(self) -> None:
         """Waits until writes in the background have finished."""
@@ -108,15 +111,23 @@ def restore_params(directory: str | Path, abstract_params: Any) -> Any:
     step = latest_step(directory)
     if step is None:
         raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
-    tree = {"params": abstract_params}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     try:
+        saved = params_shapes(directory)
+        tree = {"params": jax.tree.map(_in_dtype_of, abstract_params, saved)}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
         with ocp.PyTreeCheckpointer() as checkpointer:
             args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
             restored = checkpointer.restore(directory / str(step) / "state", args=args)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            digests.check(checkpointer.restore(directory / str(step) / "data"), restored)
     except Exception as error:  # orbax raises bare Exception for a damaged file
         raise _unreadable(step, directory, error) from error
-    return restored["params"]
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), restored["params"], abstract_params)
+
+
+def _in_dtype_of(like: jax.ShapeDtypeStruct, saved: jax.ShapeDtypeStruct) -> Any:
+    """Returns the shape and the sharding asked for, in the data type of the file."""
+    return jax.ShapeDtypeStruct(like.shape, saved.dtype, sharding=like.sharding)
 
 
 def params_shapes(directory: str | Path) -> Any:

@@ -21,6 +21,9 @@ def of_run(
     """Returns what a run is known by: values that must not change when it goes on, for JSON.
 
     Mesh, hosts and microbatches may change; the first batch stands for text, tokenizer and seed.
+
+    Raises:
+        ValueError: Hosts that should read the same rows do not.
     """
     settings = getattr(getattr(train_step, "func", train_step), "settings", {})
     start = data.get_state()
@@ -30,6 +33,11 @@ def of_run(
     mark = sum(zlib.crc32(row.tobytes()) for row in tokens) % 2**32  # whatever the rows' order
     if jax.process_count() > 1:
         pairs = multihost_utils.process_allgather(np.asarray([index, mark], np.uint32))
+        if len({tuple(pair) for pair in pairs.tolist()}) > parts:
+            raise ValueError(
+                "hosts that share rows of the mesh read other data: make the iterator with the "
+                "mesh, packing.iterator(..., mesh=mesh), of the same text on every host"
+            )
         mark = sum(dict(pairs.tolist()).values()) % 2**32
     return settings | {
         "batch": len(tokens) * parts,
