@@ -6,6 +6,7 @@ from any store that fsspec knows: `fetched` copies it to the local cache first.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -198,7 +199,34 @@ def sweep(folder: str | Path) -> None:
     for path in Path(folder).rglob(".*"):
         half = _HALF.fullmatch(path.name)
         if half and not lease.runs(int(half[1])):
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yields a place beside `path` for a file or a folder, which takes the name at the end.
+
+    So nothing stands at `path` that is not complete. What killed processes left beside it is
+    removed, and so is what an error leaves.
+    """
+    path = Path(path).resolve()
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        half = _HALF.fullmatch(other.name)
+        if half and not lease.runs(int(half[1])):
+            _remove(other)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ time whatever the devices are waiting for.
 """
 
 import atexit
+import contextlib
 import itertools
 import json
 import os
@@ -123,10 +124,8 @@ def _watch(lost: float) -> None:
     def end() -> None:  # before JAX's own end, at which this host waits for the others
         _DONE.set()
         thread.join()
-        try:
+        with contextlib.suppress(RuntimeError):  # host 0 is gone already
             _say(_ENDED)
-        except RuntimeError:
-            pass  # host 0 is gone already
 
     atexit.register(end)
 

@@ -62,7 +62,9 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         first = str(error).partition("\n")[0]
         if hosts.several():
-            hosts.stop(f"this host cannot go on, or another was lost: {type(error).__name__}: {first}")
+            hosts.stop(
+                f"this host cannot go on, or another was lost: {type(error).__name__}: {first}"
+            )
         if "No space left on device" in str(error):  # orbax has errors of its own
             fail(f"the disk is full: make room, and the same command goes on ({first})")
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from longrope_jax import llama
 from longrope_jax.data.tokenizers import SpecialTokens, Tokenizer
 from longrope_jax.errors import unknown_name, warn
-from longrope_jax.folders import fetched
+from longrope_jax.folders import fetched, whole
 from longrope_jax.rotary import LAYOUTS, Method
 from longrope_jax.weights import (
     gguf_export,
@@ -162,6 +162,8 @@ def save(
 ) -> None:
     """Writes a checkpoint that transformers ("hf", a folder) or llama.cpp ("gguf", a file) reads.
 
+    It is written beside `path` and takes the name when it is complete.
+
     Args:
         path: a new or empty folder, or a file that does not exist.
         config: the architecture.
@@ -187,8 +189,10 @@ def save(
         raise ValueError(unknown_name("dtype", str(dtype), gguf_export.DTYPES))
     path, writer = Path(path).expanduser(), _WRITERS[format]
     try:
+        writer.check_free(path)
         told = tokenizer, dtype, context_length, special_tokens, family
-        writer.save(path, config, params, method, *told)
+        with whole(path) as part:
+            writer.save(part, config, params, method, *told)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
