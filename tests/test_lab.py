@@ -235,6 +235,34 @@ def test_a_damaged_cell_says_what_to_do(tmp_path):
         lab.read(tmp_path, cell)
 
 
+def test_a_changed_byte_of_a_cell_is_noticed(tmp_path):
+    """Anywhere in its file: one line, or the numbers that were saved."""
+    cell, saved = lab.Cell("loss", "a"), np.arange(5.0)
+    lab.complete(tmp_path, [cell], {"loss": lambda _: {"x": saved}}, lab.Machine())
+    file, noticed = lab.path(tmp_path, cell), 0
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 3):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            found = lab.read(tmp_path, cell)
+        except ValueError as error:
+            assert str(file) in str(error) and "delete it" in str(error)
+            noticed += 1
+        else:
+            if "x" in found:  # else its name was changed, which is an error where it is read
+                np.testing.assert_array_equal(found["x"], saved)
+    assert noticed > len(whole) / 6
+
+
+def test_a_cell_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells_lib, "_MOST_BYTES", 10**6)
+    cell = lab.Cell("loss", "a")
+    lab.complete(tmp_path, [cell], {"loss": lambda _: {"x": np.zeros(10**6, "f4")}}, lab.Machine())
+    assert lab.path(tmp_path, cell).stat().st_size < 10**5
+    with pytest.raises(ValueError, match="unpacks to 4,00"):
+        lab.read(tmp_path, cell)
+
+
 def test_each_cell_says_which_machine_made_it(tmp_path):
     cells = [lab.Cell("loss", row) for row in ("a", "b")]
     for cell, remat in zip(cells, ("none", "full"), strict=True):

@@ -1,5 +1,6 @@
 """Tokenizers: bytes come back exactly, text never becomes a special token, both kinds agree."""
 
+import json
 import pickle
 import sys
 
@@ -126,6 +127,17 @@ def test_an_ordinary_token_is_not_a_special_one(json_file):
 def test_a_lone_surrogate_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"UTF-8 cannot hold|cannot encode the text"):
         tokenizer.encode("a\ud800")
+
+
+def test_a_pattern_that_does_not_end_is_refused(json_file, tmp_path):
+    raw = json.loads(json_file.read_text())
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    raw["pre_tokenizer"] = pattern | {"invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    hostile = HuggingFaceTokenizer(str(tmp_path / "tokenizer.json"))
+    for call in (hostile.encode, hostile.spans):
+        with pytest.raises(ValueError, match="cannot encode the text"):
+            call("a" * 40 + "!")
 
 
 def test_a_tokenizer_is_a_value_that_workers_can_be_given(tokenizer):

@@ -24,6 +24,24 @@ FORMS = ("hf", "gguf")
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_what_is_cut_off_while_it_is_written_is_not_there(tmp_path, form, monkeypatch):
+    """Not after an error, and what a killed process left is removed by the next one."""
+    left = tmp_path / (".model.gguf.999999999.tmp" if form == "gguf" else ".model.999999999.tmp")
+    (left / "sub").mkdir(parents=True)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.stream, "fetch", full)
+        with pytest.raises(ValueError, match=r"cannot write .*model.*: No space left"):
+            write(tmp_path, form)
+    assert not list(tmp_path.iterdir())
+    path, _ = write(tmp_path, form)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stored", rotary.LAYOUTS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_saved_and_loaded_gives_the_same_logits(tmp_path, form, stored, tied):

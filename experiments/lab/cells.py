@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ _RECORD = "record"
 # Significant digits of a float in a cell's name: powers and roots differ between processors in the
 # last two of 17.
 _DIGITS = 12
+_MOST_BYTES = 2**32  # of a result file, which may come from elsewhere, when it is unpacked
+# What zipfile, zlib and numpy raise for changed bytes.
+_DAMAGED = (
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,9 +142,15 @@ def _load(file: Path) -> dict[str, np.ndarray] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(io.BytesIO(file.read_bytes())) as saved:
+        data = io.BytesIO(file.read_bytes())
+        with zipfile.ZipFile(data) as members:
+            size = sum(member.file_size for member in members.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it unpacks to {size:,} bytes")
+        data.seek(0)
+        with np.load(data) as saved:
             return {name: saved[name] for name in saved.files}
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{file} is damaged ({error}): delete it, and the same command makes it again"
         ) from error
@@ -192,7 +212,7 @@ def _agree(folder: Path, left: Sequence[Cell]) -> None:
     """Refuses hosts that would do different work, or do not see the same folder."""
     if not hosts.several():
         return
-    mark = folder / ".shared"
+    mark = located(folder) / ".shared"
     if jax.process_index() == 0:
         write(mark, secrets.token_hex(8).encode())
     names = hashlib.sha256("\n".join(cell.name for cell in left).encode()).hexdigest()

@@ -164,18 +164,24 @@ class HuggingFaceTokenizer:
         """Returns the ids of `text`, int32 [T], without a beginning or end token.
 
         Raises:
-            ValueError: the text has a lone surrogate.
+            ValueError: the text has a lone surrogate, or a pattern of the file does not come to an
+                end on it.
         """
+        return np.asarray(self._encoded(text).ids, np.int32)
+
+    def _encoded(self, text: str) -> Any:
         try:
-            ids = _opened(self.path, self.json).encode(text, add_special_tokens=False).ids
+            return _opened(self.path, self.json).encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError(f"{self.path} cannot encode the text: {error}") from error
-        return np.asarray(ids, np.int32)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the package, which exports no name
+                raise
+            raise ValueError(f"{self.path} cannot encode the text: {error}") from error
 
     def spans(self, text: str) -> np.ndarray:
         """Returns [start, end) of each token of `encode(text)` in characters, int [T, 2]."""
-        offsets = _opened(self.path, self.json).encode(text, add_special_tokens=False).offsets
-        return np.asarray(offsets, int).reshape(-1, 2)
+        return np.asarray(self._encoded(text).offsets, int).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` [T], without special tokens.
