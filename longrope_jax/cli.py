@@ -23,7 +23,7 @@ COMMANDS = {
     "generate": ("longrope_jax.commands.generate", "continue a text with a checkpoint"),
     "evaluate": (
         "longrope_jax.commands.evaluate",
-        "perplexity and loss by position on your own text, under one or several methods",
+        "perplexity on your own text, or tasks by length, under one or several methods",
     ),
     "convert": ("longrope_jax.commands.convert", "write it as another format, or another method"),
     "tokenize": ("longrope_jax.commands.tokenize", "a corpus of any size as tokens on disk"),
