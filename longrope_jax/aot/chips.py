@@ -15,6 +15,7 @@ class Chip:
         hbm_bandwidth: Bytes/s between memory and chip.
         link: Bytes/s over one link to a neighbour, in one direction.
         wraps: An axis of a slice is a ring, not a line, where its size is a multiple of this.
+        slices: The shapes of slices, the smallest first.
     """
 
     flops: float
@@ -22,20 +23,25 @@ class Chip:
     hbm_bandwidth: float
     link: float
     wraps: int
+    slices: tuple[str, ...]
 
 
-# cloud.google.com/tpu/docs/v5p and /v5e, "Key chip specifications": 459 and 197 TFLOP/s; 2,765 and
-# 819 GB/s; 4,800 Gbit/s over 6 links and 1,600 Gbit/s over 4. Of the sheets' 95 and 16 GB the
-# compiler (libtpu 0.0.42.1) offers 95.74 and 15.75 GiB, as its refusals say. Rings: whole cubes of
-# 4x4x4 chips (v5p), whole pods of 16x16 (v5e).
+_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+
+# docs.cloud.google.com/tpu/docs/v5p, /v5e and /v6e, "Key chip specifications": 459, 197 and 918
+# TFLOP/s; 2,765, 819 and 1,638 GB/s; both ways 1,200 GB/s over 6 links, 400 over 4 and 800 over 4.
+# Of the sheets' 95, 16 and 32 GB the compiler (libtpu 0.0.42.1) offers 95.74, 15.75 and 31.25 GiB,
+# as its refusals say. Rings: whole cubes of 4x4x4 chips (v5p), whole pods of 16x16 (v5e, v6e).
 CHIPS = {
-    "v5p": Chip(459e12, int(95.74 * 2**30), 2765e9, 100e9, 4),
-    "v5e": Chip(197e12, int(15.75 * 2**30), 819e9, 50e9, 16),
+    "v5p": Chip(459e12, int(95.74 * 2**30), 2765e9, 100e9, 4, _3D),
+    "v5e": Chip(197e12, int(15.75 * 2**30), 819e9, 50e9, 16, _2D),
+    "v6e": Chip(918e12, int(31.25 * 2**30), 1638e9, 100e9, 16, _2D),
 }
 
 
 def chip(topology: str) -> Chip:
-    """The chip of a slice such as v5p:4x4x4.
+    """The chip of a slice such as v5p:4x4x4, or of its name alone.
 
     Raises:
         ValueError: The chip is not in CHIPS.
@@ -44,6 +50,11 @@ def chip(topology: str) -> Chip:
     if name not in CHIPS:
         raise ValueError(unknown_name("TPU", name, CHIPS))
     return CHIPS[name]
+
+
+def slices(name: str) -> tuple[str, ...]:
+    """The slices of a chip as libtpu names them, the smallest first."""
+    return tuple(f"{name}:{shape}" for shape in chip(name).slices)
 
 
 def links(topology: str, coordinates: list[list[int]]) -> int:

@@ -6,16 +6,21 @@ compiles the training step (forward, backward, AdamW), the prefill and the decod
 (pip install 'longrope_jax[aot]'; no TPU is needed) and prints memory, FLOPs, collectives and a
 bound on the time, after a few minutes on one core. Expected of this command: training peaks at 17.7
 of 95.7 GiB per chip, with an MFU of at most 0.66.
+
+    longrope fits llama2_7b --length 32768 --topology v5p
+
+names a chip alone: the smallest of its slices that trains the model is found by compiling for one
+after another, with the mesh, the recomputation and the microbatches that take the least time there.
 """
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from longrope_jax.aot import chips, compilation, memory
+from longrope_jax.aot import chips, compilation, memory, search
 from longrope_jax.aot.roofline import kv_cache_bytes, roofline
 from longrope_jax.aot.workload import PROGRAMS, Workload, default_mesh, mesh_text, shape_of
 from longrope_jax.folders import local
@@ -31,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     parser.add_argument("model", help="a preset such as llama2_7b, or a checkpoint")
     parser.add_argument("--length", type=int, required=True, help="tokens per sequence")
-    parser.add_argument("--topology", required=True, help="the slice, such as v5p:4x4x4 or v5e:4x8")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="the slice, such as v5p:4x4x4 or v5e:4x8; a chip alone (v5p): find its smallest slice",
+    )
     parser.add_argument(
         "--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="default: all of them"
     )
@@ -54,7 +63,10 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: An argument is wrong, libtpu is missing, or the compiler fails.
     """
-    print(report(fits(workloads(args), args.tokens_per_batch, args.out)))
+    if ":" in args.topology:
+        print(report(fits(workloads(args), args.tokens_per_batch, args.out)))
+    else:
+        print(found_report(smallest(args)))
     return 0
 
 
@@ -71,14 +83,62 @@ def fits(
     Raises:
         ValueError: libtpu is missing, or the compiler fails for another reason than memory.
     """
-    folder = nullcontext(local(out)) if out else tempfile.TemporaryDirectory()
-    found = []
-    with folder as where:
-        for work in works:
-            print(f"compiling {work} ...", flush=True)
-            result = compilation.compiled(work, tokens_per_batch, Path(where))
-            found.append((work, result))
-    return found
+    with _compiler(tokens_per_batch, out) as compiled:
+        return [(work, compiled(work)) for work in works]
+
+
+@contextmanager
+def _compiler(tokens: int, out: Path | None) -> Iterator[search.Verdict]:
+    """Gives a function that compiles a workload and keeps the result in `out`, if that is given."""
+
+    def compiled(work: Workload) -> Mapping[str, Any]:
+        print(f"compiling {work} ...", flush=True)
+        return compilation.compiled(work, tokens, Path(where))
+
+    with nullcontext(local(out)) if out else tempfile.TemporaryDirectory() as where:
+        yield compiled
+
+
+def smallest(args: argparse.Namespace) -> Pairs:
+    """Searches the smallest slice that trains; all that was compiled, the chosen workload last.
+
+    Raises:
+        ValueError: An argument is of no use to the search, or no slice holds the training step.
+    """
+    given = {
+        "--programs": args.programs != PROGRAMS,
+        "--mesh": args.mesh,
+        "--remat": args.remat != "full",
+        "--context": args.context != "all_gather",
+        "--rows": args.rows != 1,
+    }
+    if any(given.values()):
+        names = ", ".join(name for name, value in given.items() if value)
+        raise ValueError(
+            f"{names} cannot be given with a chip alone ({args.topology}), since the search finds "
+            "them for training: name a slice, such as v5p:4x4x4"
+        )
+    chips.chip(args.topology)
+    shape_of(args.model)
+    with _compiler(args.tokens_per_batch, args.out) as compiled:
+        where = args.length, args.topology, args.tokens_per_batch
+        return search.smallest(args.model, *where, compiled)
+
+
+def found_report(tried: Pairs) -> str:
+    """What a search says: every workload that was compiled, then the answer for the chosen one."""
+    rows = [["compiled", "peak, GiB", "spare, %", "s at least"]]
+    for work, result in tried:
+        fits = "refused" not in result
+        facts = bounded(work, result, result["tokens"]) if fits else {}
+        rest = [facts.get(name, "refused") for name in ("memory left, %", "seconds at least")]
+        rows.append([str(work), f"{memory.peak_gib(result):.3g}", *rest])
+    work, _ = tried[-1]
+    answer = (
+        f"Smallest slice that trains with {search.SPARE:g} % of memory left: {work.topology}, mesh "
+        f"{mesh_text(work.mesh)}, remat {work.remat}, rows {work.rows}"
+    )
+    return "\n".join(["", _aligned(rows), report(tried[-1:]), "", answer])
 
 
 def workloads(args: argparse.Namespace) -> list[Workload]:
