@@ -209,7 +209,8 @@ def _flops(fitting) -> Table:
         "in the same way, which checks the reader; the third multiplies by the loops' turns "
         "(blockwise attention's loops depend on data and count with their mean under causality). "
         "Kernels: executions of the splash kernels in the text, times whole blocks, times 2, 3 "
-        "and 4 matrix products in forward, dq and dk/dv. Model: 6 per weight and token, causal "
+        "and 4 matrix products in forward, dq and dk/dv, or 5 in all three gradients at once (the "
+        "ring's). Model: 6 per weight and token, causal "
         "attention, no recomputation (training/flops.py); a third of it forward. The quotient "
         "above 1 is recomputation (remat, and the kernels' scores in the backward)."
     )

@@ -34,7 +34,7 @@ from longrope_jax.attention import attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
 from longrope_jax.errors import unknown_name
 from longrope_jax.shapes import AnyArray
-from longrope_jax.sharding import axis_size, constrain, heads_in_use, repeated
+from longrope_jax.sharding import axis_size, constrain, heads_in_use, platform, repeated
 
 __all__ = [
     "DTYPES",
@@ -331,8 +331,9 @@ class Attention(nn.Module):
             q, k, v = (y + self._bias(n, y) for n, y in (("bq", q), ("bk", k), ("bv", v)))
         if c.qk_norm or c.qk_norm_joint:
             q, k = query_norm(c, "q", name="q_norm")(q), query_norm(c, "k", name="k_norm")(k)
-        q = rotary_lib.rotate(q, phases.query, layout=c.rotary_layout)
-        k = rotary_lib.rotate(k, phases.key, layout=c.rotary_layout)
+        how = {"layout": c.rotary_layout, "by_product": platform() == "tpu"}
+        q = rotary_lib.rotate(q, phases.query, **how)
+        k = rotary_lib.rotate(k, phases.key, **how)
         q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if kv is not None:
             k, v = kv = tuple(map(functools.partial(_append, layer, query_start), kv, (k, v)))

@@ -410,6 +410,29 @@ def test_rotation_equals_complex_multiplication():
     np.testing.assert_allclose(got, truth, atol=5e-6)
 
 
+@pytest.mark.parametrize("text", ["rope", "xpos"])
+def test_heads_turned_by_a_product_are_the_same_bits_and_have_the_same_gradients(text):
+    """What TPUs do with bfloat16: values, and cotangents of x, cos and sin."""
+    rng, spec = np.random.default_rng(0), rotary.parse(text)
+    phase = rotary.phases(rotary.make(spec, head_dim=32, seq_len=64), jnp.arange(64)[None]).key
+    x, d_out = (jnp.asarray(rng.normal(size=(2, 64, 3, 32)), jnp.bfloat16) for _ in range(2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(by_product, *tables):
+        def f(x, *tables):
+            return rotary.rotate(x, type(phase)(*tables), by_product=by_product)
+
+        alone = jax.vjp(lambda x: f(x, *tables), x)[1](d_out)
+        out, back = jax.vjp(f, x, *tables)
+        return out, *alone, *back(d_out)
+
+    for mine, right in zip(run(True, *phase), run(False, *phase), strict=True):
+        assert mine.dtype == right.dtype
+        np.testing.assert_array_equal(np.float32(mine), np.float32(right))
+    assert "dot_general" in str(jax.make_jaxpr(lambda *t: run(True, *t))(*phase))
+    assert "dot_general" not in str(jax.make_jaxpr(lambda *t: run(False, *t))(*phase))
+
+
 def test_layouts_agree_under_the_permutation():
     x, p = normal(20, 16), rotary.half_from_interleaved(16)
     assert p.tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]

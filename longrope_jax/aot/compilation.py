@@ -29,6 +29,9 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
 }
+# Raised where a change of this package changes what every program moves or computes, so that kept
+# results of earlier programs can be told. 2: queries and keys turn in one pass on TPUs.
+REVISION = 2
 _SIZES = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
 
 
@@ -64,7 +67,7 @@ def compile_here(workload: Workload, tokens: int, folder: Path) -> None:
     lowered = programs.lower(workload, mesh, tokens)
     lower_seconds = time.perf_counter() - began
     began = time.perf_counter()
-    result: dict[str, Any] = {"workload": str(workload), "tokens": tokens}
+    result: dict[str, Any] = {"workload": str(workload), "tokens": tokens, "revision": REVISION}
     executable = None
     try:
         executable = lowered.compile()
