@@ -13,7 +13,7 @@ _SMOLLM2 = {
     "corpus": "plays+sotu+austen+moby-dick",
     # Nothing is trained, so the documents are held out of nothing: how many, or their names.
     "held_out": 40,
-    "windows_per_document": 5,
+    "windows_per_document": 3,
     "bos": "",  # token that begins a window; "": the checkpoint's own
     "sentence_tokens": (8, 20),  # of a sentence that a window may begin at
     "machine": {},  # fields of lab.Machine

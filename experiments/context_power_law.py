@@ -10,8 +10,8 @@ it stand the points of the paper's Figure 1, read from the picture, and their re
 
 In the paper, beta is 0.45 at 7B, 0.48 at 13B, 0.50 at 34B and 0.51 at 70B.
 
-Presets: smollm2 (SmolLM2-135M, 200 windows of 40 documents, to its 8,192 tokens; 4 million tokens,
-about an hour on 2 CPU cores, resumable by context), tiny.
+Presets: smollm2 (SmolLM2-135M, 120 windows of 40 documents, to its 8,192 tokens; 2.5 million
+tokens, resumable by context), tiny.
 """
 
 from collections.abc import Sequence
