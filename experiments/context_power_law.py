@@ -84,7 +84,8 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
         *_, context, targets = cell.what
         model = models.start(cell)
         tokens, documents = windows
-        options = {"context": context, "targets": targets, "batch_size": machine.rows(context)}
+        batch = min(machine.rows(context), len(tokens))
+        options = {"context": context, "targets": targets, "batch_size": batch}
         with sharding.mesh_of(model.params):
             found = nll_under_context(model.config, model.params, model.method, tokens, **options)
         return {"length": found.lengths[0], "nll": found.nll.mean(1), "documents": documents}
