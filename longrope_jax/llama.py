@@ -32,7 +32,7 @@ from longrope_jax.architecture import (
 )
 from longrope_jax.attention import attend, check_cache, to_cache
 from longrope_jax.attention.shifted_sparse import shifted_sparse
-from longrope_jax.errors import unknown_name
+from longrope_jax.cache import Cache, check_room, init_cache, key_copies
 from longrope_jax.shapes import AnyArray
 from longrope_jax.sharding import axis_size, constrain, heads_in_use, platform, repeated
 
@@ -55,84 +55,8 @@ __all__ = [
 ]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """A Cache holds the rotated keys and the values of all tokens so far.
-
-    bfloat16 is stored as its bits in uint16, see attention.to_cache.
-
-    Attributes:
-        k: rotated keys [L, B, S, K, H], or [L, B, S, K, C H] if a remapping rotates keys C times.
-        v: values [L, B, S, K, H].
-        length: the number of tokens in each row, int32 [B].
-    """
-
-    k: jax.Array
-    v: jax.Array
-    length: jax.Array
-
-
-def init_cache(
-    config: LlamaConfig,
-    batch: int,
-    size: int,
-    rotary: rotary_lib.RotaryLike | None = None,
-    *,
-    dtype: str | None = None,
-) -> Cache:
-    """Makes an empty cache of keys and values.
-
-    Args:
-        config: the architecture.
-        batch: the number of rows B.
-        size: the number of tokens S that each row has room for.
-        rotary: a rotary method, its text or a Rotary; needed by methods that cache more than one
-            copy of a key.
-        dtype: dtype of keys and values; None is that of the activations.
-
-    Raises:
-        ValueError: The dtype is unknown, or the method cannot be read.
-    """
-    dtype = dtype or config.dtype
-    if dtype not in DTYPES:
-        raise ValueError(unknown_name("cache dtype", str(dtype), DTYPES))
-    held = "uint16" if dtype == "bfloat16" else dtype
-    K, H = heads_in_use(config.n_kv_heads), config.head_dim
-    shape = config.n_layers, batch, size, K
-    if rotary is not None and not isinstance(rotary, rotary_lib.Rotary):
-        rotary = rotary_lib.make(rotary, head_dim=H, seq_len=size)
-    copies = _key_copies(rotary and rotary.score_rule)
-    # Two separate arrays, since each may be donated.
-    k, v = _empty((*shape, copies * H), held), _empty((*shape, H), held)
-    return Cache(k=k, v=v, length=jnp.zeros(batch, jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty(shape, dtype):
-    return constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", "head_dim")
-
-
-def _check_room(cache: Cache, new: int) -> None:
-    """Raises ValueError if `new` tokens exceed the cache; under jit the lengths are unknown."""
-    if isinstance(cache.length, Tracer):
-        return
-    longest, size = int(cache.length.max()), cache.k.shape[2]
-    if longest + new > size:
-        raise ValueError(
-            f"no room for {new} tokens after {longest} in a cache of {size}: pass a larger size to "
-            "init_cache"
-        )
-
-
 # What differs by layer: windows int32 [L], and the index of a method int32 [L], or None.
 LayerData = tuple[jax.Array | None, jax.Array | None]
-
-
-def _key_copies(rule) -> int:
-    return 1 if rule is None else rule.key_copies
 
 
 class Llama(nn.Module):
@@ -169,7 +93,7 @@ class Llama(nn.Module):
         rotary_lib.check_layers(rotary, c.n_layers)
         if cache is not None:
             check_cache()
-            _check_room(cache, tokens.shape[1])
+            check_room(cache, tokens.shape[1])
         query_start = 0 if cache is None else cache.length
         if positions is None:
             positions = default_positions(tokens, segment_start, query_start)
@@ -252,7 +176,7 @@ def _check_rule(c: LlamaConfig, rule, positions, cache) -> None:
             "methods with remapped positions or ALiBi count positions in each document themselves: "
             "leave positions=None"
         )
-    width = _key_copies(rule) * c.head_dim
+    width = key_copies(rule) * c.head_dim
     if cache is not None and cache.k.shape[-1] != width:
         raise ValueError(
             f"the cache has keys of width {cache.k.shape[-1]}, but this rotary needs {width}: pass "

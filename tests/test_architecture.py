@@ -20,7 +20,7 @@ FLOORS = (
     ("evaluation", "runs", "search"),
     ("generate", "training", "weights"),
     ("data", "llama"),
-    ("tasks",),
+    ("tasks", "cache"),
     ("architecture",),
     ("analysis", "attention", "linear", "sampling", "streaming"),
     ("rotary", "sharding"),
