@@ -24,7 +24,7 @@ from experiments.lab.checkpoint import (
     method,
 )
 from experiments.lab.cli import run
-from experiments.lab.corpus import Text, check_held_out, document, text, tokenizer
+from experiments.lab.corpus import Text, check_held_out, document, on_disk, text, tokenizer
 from experiments.lab.fail import naming
 from experiments.lab.figures import colours, draw_band, panels, style, subplots
 from experiments.lab.files import exported, save_csv, save_json, write
@@ -58,6 +58,7 @@ from experiments.lab.reports import Report, join, publish
 from experiments.lab.scoring import losses, scored
 from experiments.lab.training import (
     Recipe,
+    blended,
     copied,
     fresh,
     keep_as,
@@ -93,6 +94,7 @@ __all__ = [
     "against",
     "batch_parts",
     "beginning",
+    "blended",
     "check",
     "check_bos",
     "check_held_out",
@@ -124,6 +126,7 @@ __all__ = [
     "model",
     "naming",
     "needed",
+    "on_disk",
     "opened",
     "panels",
     "path",

@@ -13,9 +13,18 @@ from ml_collections import ConfigDict
 
 from experiments.lab.cells import Cell, read
 from experiments.lab.files import write
-from longrope_jax.data import bpe, corpora, documents, tokenizers
+from longrope_jax.data import (
+    bpe,
+    corpora,
+    documents,
+    streams,
+    token_cache,
+    tokenization,
+    tokenizers,
+)
 from longrope_jax.data.corpora import Document
 from longrope_jax.data.documents import TokenizedDocument
+from longrope_jax.data.token_cache import TokenCache
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
 from longrope_jax.folders import fetched, located
@@ -37,6 +46,8 @@ class Text:
         training: documents to train on.
         held_out: documents never trained on.
         notes: which documents were left out, and why, in words.
+        cache: tokens on disk to train on, in place of `training`.
+        without: hashes of the cache's texts that are held out.
     """
 
     tokenizer: Tokenizer
@@ -44,6 +55,8 @@ class Text:
     training: tuple[TokenizedDocument, ...]
     held_out: tuple[TokenizedDocument, ...]
     notes: tuple[str, ...] = ()
+    cache: TokenCache | None = None
+    without: frozenset[int] = frozenset()
 
     def digest(self) -> str:
         """What tells this text from another one: the hash of names and tokens."""
@@ -79,9 +92,11 @@ def text(
     """Loads, checks and splits a corpus; a document that cannot be used is left out and counted.
 
     Args:
-        settings: `corpus` (a name or a path), `held_out` (how many documents, chosen by the hash of
+        settings: `corpus` (a name, a path, or a folder that `longrope tokenize` wrote, which is
+            read where it lies), `held_out` (how many documents, chosen by the hash of
             their names, or their names; 0 is a quarter of those that hold their windows, 2 to 40),
-            `sentence_tokens` (least and greatest tokens of a sentence that a window may begin at).
+            `sentence_tokens` (least and greatest tokens of a sentence that a window may begin at;
+            () takes any text, and windows that begin anywhere).
         tokenizer: makes the tokens.
         bos: name of the token that begins a window; default `settings.bos`.
         length: tokens of a window that is scored.
@@ -96,6 +111,8 @@ def text(
     tokenizer.special(bos)  # a wrong name is found now
     if not settings.corpus:
         raise ValueError("this preset needs your own text: --config.corpus=DIR")
+    if token_cache.is_cache(settings.corpus):
+        return _cached(settings, tokenizer, bos, length * windows)
     with warnings.catch_warnings(record=True) as left_out:
         warnings.simplefilter("always")
         by_name = {document.name: document for document in corpora.load(settings.corpus)}
@@ -189,19 +206,68 @@ def document(
     known = {d.name: d for d in corpora.load(corpus)}
     if wanted not in known:
         raise ValueError(unknown_name(f"document of {corpus}", wanted, known))
-    low, high = sentence_tokens
-    return documents.tokenize_document(known[wanted], tokenizer, min_tokens=low, max_tokens=high)
+    made = _tokenized(known[wanted], tokenizer, sentence_tokens)
+    if isinstance(made, str):
+        raise ValueError(made)
+    return made
+
+
+def on_disk(text: Text, folder: Path) -> Text:
+    """The text with its training documents in a token cache, FOLDER/tokens, for a `blend`."""
+    tokens = (document.tokens for document in text.training)
+    cache = tokenization.from_tokens(tokens, Path(folder) / "tokens", text.tokenizer)
+    return dataclasses.replace(text, cache=cache)
 
 
 def _tokenized(
     document: Document, tokenizer: Tokenizer, sentence_tokens: Sequence[int]
 ) -> TokenizedDocument | str:
     """The document as tokens, or why it cannot be used."""
+    if not sentence_tokens:
+        return documents.plain_document(document.name, tokenizer.encode(document.text))
     low, high = sentence_tokens
     try:
         return documents.tokenize_document(document, tokenizer, min_tokens=low, max_tokens=high)
     except ValueError as error:
         return str(error)
+
+
+def _cached(settings: ConfigDict, tokenizer: Tokenizer, bos: str, least: int) -> Text:
+    """Text that is trained on from a token cache; documents held out have `least` tokens or more.
+
+    Raises:
+        ValueError: names of documents, which a cache does not keep, or too few long documents.
+    """
+    if not isinstance(settings.held_out, int):
+        raise ValueError(
+            f"--config.held_out={settings.held_out}: {settings.corpus} keeps no names of "
+            "documents, give their number"
+        )
+    cache = token_cache.open_cache(settings.corpus, tokenizer)
+    found, hashes = streams.held_out(
+        cache, count=settings.held_out or _MOST_HELD_OUT, least=least + 1
+    )
+    held_out, plain = [], 0
+    for mark, tokens in found:
+        name = f"{mark:016x}"
+        made = _tokenized(
+            Document(name, tokenizer.decode(tokens)), tokenizer, settings.sentence_tokens
+        )
+        if isinstance(made, str) or _lacks(made, least, 1):
+            made, plain = documents.plain_document(name, tokens), plain + 1
+        held_out.append(made)
+    notes = [
+        f"{cache.folder}: {cache.tokens:,} tokens of {cache.documents:,} documents; held out are "
+        f"the {len(found)} of {least:,} tokens or more whose texts have the smallest hashes; "
+        "passages that they share with other documents are not looked for"
+    ]
+    if plain and settings.sentence_tokens:
+        notes.append(
+            f"{plain} of them have no sentence where a window could begin: it begins anywhere"
+        )
+    for note in notes:
+        print(f"text: {note}", flush=True)
+    return Text(tokenizer, bos, (), tuple(held_out), tuple(notes), cache, hashes)
 
 
 def _candidates(settings: ConfigDict, by_name: dict[str, Document]) -> tuple[list[str], int]:

@@ -17,7 +17,8 @@ from experiments.lab.cells import Cell, run_folder
 from experiments.lab.corpus import Text
 from experiments.lab.machine import Machine, batch_parts, writes
 from longrope_jax import folders, hosts, llama, rotary, runs
-from longrope_jax.data import packing
+from longrope_jax.data import mixtures, packing
+from longrope_jax.data.mixtures import Mixture
 from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
 from longrope_jax.errors import unknown_name
@@ -52,6 +53,9 @@ class Recipe:
         mixture: how windows are mixed with questions; None is plain text.
         first_sentence, passkey: wording of those questions.
         seed: of the order of the data and of fresh adapters.
+        blend: the corpora that windows come from, and their lengths by stage, up to `length`; a
+            source without a cache is the run's own text. None is that text at one length.
+        first_method: method of the stages before the last; None is `method`.
     """
 
     method: rotary.Method
@@ -74,6 +78,8 @@ class Recipe:
     first_sentence: FirstSentence = dataclasses.field(default_factory=FirstSentence)
     passkey: Passkey = dataclasses.field(default_factory=Passkey)
     seed: int = 0
+    blend: Mixture | None = None
+    first_method: rotary.Method | None = None
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -230,7 +236,13 @@ def train(
             model.config, recipe.method, text.tokenizer, recipe.length, special_tokens=special
         )
         runs.save(folder, known)
-    maker = windows(recipe, text)
+    plan = blended(recipe, text)
+    if plan is None:
+        data = packing.iterator(
+            windows(recipe, text), batch=recipe.batch, seed=recipe.seed, mesh=mesh
+        )
+    else:
+        data = plan.iterator(mesh)
     flops = train_flops_per_token(config, recipe.sparse_group or recipe.length)
     state = step.init_state(
         config, optimizer, mesh, params=model.params, lora=lora, seed=recipe.seed
@@ -241,12 +253,13 @@ def train(
         loop.fit(
             state,
             train_step,
-            packing.iterator(maker, batch=recipe.batch, seed=recipe.seed, mesh=mesh),
-            rotary=rotary.make(recipe.method, head_dim=config.head_dim, seq_len=recipe.length),
+            data,
+            rotary=_methods(recipe, plan, config.head_dim),
             loop=_loop_config(recipe, machine),
             mesh=mesh,
             directory=folder,
             on_step=lambda done, tokens: progress.step(done, recipe.steps, tokens, flops),
+            plan=plan,
         )
     logged = metrics.read(folder)
     names = [name for name in logged[0] if all(name in line for line in logged)]
@@ -340,6 +353,47 @@ def windows(recipe: Recipe, text: Text) -> packing.WindowMaker:
         passkey=recipe.passkey,
         bos=text.bos,
     )
+
+
+def blended(recipe: Recipe, text: Text) -> mixtures.Plan | None:
+    """What a recipe trains on from token caches, or None where its text is in memory.
+
+    Raises:
+        ValueError: a source without a cache where the text has none, or what `mixtures.plan`
+            refuses.
+    """
+    blend = recipe.blend
+    if blend is None and text.cache is not None:
+        own = mixtures.Source(str(text.cache.folder))
+        blend = mixtures.Mixture((("text", own),), (mixtures.Stage(1, recipe.length),))
+    if blend is None:
+        return None
+    if blend.block != recipe.length:
+        raise ValueError(f"the longest stage has {blend.block} tokens, length={recipe.length}")
+    if text.cache is not None:
+        own = str(text.cache.folder)
+        sources = ((k, dataclasses.replace(s, cache=s.cache or own)) for k, s in blend.sources)
+        blend = dataclasses.replace(blend, sources=tuple(sources))
+    return mixtures.plan(
+        blend,
+        text.tokenizer,
+        steps=recipe.steps,
+        tokens_per_step=recipe.batch * recipe.length,
+        seed=recipe.seed,
+        bos=text.bos,
+        without=text.without,
+        asks=windows(recipe, text) if recipe.mixture else None,
+    )
+
+
+def _methods(recipe: Recipe, plan: mixtures.Plan | None, head_dim: int) -> dict[int, rotary.Rotary]:
+    """The arrays of each method, by the step that it takes over at."""
+    last = plan.edges[-1] if plan else 0
+    methods = {0: recipe.first_method or recipe.method, last: recipe.method}
+    return {
+        step: rotary.make(method, head_dim=head_dim, seq_len=recipe.length)
+        for step, method in methods.items()
+    }
 
 
 def _setting(model: Model, recipe: Recipe, machine: Machine):

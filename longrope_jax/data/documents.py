@@ -16,6 +16,7 @@ _SENTENCE = re.compile(r"(?<![^\s'\"(])[^\W\d_][^.!?]*[.!?]+(?=\s|$)")
 _MARKS = "。！？｡।॥؟۔։።၊။។"
 _OTHER_SENTENCE = re.compile(rf"[^\W\d_][^.!?{_MARKS}]*(?:[{_MARKS}]+|[.!?]+(?=\s|$))[」』”’）]*")
 _LINE = re.compile(r"[^\W\d_][^\n]*")
+_EVERY = 16  # tokens between two beginnings in text without sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +77,20 @@ def tokenize_document(
     else:
         raise ValueError(
             f"{document.name} has no sentence or line of {min_tokens} to {max_tokens} tokens, at "
-            "which a training window could begin"
+            "which a training window could begin; plain_document takes any text"
         )
     sentences = tuple(tokens[i:j] for i, j in zip(begin[kept], end[kept], strict=True))
     return TokenizedDocument(document.name, tokens, begin[kept].astype(np.int32), sentences)
+
+
+def plain_document(name: str, tokens: np.ndarray) -> TokenizedDocument:
+    """Returns a document of any text, in which windows may begin anywhere, at every 16th token.
+
+    It has no sentences, so none of them can be asked for.
+    """
+    starts = np.arange(0, len(tokens), _EVERY, dtype=np.int32)
+    none = np.zeros(0, np.int32)
+    return TokenizedDocument(name, np.asarray(tokens, np.int32), starts, (none,) * len(starts))
 
 
 def unseen(

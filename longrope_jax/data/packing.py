@@ -1,5 +1,6 @@
 """Training windows are packed from passages, with retrieval tasks in them, for grain iterators."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -135,6 +136,10 @@ class WindowMaker:
         document = self.documents[d]
         sentence = document.sentences[s]
         text = document.tokens[document.starts[s] :][: room - 1]
+        return self._compose(text, sentence, room, rng)
+
+    def _compose(self, text, sentence, room: int, rng: np.random.Generator):
+        """A segment: BOS and the text with questions in it, and the loss weights."""
         draw = self._questions if self.task_mixture.every else self._insertions
         insertions = draw(len(text), sentence, room, rng)
         pieces = [([self.tokenizer.special(self.bos)], 0.0)]
@@ -146,6 +151,25 @@ class WindowMaker:
         tokens = np.concatenate([p for p, _ in pieces])[:room]
         weights = np.concatenate([np.full(len(p), w) for p, w in pieces])[:room]
         return tokens, weights
+
+    def ask(
+        self, tokens: np.ndarray, first: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asks for keys in packed text; questions push out the last tokens of their document.
+
+        Args:
+            tokens: int32 [n], documents that each begin with BOS.
+            first: bool [n], which tokens are BOS.
+            rng: generator of everything random.
+
+        Returns:
+            tokens int32 [n], and loss weights float64 [n].
+        """
+        edges, parts = [*np.flatnonzero(first).tolist(), len(tokens)], []
+        for a, b in itertools.pairwise(edges):
+            parts.append(self._compose(tokens[a + 1 : b], tokens[:0], b - a, rng))
+        out, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return out.astype(np.int32), weights
 
     def _insertions(self, size: int, sentence, room: int, rng: np.random.Generator):
         """Draws the tasks of a segment: (place in the text, tokens, weight) in order of place."""
@@ -164,6 +188,8 @@ class WindowMaker:
             # A short passage may have no room for the second task.
             if rng.random() >= share or latest < max([first, *(at for at, _, _ in insertions)]):
                 continue
+            if i == 0 and not first:  # text without sentences
+                continue
             places = sorted(rng.integers(first, latest + 1, size=len(groups)).tolist())
             for at, group in zip(places, groups, strict=True):
                 insertions += [(at, tokens, weight) for tokens, weight in group]
@@ -175,7 +201,7 @@ class WindowMaker:
         mixture, drawn, first_sentence = self.task_mixture, [], False
         for _ in range(int(size / mixture.every + rng.random())):
             at = rng.random() * (mixture.first_sentence + mixture.passkey)
-            if at < mixture.first_sentence and not first_sentence:
+            if at < mixture.first_sentence and not first_sentence and len(sentence):
                 drawn.append(self._ask_first_sentence(sentence))
                 first_sentence = True
             elif mixture.passkey:

@@ -105,21 +105,30 @@ def build(
                 seconds = time.perf_counter() - begun
                 on_part(Progress(len(done), len(work), tokens, fresh, seconds))
         shards = [done[number] for number in range(len(work))]
-        if not any(shard.tokens for shard in shards):
-            raise ValueError(f"{corpus} has no document with text")
-        index = {
-            "format": FORMAT,
-            "corpus": str(corpus),
-            "tokenizer": job.mark,
-            "vocab_size": tokenizer.vocab_size,
-            "shards": [asdict(shard) for shard in shards],
-        }
-        _write(folder / INDEX, json.dumps(index, indent=1).encode())
-        kept = {shard.key for shard in shards}
-        for file in (*folder.glob("*.npy"), *folder.glob("*.npz")):
-            if file.stem not in kept:
-                file.unlink()
+        _finish(job, shards, str(corpus))
     return token_cache.open_cache(folder, tokenizer)
+
+
+def from_tokens(
+    documents: Iterable[np.ndarray], out: str | Path, tokenizer: Tokenizer
+) -> TokenCache:
+    """Makes a cache of documents that are tokens already, as one shard.
+
+    Raises:
+        ValueError: no token, ids beyond the vocabulary, or another process that writes there.
+    """
+    marked = [(tokens, _mark(np.asarray(tokens, "<u4").tobytes())) for tokens in documents]
+    with only_writer(out):
+        folder = Path(out).expanduser()
+        sweep(folder)
+        _keep(tokenizer, folder)
+        job = Job(folder, tokenizer, token_cache.tokenizer_hash(tokenizer), "")
+        key = hashlib.sha256(
+            f"{FORMAT} {job.mark} {[mark for _, mark in marked]}".encode()
+        ).hexdigest()[:32]
+        shard = _known(folder, key) or job.shard(marked, key, "the documents")
+        _finish(job, [shard], "tokens")
+    return token_cache.open_cache(out, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -140,19 +149,28 @@ class Job:
         name = f"{FORMAT} {self.mark} {self.field} {readers.digest(part)}"
         key = hashlib.sha256(name.encode()).hexdigest()[:32]
         known = _known(self.folder, key)
-        return (known, False) if known else (self._shard(part, key), True)
+        if known:
+            return known, False
+        return self.shard(self._documents(part), key, part.files[0]), True
 
-    def _shard(self, part: Part, key: str) -> ShardRecord:
+    def shard(
+        self, documents: Iterable[tuple[np.ndarray | None, int]], key: str, where: str
+    ) -> ShardRecord:
+        """Writes (tokens, hash of the text) of documents as a shard, whole or not at all.
+
+        Raises:
+            ValueError: ids beyond the vocabulary.
+        """
         size = self.tokenizer.vocab_size
         ends, hashes, left_out = [], [], 0
         path = self.folder / f"{key}.npy"
         with _Tokens(path, np.uint16 if size <= 2**16 else np.uint32) as file:
-            for tokens, mark in self._documents(part):
+            for tokens, mark in documents:
                 if tokens is None or not len(tokens):
                     left_out += 1
                     continue
                 if int(tokens.max()) >= size or int(tokens.min()) < 0:
-                    raise ValueError(f"{part.files[0]} has ids beyond the vocabulary of {size:,}")
+                    raise ValueError(f"{where} has ids beyond the vocabulary of {size:,}")
                 file.append(tokens)
                 ends.append(file.count)
                 hashes.append(mark)
@@ -260,6 +278,24 @@ def _finished(
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finish(job: Job, shards: list[ShardRecord], corpus: str) -> None:
+    """Writes the index, and removes shards that are not in it."""
+    if not any(shard.tokens for shard in shards):
+        raise ValueError(f"{corpus} has no document with text")
+    index = {
+        "format": FORMAT,
+        "corpus": corpus,
+        "tokenizer": job.mark,
+        "vocab_size": job.tokenizer.vocab_size,
+        "shards": [asdict(shard) for shard in shards],
+    }
+    _write(job.folder / INDEX, json.dumps(index, indent=1).encode())
+    kept = {shard.key for shard in shards}
+    for file in (*job.folder.glob("*.npy"), *job.folder.glob("*.npz")):
+        if file.stem not in kept:
+            file.unlink()
 
 
 _job: Job | None = None

@@ -16,7 +16,7 @@ from longrope_jax.rotary import Rotary
 
 
 def of_run(
-    train_step: Callable, data: grain.DatasetIterator, rotary: Rotary, mesh: Mesh
+    train_step: Callable, data: grain.DatasetIterator, rotary: tuple[Rotary, ...], mesh: Mesh
 ) -> dict[str, Any]:
     """Returns what a run is known by: values that must not change when it goes on, for JSON.
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from longrope_jax import sharding
+from longrope_jax.data.mixtures import Plan
 from longrope_jax.folders import located, only_writer
 from longrope_jax.rotary import Rotary, check_length
 from longrope_jax.rotary import positions as position_transforms
@@ -73,12 +74,13 @@ def fit(
     train_step: Callable,
     data: grain.DatasetIterator,
     *,
-    rotary: Rotary,
+    rotary: Rotary | Mapping[int, Rotary],
     loop: LoopConfig,
     mesh: Mesh,
     directory: str | Path,
     on_step: Callable[[int, int], None] | None = None,
     hooks: dict[int, Callable[[TrainState], None]] | None = None,
+    plan: Plan | None = None,
 ) -> TrainState:
     """Trains to `loop.steps`, from the newest checkpoint in `directory` if there is one.
 
@@ -92,13 +94,16 @@ def fit(
             restore to. Its buffers are donated, those of `init_state(params=...)` among them.
         train_step: the compiled step, from `step.make_train_step`.
         data: an iterator over batches {name: [accumulation * B, ...]}.
-        rotary: the method, as arrays made for the longest position.
+        rotary: the method, as arrays made for the longest position; or methods by the number of
+            steps after which they take over, the first by 0.
         loop: how long to train and how often to log and to save.
         mesh: the mesh that batches are divided over.
         directory: the run's folder, which gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
         on_step: called with (step, tokens since the last call) after each dispatch, for progress.
         hooks: functions by step, called with the state after that step and before its checkpoint is
             written, so an interrupted hook runs again.
+        plan: of the mixture that `data` draws from: its shares and epochs are logged and saved, and
+            windows change their length at its stages.
 
     Raises:
         ValueError: A batch has positions beyond what the Rotary was made for, another process
@@ -114,7 +119,15 @@ def fit(
     ):
         step = checkpoints.latest() or 0
         drawn = {"positions": loop.positions, "position_seed": loop.position_seed}
-        known_by = identity.of_run(train_step, data, rotary, mesh) | drawn
+        methods = dict(rotary) if isinstance(rotary, Mapping) else {0: rotary}
+        known_by = identity.of_run(train_step, data, tuple(methods.values()), mesh) | drawn
+        edges = [*hooks, *methods, *(plan.edges if plan else ())]
+        if plan:
+            known_by |= plan.settings
+            if plan.steps < loop.steps:
+                raise ValueError(f"the plan has {plan.steps} steps, fewer than steps={loop.steps}")
+        if len(methods) > 1:
+            known_by["rotary_from"] = sorted(methods)
         if step > loop.steps:
             raise ValueError(
                 f"the run in {directory} is at step {step}, beyond steps={loop.steps}: give "
@@ -132,16 +145,17 @@ def fit(
         unchecked: list[tuple[int, int, dict]] = []
         stopping = False
         while step < loop.steps:
-            count = _until_edge(step, loop, hooks)
+            count = _until_edge(step, loop, edges)
+            method = methods[max(first for first in methods if first <= step)]
             batches = []
             for at in range(step, step + count):
                 batch = next(data)
                 if draw:
                     batch = batch | {"positions": draw(at, batch["segment_start"])}
-                check_length(rotary, _longest(batch))
+                check_length(method, _longest(batch))
                 batches.append(_microbatches(batch, loop.accumulation))
             stacked = _stacked(batches, min(loop.steps_per_dispatch, loop.steps), mesh)
-            state, metrics = train_step(state, rotary, stacked, count=count)
+            state, metrics = train_step(state, method, stacked, count=count)
             step += count
             tokens = count * stacked["weights"][0].size
             unlogged += tokens
@@ -157,7 +171,7 @@ def fit(
                 values = {k: float(v[count - 1]) for k, v in metrics.items() if k != "bad"}
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 speed = {"seconds": seconds, "tokens_per_second": unlogged / seconds}
-                log.write(step, values | speed)
+                log.write(step, values | (plan.seen(step) if plan else {}) | speed)
                 unlogged = 0
             if on_step:
                 on_step(step, tokens)
@@ -166,7 +180,8 @@ def fit(
             if saves:
                 if log:
                     log.flush()
-                checkpoints.save(step, state, {"iterator": data.get_state(), "run": known_by})
+                kept = {"iterator": data.get_state(), "run": known_by}
+                checkpoints.save(step, state, kept | ({"seen": plan.seen(step)} if plan else {}))
             if stopping:
                 break
         if log:
@@ -181,13 +196,13 @@ def fit(
     return state
 
 
-def _until_edge(step: int, loop: LoopConfig, hooks: Iterable[int]) -> int:
-    """How many steps go in one dispatch: up to the next log, checkpoint, hook or end.
+def _until_edge(step: int, loop: LoopConfig, at: Iterable[int]) -> int:
+    """How many steps go in one dispatch: up to the next log, checkpoint, edge or end.
 
     It depends on the step alone, so a resumed run dispatches as one that was never cut off.
     """
     every = (loop.log_every, loop.checkpoint_every, loop.steps_per_dispatch)
-    edges = [loop.steps, *(n - step % n + step for n in every), *(h for h in hooks if h > step)]
+    edges = [loop.steps, *(n - step % n + step for n in every), *(h for h in at if h > step)]
     return min(edges) - step
 
 
