@@ -301,7 +301,8 @@ class Plan:
         before, after = counts(weights, number), counts(weights, number + 1)
         source = int(np.argmax(after - before))
         own = self._blocks(start)[source] + int(before[source])
-        at = self._order(source)[own] * block + row % parts * length
+        place: Any = self._order(source)[own]
+        at = place * block + row % parts * length
         # The token before the first prediction belongs to the window before: BOS in its place.
         tokens, first = self.streams[source].read(at + 1, at + length + 1)
         tokens = np.concatenate([[self.streams[source].bos], tokens]).astype(np.int32)

@@ -118,8 +118,8 @@ def from_tokens(
         ValueError: no token, ids beyond the vocabulary, or another process that writes there.
     """
     marked = [(tokens, _mark(np.asarray(tokens, "<u4").tobytes())) for tokens in documents]
-    with only_writer(out):
-        folder = Path(out).expanduser()
+    folder = local(out)
+    with only_writer(folder):
         sweep(folder)
         _keep(tokenizer, folder)
         job = Job(folder, tokenizer, token_cache.tokenizer_hash(tokenizer), "")
@@ -128,7 +128,7 @@ def from_tokens(
         ).hexdigest()[:32]
         shard = _known(folder, key) or job.shard(marked, key, "the documents")
         _finish(job, [shard], "tokens")
-    return token_cache.open_cache(out, tokenizer)
+    return token_cache.open_cache(folder, tokenizer)
 
 
 @dataclass(frozen=True)
