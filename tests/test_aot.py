@@ -505,7 +505,9 @@ def test_flops_read_from_the_text_are_the_compilers_and_the_models(compiled):
     m = compiled["products"]["measured"]
     # 8 for 6: the forward twice, but for each layer's last product, which nothing needs again.
     weights = L * (256 * 128 * (2 * 4 + 2 * 2) + 3 * 256 * 640) + 256 * V
-    assert m["matmul_flops"] * 4 == 24_576 * (8 * weights - 2 * L * 640 * 256)
+    exchanges = L * 128 * 128 * (4 + 2)  # of the halves of q and k, forward twice and backward
+    expected = 8 * weights - 2 * L * 640 * 256 + 6 * exchanges
+    assert m["matmul_flops"] * 4 == 24_576 * expected
     # Attention: 11 products of whole blocks for 6 of T / 2 keys.
     assert m["kernel_flops"] * 4 == 11 * 2 * L * 4 * 128 * 16 * T * (T + 512) / 2
 
