@@ -298,7 +298,8 @@ def _peer(size: Size, **options):
     import transformers
 
     m = size.model
-    config = transformers.LlamaConfig(
+    make: Any = transformers.LlamaConfig
+    config = make(
         vocab_size=m["vocab_size"],
         hidden_size=m["d_model"],
         num_hidden_layers=m["n_layers"],
@@ -313,7 +314,8 @@ def _peer(size: Size, **options):
     )
     torch, device = _torch_device()
     with torch.device(device):
-        return transformers.LlamaForCausalLM(config).to(**options), torch, device
+        model: Any = transformers.LlamaForCausalLM(config)
+    return model.to(**options), torch, device
 
 
 def train_torch(size: Size) -> list[dict]:
@@ -426,7 +428,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Measures what is missing from --out; 1 if a check failed or nothing could be measured."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", default="accelerator.json", help="results, saved after each part")
     parser.add_argument("--size", default="1b", choices=SIZES)
     parser.add_argument("--minutes", type=float, default=10.0, help="no part begins after them")
