@@ -8,13 +8,20 @@ BIN := $(VENV)/bin
 # allocators ignore it, and no result depends on it (docs/speed.md).
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
-.PHONY: reproduce test lint docs notebooks clean
+.PHONY: reproduce test test-modes lint docs notebooks clean
 
 reproduce: $(VENV)/experiments.installed
 	$(KEEP_MEMORY) $(BIN)/python -m experiments.reproduce --config=configs/reproduce.py:$(PRESET) --workdir=$(RUNS)
 
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+# The modes of jax that users switch on, one at a time, over the quick tests of what computes.
+MODES := JAX_ENABLE_X64=1 JAX_DEBUG_NANS=1 JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise JAX_DEFAULT_MATMUL_PRECISION=bfloat16
+MODE_TESTS ?= $(addprefix tests/test_,generate.py attention.py loss.py loop.py rotary.py)
+
+test-modes: $(VENV)/test.installed
+	for mode in $(MODES); do echo $$mode; env $$mode $(BIN)/python -m pytest -q -m "not slow" $(MODE_TESTS) || failed="$$failed $$mode"; done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -389,3 +390,16 @@ def test_the_same_text_on_both_sides_is_refused():
 def test_a_name_used_twice_cannot_be_split():
     with pytest.raises(ValueError, match="'a' is used twice"):
         split([Document("a", "x"), Document("a", "y")], 1)
+
+
+def test_what_a_killed_fetch_left_is_removed(tmp_path, monkeypatch):
+    """Of a process of this machine that is gone; one that runs, or of another machine, keeps it."""
+    data = b"archive"
+    source = archives.Archive("pip", "none", "1", "none.whl", hashlib.sha256(data).hexdigest())
+    node = platform.node()
+    kept = [f".fetch-{node}-{os.getpid()}-abc", ".fetch-elsewhere-999999999-abc"]
+    for name in [f".fetch-{node}-999999999-abc", *kept]:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(archives, "_fetch", lambda source, target, kept: target.write_bytes(data))
+    assert archives.fetch_archive(source, tmp_path) == data
+    assert {path.name for path in tmp_path.iterdir()} == {"none.whl", *kept}

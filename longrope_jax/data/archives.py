@@ -6,6 +6,7 @@ The hash of an archive is checked at every use. Nothing from an archive is execu
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from longrope_jax import lease
 
 FETCH_SECONDS = 600
 
@@ -90,7 +93,9 @@ def fetch_archive(source: Archive, cache: Path) -> bytes:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # The temporary folder is in the cache, since os.replace needs one file system.
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+        _sweep(cache)
+        prefix = f".fetch-{platform.node()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(dir=cache, prefix=prefix) as folder:
             fetched = Path(folder) / source.file
             _fetch(source, fetched, kept)
             remedy = f"it was not kept; check which server {source.client} fetches from"
@@ -100,6 +105,14 @@ def fetch_archive(source: Archive, cache: Path) -> bytes:
         reason = f"cannot write {kept} ({error.strerror})"
         raise ValueError(f"{reason}: set LONGROPE_CACHE to a folder you can write to") from error
     return data
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what processes of this machine left that were killed while they fetched."""
+    for folder in cache.glob(f".fetch-{platform.node()}-*"):
+        process = folder.name.removeprefix(f".fetch-{platform.node()}-").partition("-")[0]
+        if process.isdecimal() and not lease.runs(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verified(file: Path, source: Archive, remedy: str) -> bytes:
