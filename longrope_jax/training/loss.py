@@ -114,7 +114,8 @@ def _backward(chunk, vocab_size, table, hidden, targets, lse, d_nll):
         hidden, targets, lse, d_nll = inputs
         logits, column = _logits(vocab_size, low, hidden, targets)
         weights = jnp.exp(logits - lse[..., None])
-        d_logits = weights - (jnp.arange(logits.shape[-1]) == column[..., None])
+        here = jnp.arange(logits.shape[-1]) == column[..., None]
+        d_logits = weights - here.astype(weights.dtype)
         d_logits = (d_logits * d_nll[..., None]).astype(hidden.dtype)
         d_table += _dot("BTD,BTV->DV", hidden, d_logits)
         return d_table, _dot("BTV,DV->BTD", d_logits, low).astype(hidden.dtype)
