@@ -1,13 +1,9 @@
 """`longrope fits MODEL --topology CHIP`: the smallest slice that trains a model, by compiling."""
 
-import dataclasses
-import importlib.util
-
 import pytest
-from checkpoints import write
 from test_aot import arguments
 
-from longrope_jax.aot import chips, command, compilation, search
+from longrope_jax.aot import chips, command, search
 from longrope_jax.aot.workload import Workload
 
 GIB = 2**30
@@ -89,25 +85,3 @@ def test_what_a_search_cannot_use_is_refused():
         command.smallest(arguments(*words, "--mesh=fsdp=4", "--rows=2"))
     with pytest.raises(ValueError, match=r"v7x.*v5"):
         command.smallest(arguments(*words[:2], "--topology=v7x"))
-
-
-@pytest.mark.slow
-def test_a_real_compiler_is_asked_for_slices_until_one_holds_the_program(
-    tmp_path, capsys, monkeypatch
-):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("NOTHING WAS COMPILED FOR TPUS: install the extra [aot] to test that")
-    model, _ = write(tmp_path, "hf")
-    words = str(model), "--length=512", "--topology=v6e", "--tokens-per-batch=16384"
-    args = arguments(*words, f"--out={tmp_path / 'cells'}")
-    assert command.main(args) == 0
-    said = capsys.readouterr().out
-    assert "Smallest slice that trains with 5 % of memory left: v6e:2x2" in said
-    # With a little less memory than the best division of that slice needs: the next slice.
-    tried = command.smallest(args)
-    least = min(result["memory"]["peak"] for _, result in tried)
-    small = dataclasses.replace(chips.CHIPS["v6e"], hbm=least)
-    monkeypatch.setitem(chips.CHIPS, "v6e", small)
-    work, result = command.smallest(args)[-1]
-    assert work.topology == "v6e:2x4"
-    assert result == compilation.compiled(work, 16_384, tmp_path / "cells")
