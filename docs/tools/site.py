@@ -1,14 +1,17 @@
-"""A hook of mkdocs: pages link to files of the repository, which the site does not have.
+"""Hooks of mkdocs: pages link to files of the repository, and formulas become MathML.
 
 A link that leads nowhere stops the build. One to code or data becomes the address of the file where
-the repository has a public one (`Source` in setup.cfg's project_urls), else the bare text.
+the repository has a public one (`Source` in setup.cfg's project_urls), else the bare text. Browsers
+draw MathML themselves, so a formula needs no script from another server.
 """
 
 import configparser
+import html
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_FORMULA = re.compile(r'<(div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -44,3 +47,21 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     """What mkdocs calls for every page."""
     del config, files
     return linked(markdown, Path(page.file.abs_src_path))
+
+
+def drawn(page: str) -> str:
+    """Returns the HTML of a page with its LaTeX formulas as MathML."""
+    from latex2mathml.converter import convert  # of the extra `docs`
+
+    def formula(match: re.Match) -> str:
+        tag, kind, latex = match.groups()
+        display = "block" if kind == "[" else "inline"
+        return f"<{tag}>{convert(html.unescape(latex).strip(), display=display)}</{tag}>"
+
+    return _FORMULA.sub(formula, page)
+
+
+def on_page_content(html: str, page, config, files) -> str:
+    """What mkdocs calls for the HTML of every page."""
+    del page, config, files
+    return drawn(html)
