@@ -51,7 +51,8 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 def drawn(page: str) -> str:
     """Returns the HTML of a page with its LaTeX formulas as MathML."""
-    from latex2mathml.converter import convert  # of the extra `docs`
+    # Of the extra `docs`.
+    from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports]
 
     def formula(match: re.Match) -> str:
         tag, kind, latex = match.groups()
