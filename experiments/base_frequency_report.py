@@ -81,13 +81,7 @@ def claims(found: Found, judged: Sequence[lab.Hypothesis]) -> list[str]:
             "paper's perplexities: 0.08 on Books, 0.17 on CC, 0.13 on Wikipedia)."
         )
     if law := results.repair(found):
-        sentences.append(
-            f"PI's excess over ABF falls as steps^-{lab.show(law.exponent, 2)}; carried on to the "
-            f"paper's {results.PAPER_STEPS:,} steps it is {lab.show(law.at_paper, 4)} nats (the "
-            "paper: 0.0028 on Books, 0.0009 on CC, 0.0011 on Wikipedia), and it passes "
-            f"{results.REPAIRED} after {law.reaches.estimate:,.0f} steps "
-            f"[{law.reaches.low:,.0f}, {law.reaches.high:,.0f}]."
-        )
+        sentences.append(_repair_sentence(law))
     if found.left_out:
         rows: dict[str, list[str]] = {}
         for label in found.left_out:
@@ -120,6 +114,23 @@ def sections(found: Found, judged: Sequence[lab.Hypothesis]) -> list[lab.Section
         lab.Section(title, [block for block in blocks if block is not None])
         for title, blocks in parts.items()
     ]
+
+
+def _repair_sentence(law: results.Repair) -> str:
+    """How PI's excess falls, and what that says of the paper's steps if it still falls so."""
+    if law.stalls:
+        return (
+            "PI's excess over ABF no longer falls as a power of the steps: after "
+            f"{law.steps[-1]:,} it is {lab.show(law.excess[-1], 4)} nats, where the earlier points "
+            f"let expect {lab.show(law.expected, 4)}; nothing is carried on to the paper's steps."
+        )
+    return (
+        f"PI's excess over ABF falls as steps^-{lab.show(law.exponent, 2)}; carried on to the "
+        f"paper's {results.PAPER_STEPS:,} steps it is {lab.show(law.at_paper, 4)} nats (the "
+        "paper: 0.0028 on Books, 0.0009 on CC, 0.0011 on Wikipedia), and it passes "
+        f"{results.REPAIRED} after {law.reaches.estimate:,.0f} steps "
+        f"[{law.reaches.low:,.0f}, {law.reaches.high:,.0f}]."
+    )
 
 
 def _power_sentences(needed: PowerNeeded | None) -> list[str]:

@@ -402,6 +402,8 @@ class Repair:
         exponent: of the steps, with a 95 % bootstrap over seeds and documents.
         at_paper: the excess that the power has at the paper's steps, nats.
         reaches: steps at which it passes `REPAIRED`.
+        expected: what the power of the earlier points says of the last one, nats.
+        stalls: whether the last excess surely lies above that, so that nothing can be carried on.
     """
 
     steps: tuple[int, ...]
@@ -409,6 +411,8 @@ class Repair:
     exponent: Interval
     at_paper: Interval
     reaches: Interval
+    expected: Interval
+    stalls: bool
 
 
 def repair(found: Found) -> Repair | None:
@@ -432,9 +436,12 @@ def repair(found: Found) -> Repair | None:
     slope, height = np.polyfit(np.log(steps), np.log(means).T, 1)
     at_paper = np.exp(height + slope * np.log(PAPER_STEPS))
     reaches = np.exp((np.log(REPAIRED) - height) / slope)
-    intervals = [_percentiles(v) for v in (-slope, at_paper, reaches)]
+    before, start = np.polyfit(np.log(steps[:-1]), np.log(means[:, :-1]).T, 1)
+    expected = np.exp(start + before * np.log(steps[-1]))
+    intervals = [_percentiles(v) for v in (-slope, at_paper, reaches, expected)]
+    stalls = _percentiles(means[:, -1] / expected).low > 1 + 1e-9  # beyond rounding
     excess = tuple(lab.difference(one, *pair) for one in every)
-    return Repair(tuple(steps), excess, *intervals)
+    return Repair(tuple(steps), excess, *intervals, stalls)
 
 
 def ratio(found: Found) -> Interval | None:

@@ -103,7 +103,7 @@ def _numbers(parts: Mapping[str, Found]) -> lab.Table:
                 lab.show(gains.interval("RoPE ABF")) if "RoPE ABF" in gains.values else None,
                 lab.show(lab.gap(gains, "RoPE", "RoPE ABF")),
                 lab.show(rho, 2),
-                lab.show(law.exponent, 2) if law else None,
+                ("stalls" if law.stalls else lab.show(law.exponent, 2)) if law else None,
                 *(
                     lab.show(float(one.quantities["passkey area"].mean(row)), 2)
                     if row in one.rows
@@ -139,12 +139,19 @@ def _answers(parts: Mapping[str, Found], judged) -> lab.Table:
     ]
     for part, one in parts.items():
         law, rho = results.repair(one), results.ratio(one)
-        meets = law and law.at_paper.low <= _PAPER_GAPS[1] and law.at_paper.high >= _PAPER_GAPS[0]
+        carried = law if law and not law.stalls else None
+        meets = (
+            carried
+            and carried.at_paper.low <= _PAPER_GAPS[1]
+            and carried.at_paper.high >= _PAPER_GAPS[0]
+        )
         lines.append(
             [
                 f"{_title(part)}: PI's excess, carried on to the paper's steps, meets its gap",
                 _yes(meets) if law else "not measured",
-                f"{lab.show(law.at_paper, 4)} nats" if law else None,
+                f"{lab.show(carried.at_paper, 4)} nats"
+                if carried
+                else (f"it stalls at {lab.show(law.excess[-1], 4)} nats" if law else None),
             ]
         )
         lines.append(

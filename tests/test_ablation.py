@@ -336,6 +336,11 @@ def test_repair_finds_the_exponent_that_is_there(monkeypatch):
     assert law.exponent.estimate == pytest.approx(0.7)
     assert law.at_paper.estimate == pytest.approx(0.8 * 19_073**-0.7)
     assert law.reaches.estimate == pytest.approx((0.01 / 0.8) ** (-1 / 0.7))
+    assert not law.stalls and law.expected.estimate == pytest.approx(0.8 * 2400**-0.7)
+    # An excess that stays where it was after a quarter of the steps follows no power.
+    every[-1] = every[-2]
+    stalled = results.repair(made_up(config, rows, {}))
+    assert stalled.stalls and stalled.expected.estimate == pytest.approx(0.8 * 2400**-0.7)
 
 
 def test_a_budget_leaves_out_the_last_rows_and_says_which(tmp_path):

@@ -100,13 +100,14 @@ def _made(found: dict) -> list[str]:
 
 def _maker(made: dict) -> str:
     known = made["versions"]
-    commit = known.get("commit", "")
+    commit = known.get("commit") or "not known, from a copy without its history"
     dirty = ", with changes" if commit.endswith("-dirty") else ""
+    shown = commit[:12] if " " not in commit else commit
     cells, seconds = made.get("cells"), made.get("seconds")
     work = f"{cells} cell{'s' * (cells > 1)} in {seconds:,.0f} s, " if cells and seconds else ""
     packages = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
     versions = ", ".join(f"{p} {known[p]}" for p in packages if p in known)
-    return f"{work}{versions}, on {known.get('device', 'cpu')}; commit {commit[:12]}{dirty}"
+    return f"{work}{versions}, on {known.get('device', 'cpu')}; commit {shown}{dirty}"
 
 
 def pages() -> dict[Path, str]:
