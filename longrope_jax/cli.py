@@ -25,6 +25,10 @@ COMMANDS = {
         "longrope_jax.commands.evaluate",
         "perplexity on your own text, or tasks by length, under one or several methods",
     ),
+    "suite": (
+        "longrope_jax.commands.suite",
+        "scores on published benchmarks, under one or several methods",
+    ),
     "convert": ("longrope_jax.commands.convert", "write it as another format, or another method"),
     "tokenize": ("longrope_jax.commands.tokenize", "a corpus of any size as tokens on disk"),
     "fits": ("longrope_jax.aot.command", "does a model fit a TPU slice that need not be there"),
