@@ -194,18 +194,23 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
     folder = corpus(tmp_path / "in", lines(["w" * 2000 + str(i) for i in range(200)]))
     want = tokenization.build(folder, tmp_path / "whole", ByteTokenizer(), part=5000)
     command = [sys.executable, "-c", _SLOW, str(folder), str(tmp_path / "out")]
+    root = Path(__file__).parents[1]
     rng, killed = np.random.default_rng(1), 0
+
+    def shards() -> int:
+        return len(list((tmp_path / "out").glob("*.npz")))
+
     for _ in range(40):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
-        try:
-            process.wait(0.3 + rng.random())
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        else:
+        # By progress, not by the clock, so that machines of every speed are killed as often.
+        aim, process = shards() + rng.integers(3, 30), subprocess.Popen(command, cwd=root)
+        while process.poll() is None and shards() < aim:
+            time.sleep(0.001 * rng.random())
+        if process.poll() is not None:
             assert process.returncode == 0
             break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
     assert killed >= 2
     assert token_cache.open_cache(tmp_path / "out").fingerprint == want.fingerprint
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.endswith(".tmp")]
