@@ -89,7 +89,10 @@ def timed(run: Callable[[], object], seconds: float) -> float:
 
 
 def attention_flops(model: dict, rows: int, length: int, backward: bool) -> float:
-    """Of the causal half of both products; backward is 2.5 times forward."""
+    """Floating-point operations of causal attention: only the half of both products that is needed.
+
+    The backward pass has five such products where the forward pass has two, 2.5 times as many.
+    """
     forward = 2.0 * rows * length**2 * model["n_heads"] * model["head_dim"]
     return forward * (3.5 if backward else 1.0)
 

@@ -60,7 +60,7 @@ def name_of(work: Workload) -> str:
 
 
 def _smallest(pairs) -> Table:
-    """By model, length and kind of chip: the slice with the fewest chips that fits."""
+    """Makes the table of the smallest slice that each model and length fits, by kind of chip."""
     groups: dict[tuple, list] = {}
     for work, result in pairs:
         if work.program == "train":

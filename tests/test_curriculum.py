@@ -62,11 +62,12 @@ def test_the_report_has_every_row_and_verdict(finished):
 
 
 def test_done_again_it_only_redraws(finished, monkeypatch):
-    config, folder, _ = finished
+    config, folder, report = finished
     monkeypatch.setattr(lab, "train", None)
     monkeypatch.setattr(study.Work, "train", None)
     monkeypatch.setattr(study.Work, "text", None)
-    study.main(config, folder)
+    again = study.main(config, folder)
+    assert again.claims == report.claims
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from longrope_jax.commands.generate import tell
 from longrope_jax.data import corpora, documents, questions
 from longrope_jax.evaluation import lengths as lengths_lib
 from longrope_jax.evaluation import retrieval, statistics
-from longrope_jax.folders import local, only_writer, sweep
+from longrope_jax.folders import local, only_writer, sweep, write
 from longrope_jax.model import Model
 from longrope_jax.tasks import Samples, Task
 
@@ -193,7 +192,7 @@ def _complete(args, loaded: Model, drawn, cells, done, folder: Path | None) -> N
         tell(f"{number} of {len(cells)}: {cell.task}, {cell.length:,}, {cell.row}: {taken:.1f} s")
         if folder:
             kept = {"identity": cell.identity, "seconds": round(taken, 3)} | done[cell.file]
-            _write(folder / "cells" / cell.file, json.dumps(kept))
+            write(folder / "cells" / cell.file, json.dumps(kept).encode())
 
 
 def measured(args, loaded: Model, samples: Samples, cell: Cell) -> dict[str, Any]:
@@ -238,14 +237,6 @@ def _read(folder: Path | None, cell: Cell) -> dict[str, Any] | None:
         return {key: found[key] for key in _KEPT}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it and start again") from error
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.parent / f".{file.name}.{os.getpid()}.tmp"
-    half.write_text(text)
-    os.replace(half, file)
 
 
 def _report(args, asked, cells: Sequence[Cell], done) -> tuple[list[str], list[dict[str, Any]]]:
@@ -331,7 +322,7 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 def _keep(folder: Path, trained_length: int | None, results: Sequence[Mapping[str, Any]]) -> None:
     """results.json, and where matplotlib is installed the pictures."""
-    _write(folder / "results.json", json.dumps({"results": results}, indent=1))
+    write(folder / "results.json", json.dumps({"results": results}, indent=1).encode())
     by_length: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
     grids: dict[str, dict[str, np.ndarray]] = {}
     for line in results:

@@ -10,12 +10,11 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from longrope_jax import model, rotary, sharding
+from longrope_jax import folders, model, rotary, sharding
 from longrope_jax.commands.generate import prepared, tell
 from longrope_jax.data import suites as data
 from longrope_jax.evaluation import requests, statistics, suites
@@ -138,10 +137,7 @@ def _record(args, suite: data.Suite, model: Model, values: dict[str, np.ndarray]
 
 def _write(path: Path, record: dict) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".tmp")
-        half.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(half, path)
+        folders.write(path, json.dumps(record).encode())
     except OSError as error:
         raise ValueError(f"--out={path.parent}: cannot write {path.name}: {error}") from error
 

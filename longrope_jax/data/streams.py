@@ -57,7 +57,7 @@ class Stream:
 
     @functools.cached_property
     def _edges(self) -> np.ndarray:
-        """Where each shard begins in the stream, and its end, int64 [shards + 1]."""
+        """Positions of the stream at which the shards begin, and its length, int64 [shards + 1]."""
         plain = not (self.least or self.greatest or self.cut or self.without)
         sizes = [
             shard.tokens + shard.documents if plain else int(self._table(i)[0][-1])
@@ -70,7 +70,12 @@ class Stream:
         return functools.lru_cache(_TABLES)(self._documents)
 
     def _documents(self, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where a shard's documents begin in the stream [m + 1] and in the shard, their sizes."""
+        """Finds the chosen documents of a shard.
+
+        Returns:
+            Where each begins in this shard's part of the stream, and that part's length [m + 1];
+            where each begins in the shard [m]; tokens of each [m].
+        """
         opened = self.cache.shard(shard)
         sizes = np.diff(opened.ends, prepend=0)
         kept = sizes >= self.least

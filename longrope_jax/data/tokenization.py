@@ -27,7 +27,7 @@ from longrope_jax.data import readers, token_cache, tokenizers
 from longrope_jax.data.readers import Part
 from longrope_jax.data.token_cache import BLOCK, FORMAT, INDEX, ShardRecord, TokenCache
 from longrope_jax.data.tokenizers import Tokenizer
-from longrope_jax.folders import local, only_writer, sweep
+from longrope_jax.folders import local, only_writer, sweep, write
 
 PART = 2**25  # bytes of text in a part
 _BATCH = 2**19  # characters that are encoded at a time
@@ -291,7 +291,7 @@ def _finish(job: Job, shards: list[ShardRecord], corpus: str) -> None:
         "vocab_size": job.tokenizer.vocab_size,
         "shards": [asdict(shard) for shard in shards],
     }
-    _write(job.folder / INDEX, json.dumps(index, indent=1).encode())
+    write(job.folder / INDEX, json.dumps(index, indent=1).encode())
     kept = {shard.key for shard in shards}
     for file in (*job.folder.glob("*.npy"), *job.folder.glob("*.npz")):
         if file.stem not in kept:
@@ -338,14 +338,8 @@ def _keep(tokenizer: Tokenizer, folder: Path) -> None:
     kinds = (tokenizers.HuggingFaceTokenizer, tokenizers.SentencePieceTokenizer)
     for name, kind in zip(token_cache.TOKENIZERS, kinds, strict=True):
         if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer) and kind is type(tokenizer):
-            _write(folder / name, tokenizer.text().encode())
+            write(folder / name, tokenizer.text().encode())
         elif isinstance(tokenizer, tokenizers.SentencePieceTokenizer) and kind is type(tokenizer):
-            _write(folder / name, Path(tokenizer.path).read_bytes())
+            write(folder / name, Path(tokenizer.path).read_bytes())
         else:
             (folder / name).unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

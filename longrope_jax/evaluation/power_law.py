@@ -200,7 +200,7 @@ def profile(
     excess = (misfit - best) / limit(1)
 
     def end(far: np.ndarray, edge: float) -> float:
-        """Where the excess passes 1 between the best exponent and the first of `far` beyond."""
+        """Returns the exponent at which the excess passes 1 on the way from the best to `far`."""
         beyond = next((b for b in far if (solved(b)[1] - best) / limit(1) > 1), None)
         if beyond is None:
             return edge
