@@ -212,7 +212,8 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path):
         process.wait()
         killed += 1
     assert killed >= 2
-    assert token_cache.open_cache(tmp_path / "out").fingerprint == want.fingerprint
+    found = token_cache.open_cache(tmp_path / "out")
+    assert found.fingerprint == want.fingerprint and documents(found) == documents(want)
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.endswith(".tmp")]
 
 
