@@ -15,7 +15,7 @@ Expected with preset cpu (3 seeds), nats per byte, unfiltered minus filtered: 0.
 on pages as filtered, 0.007 (-0.030 to 0.052) on addresses, which is undecided; half the steps cost
 0.306 and 0.183.
 
-Presets: cpu (10 minutes on 2 busy CPU cores), tiny.
+Presets: cpu (13 minutes on 2 busy CPU cores), tiny.
 """
 
 import functools

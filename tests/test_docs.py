@@ -1,9 +1,12 @@
 """The pages that are made from the code are current, short, and lead somewhere."""
 
+import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from docs.tools import methods, results, site
 from longrope_jax.rotary import names
@@ -62,3 +65,37 @@ def test_code_is_no_link_while_there_is_no_public_address(monkeypatch):
 def test_every_page_of_the_navigation_exists():
     named = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert len(named) > 15 and [n for n in named if not (ROOT / "docs" / n).exists()] == []
+
+
+def commands() -> Iterator[tuple[str, str, str]]:
+    """(file, study, the rest of the line) of every command of a study that a page or docstring has.
+
+    A line that a backslash ends goes on in the next one.
+    """
+    pages = [p for p in ROOT.glob("*.md") if p.name != "CHANGELOG.md"]
+    for path in [*PAGES, *pages, *sorted((ROOT / "experiments").glob("*.py"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for study, rest in re.findall(r"-m experiments\.([a-z]\w*)\b([^\n`]*)", text):
+            yield str(path.relative_to(ROOT)), study, rest
+
+
+def unknown_fields(study: str, rest: str) -> list[str]:
+    """The --config fields of a command that its preset does not have, or has as a group."""
+    module = importlib.import_module(f"configs.{study}")
+    preset = re.search(r"--config=\S+\.py:(\w+)", rest)
+    config = module.get_config(preset[1]) if preset else module.get_config()
+    open_groups = ("machine.", "rows.")  # fields of lab.Machine, and rows of one's own
+    wrong = []
+    for field in re.findall(r"--config\.([\w.]+)=", rest):
+        at: object = config
+        for name in field.split("."):
+            at = at.get(name) if isinstance(at, ConfigDict) else None
+        if not field.startswith(open_groups) and (at is None or isinstance(at, ConfigDict)):
+            wrong.append(field)
+    return wrong
+
+
+def test_the_commands_of_studies_name_fields_that_are_there():
+    found = list(commands())
+    wrong = [(file, bad) for file, study, rest in found if (bad := unknown_fields(study, rest))]
+    assert len(found) > 40 and wrong == []
