@@ -1,7 +1,19 @@
 """Eight CPU devices, every registered rotary method, parameters that cost nothing to make."""
 
+import atexit
 import dataclasses
+import os
+import shutil
+import tempfile
 from functools import partial
+
+# A program that several processes of a run want (workers, killed and resumed studies, notebooks) is
+# compiled by the first of them. Set the variable to keep the programs for the next run as well.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="longrope_jax_programs_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jax.numpy as jnp
