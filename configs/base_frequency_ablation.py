@@ -222,6 +222,8 @@ _LARGE = _SMALL | {
     "rows": _rows(3, untaught=False),
     "continuation": _phase(1600, 4, 1.5e-3, 20),
 }
+# Of each part of the overnight study two seeds are made side by side.
+_OVERNIGHT = {"machine": _SMALL["machine"] | {"processes": 2}}
 _TINY_HYPOTHESES = {
     "H1": {
         "claim": "stock RoPE is worse",
@@ -271,10 +273,10 @@ _PRESETS = {
         "evaluation": _COMMON["evaluation"]
         | {"windows_per_document": 2, "samples": 200, "generated": 40},
     },
-    "small_prose": _SMALL,
-    "small_code": _SMALL | {"corpus": _CODE, "rows": _rows(3)},
-    "large_prose": _LARGE,
-    "large_code": _LARGE | {"corpus": _CODE},
+    "small_prose": _SMALL | _OVERNIGHT,
+    "small_code": _SMALL | _OVERNIGHT | {"corpus": _CODE, "rows": _rows(3)},
+    "large_prose": _LARGE | _OVERNIGHT,
+    "large_code": _LARGE | _OVERNIGHT | {"corpus": _CODE},
     "colab": _LARGE | {"rows": _rows(2, untaught=False), "minutes": 10},
     # Llama 2 Long sections 2.1 and 4.1: 7B from Llama 2 at 4k to 32k, 80B tokens at 4M per step.
     "tpu_7b": {

@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from experiments.lab import processes
 from experiments.lab.files import plain, write
 from experiments.lab.machine import Machine
 from experiments.lab.progress import Progress
@@ -184,28 +185,48 @@ def complete(
             raise ValueError(f"no function makes cells of the kind {cell.kind!r}")
     if not machine.measure:
         return
+    processes.check(machine)
     _agree(folder, left)
     if jax.process_index() == 0:
         sweep(folder)
     if not left:
         return
-    seconds = _seconds_by_kind(folder, cells)
+    work = processes.shares(left, machine.processes)
+    make = functools.partial(_make, functions, folder, machine)
     writer = only_writer(folder) if jax.process_index() == 0 else contextlib.nullcontext()
     with writer, Progress(len(left)) as progress:
-        for i, cell in enumerate(left):
-            progress.start(_title(cell), _left(left[i:], seconds))
-            began = time.monotonic()
-            try:
-                arrays = functions[cell.kind](cell)
-            except Diverged as error:
-                raise ValueError(f"{_title(cell)}: {error}") from error
-            taken = time.monotonic() - began
+        seconds, to_do = _seconds_by_kind(folder, cells), dict.fromkeys(left)
+
+        def started(lane: int, cell: Cell) -> None:
+            expected = _left(list(to_do), seconds)
+            progress.start(_title(cell), expected and expected / len(work), lane)
+
+        def ended(cell: Cell, taken: float) -> None:
+            del to_do[cell]
             seconds.setdefault(cell.kind, []).append(taken)
-            if jax.process_index() == 0:
-                _save(path(folder, cell), cell, arrays, machine, taken)
-            if jax.process_count() > 1:
-                # Another host may read this cell next.
-                multihost_utils.sync_global_devices(cell.name)
+
+        if len(work) > 1:
+            processes.side_by_side(work, make, started, ended)
+            return
+        for cell in left:
+            started(0, cell)
+            ended(cell, make(cell))
+
+
+def _make(functions: Mapping[str, Callable], folder: Path, machine: Machine, cell: Cell) -> float:
+    """Makes a cell's file and returns the seconds it took."""
+    began = time.monotonic()
+    try:
+        arrays = functions[cell.kind](cell)
+    except Diverged as error:
+        raise ValueError(f"{_title(cell)}: {error}") from error
+    taken = time.monotonic() - began
+    if jax.process_index() == 0:
+        _save(path(folder, cell), cell, arrays, machine, taken)
+    if jax.process_count() > 1:
+        # Another host may read this cell next.
+        multihost_utils.sync_global_devices(cell.name)
+    return taken
 
 
 def _agree(folder: Path, left: Sequence[Cell]) -> None:

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib.util
-import logging
 import os
 import shlex
 import signal
@@ -12,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from experiments.lab.fail import fail
 from experiments.lab.machine import Machine
+from experiments.lab.processes import quiet
 from longrope_jax import hosts
 from longrope_jax.errors import unknown_name
 from longrope_jax.folders import is_url, located, write
@@ -44,9 +43,7 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
     """
     argv = list(sys.argv if argv is None else argv)
     command = shlex.join(["python", "-m", module, *argv[1:]])
-    # Otherwise jax tells of every kind of device that this machine has not.
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells of every step and metadata file
+    quiet()
     try:
         if {"--help", "-h"} & set(argv[1:]):
             print(sys.modules[main.__module__].__doc__)

@@ -23,6 +23,8 @@ class Machine:
         checkpoint_every: steps between two checkpoints.
         steps_per_dispatch: training steps that the devices do at a time, see `LoopConfig`.
         tokens_per_batch: of scored batches.
+        processes: that make independent cells, such as those of different seeds, side by side, each
+            on its share of the CPU's cores.
         measure: False draws the report from the cells there are and makes none.
     """
 
@@ -37,6 +39,7 @@ class Machine:
     checkpoint_every: int = 100
     steps_per_dispatch: int = 10
     tokens_per_batch: int = 8192
+    processes: int = 1
     measure: bool = True
 
     def mesh(self) -> Mesh:
