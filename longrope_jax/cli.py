@@ -21,6 +21,7 @@ COMMANDS = {
     "diff": ("longrope_jax.commands.diff", "where two rotary methods or configs differ"),
     "inspect": ("longrope_jax.commands.inspect", "what a checkpoint holds, without loading it"),
     "generate": ("longrope_jax.commands.generate", "continue a text with a checkpoint"),
+    "chat": ("longrope_jax.commands.chat", "a conversation with a checkpoint that has a template"),
     "evaluate": (
         "longrope_jax.commands.evaluate",
         "perplexity on your own text, or tasks by length, under one or several methods",

@@ -9,8 +9,6 @@ It needs lm-evaluation-harness 0.4.13 (`pip install 'longrope_jax[lm_eval]'`), a
 """
 
 import contextlib
-import functools
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +17,8 @@ import numpy as np
 
 from longrope_jax import model as model_lib
 from longrope_jax import sharding
+from longrope_jax.data import chat
+from longrope_jax.data.tokenizers import encode_marked
 from longrope_jax.errors import unknown_name, warn
 from longrope_jax.evaluation import requests as requests_lib
 from longrope_jax.evaluation.requests import Request
@@ -148,13 +148,12 @@ class LongropeLM(LM):
         Raises:
             ValueError: The checkpoint has no template, or it refuses the conversation.
         """
-        special = self.model.special_tokens
-        if special.chat_template is None:
-            raise ValueError(f"{self._name} has no chat template: leave --apply_chat_template out")
-        names = {role: self._piece(at) for role, at in special.ids().items()}
-        given = {f"{role}_token": name for role, name in names.items()}
-        given |= {"messages": chat_history, "add_generation_prompt": add_generation_prompt}
-        text = _template(special.chat_template).render(**given)
+        text = chat.render(
+            self.model.tokenizer,
+            self.model.special_tokens,
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+        )
         if add_generation_prompt:
             return text
         # The last message goes on: what the template writes after it is left out.
@@ -230,16 +229,7 @@ class LongropeLM(LM):
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise ValueError(f"{self._name} has no tokenizer: lm_eval's tasks are text")
-        names = sorted(tokenizer.specials, key=len, reverse=True)
-        if not names:
-            return tokenizer.encode(text)
-        parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
-        ids = [
-            [tokenizer.special(part)] if at % 2 else tokenizer.encode(part)
-            for at, part in enumerate(parts)
-            if part
-        ]
-        return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
+        return encode_marked(tokenizer, text)[0]
 
     def _piece(self, at: int) -> str:
         tokenizer = self.model.tokenizer
@@ -290,21 +280,6 @@ def _before(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop)[0]
     return text
-
-
-@functools.cache
-def _template(text: str):
-    from jinja2.ext import loopcontrols  # pyright: ignore[reportMissingImports]
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # pyright: ignore
-
-    def refuse(message: str):
-        raise ValueError(f"the chat template refuses the conversation: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(text)
 
 
 def register() -> None:

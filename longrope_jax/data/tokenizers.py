@@ -10,6 +10,7 @@ that quotes "<eos>" does not end there.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class SpecialTokens:
         adds_bos: whether the checkpoint's own software begins a prompt with `bos`; None if that is
             unknown.
         more_eos: further ids that end a text (Llama 3 Instruct has three in all).
-        chat_template: Jinja text that writes a conversation, kept for exports and never run.
+        chat_template: Jinja text that writes a conversation; `data.chat` runs it in a sandbox.
     """
 
     bos: int | None = None
@@ -387,9 +388,35 @@ def encode_many(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return [tokenizer.encode(text) for text in texts]
 
 
+def encode_marked(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and spans of a text in which the names of special tokens stand for these.
+
+    Chat templates write such text. Ids are int32 [T] and spans int [T, 2], [start, end) of each
+    token in characters; for a tokenizer.json both are those of package `tokenizers`.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        found = _opened(tokenizer.path, tokenizer.json, True).encode(text, add_special_tokens=False)
+        return np.asarray(found.ids, np.int32), np.asarray(found.offsets, int).reshape(-1, 2)
+    names = sorted(tokenizer.specials, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    ids, spans, done = [np.zeros(0, np.int32)], [np.zeros((0, 2), int)], 0
+    for at, part in enumerate(parts):
+        if at % 2:
+            ids.append(np.asarray([tokenizer.special(part)], np.int32))
+            spans.append(np.asarray([[done, done + len(part)]]))
+        elif part:
+            ids.append(tokenizer.encode(part))
+            spans.append(tokenizer.spans(part) + done)
+        done += len(part)
+    return np.concatenate(ids), np.concatenate(spans)
+
+
 # The cache is outside the dataclass, so that a tokenizer is a hashable value and pickles as a path.
 @functools.lru_cache(maxsize=8)
-def _opened(path: str, json: str):
+def _opened(path: str, json: str, marked: bool = False):
     try:
         import tokenizers
     except ImportError as error:
@@ -404,7 +431,7 @@ def _opened(path: str, json: str):
         raise ValueError(f"{path} is not a readable tokenizer.json: {reason}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not marked
     return tokenizer
 
 
