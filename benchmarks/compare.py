@@ -23,6 +23,7 @@ without `long`, which alone takes about an hour: choose with --only.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import shlex
@@ -56,21 +57,24 @@ def main(argv: list[str] | None = None) -> dict:
     for name in args.only or ():
         if name not in WORKS:
             raise ValueError(unknown_name("work", name, WORKS))
+    sizes = SIZES[args.sizes]
+    if args.items:
+        sizes = dataclasses.replace(sizes, items=args.items)
     command = shlex.join(["python", "-m", "benchmarks.compare", *(argv or sys.argv[1:])])
     path = Path(args.out) / "compare.json"
     saved = json.loads(path.read_text()) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         common = {"sizes": args.sizes, "folder": folder, "threads": args.threads}
-        common["samples"] = args.samples
+        common |= {"samples": args.samples, "items": args.items}
         process.start(common | {"do": "export"})
         print(f"logits agree within {_agree(common):.1e}")
         for name in args.only or WORKS:
             runs = take_turns(common | {"work": name}, WORKS[name], args.processes)
-            title = WORKS[name].title.format(s=SIZES[args.sizes])
+            title = WORKS[name].title.format(s=sizes)
             entry = {"title": title, "command": command, "machine": machine(args.threads)}
             entry |= {"rows": rows(runs), "runs": runs}
             if name == "decode":
-                entry["bandwidth"] = _bandwidth(common, runs, SIZES[args.sizes])
+                entry["bandwidth"] = _bandwidth(common, runs, sizes)
             saved[name] = entry
             reports.print_table(lab.Table(_HEADER, printed(entry["rows"]), title))
             if name == "decode":
@@ -193,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="WORK", help="some works; default all")
     parser.add_argument("--processes", type=int, default=3, help="of each contender, by turns")
     parser.add_argument("--samples", type=int, default=3, help="timed calls per process")
+    parser.add_argument("--items", type=int, default=0, help="of HellaSwag, for requests")
     return parser
 
 

@@ -15,6 +15,11 @@ import longrope_jax
 from benchmarks.work import SPEC, Sizes
 from configs import base_frequency_ablation
 from longrope_jax import generate, llama, rotary, sharding, weights
+from longrope_jax.data import suites as suites_data
+from longrope_jax.evaluation import requests as requests_lib
+from longrope_jax.evaluation import suites
+from longrope_jax.evaluation.requests import Request
+from longrope_jax.model import open_model
 from longrope_jax.training import optimizer, step
 
 NAME = "longrope_jax"
@@ -97,6 +102,35 @@ def decode(sizes: Sizes, folder: Path):
     def once():
         done = generate.generate(loaded.config, loaded.params, SPEC, prompt, sizes.new)
         return done.decode_seconds, done.tokens[0][:8], sizes.new
+
+    return once
+
+
+def requests(sizes: Sizes) -> list[Request]:
+    """What is asked: four choices of each of HellaSwag's first items, as ids of SmolLM2."""
+    if not sizes.items:
+        rng = np.random.default_rng(0)
+        parts = [[rng.integers(0, 64, n, np.int32) for n in (9, 3, 5)] for _ in range(4)]
+        return [Request(context, one) for context, *choices in parts for one in choices]
+    suite = suites_data.load("hellaswag", limit=sizes.items)
+    header = open_model("smollm2-135m")
+    return requests_lib.encode(
+        lambda text: header.encode(text, bos=False),
+        suites.pairs(suite),
+        first=header.beginning(),
+        alone=0,
+    )
+
+
+def choices(sizes: Sizes, folder: Path):
+    """Log-likelihoods of all requests; tokens are those of contexts with their continuations."""
+    loaded, asked = longrope_jax.load(folder / "model"), requests(sizes)
+
+    def once():
+        began = time.perf_counter()
+        found = requests_lib.score(loaded.config, loaded.params, SPEC, asked)
+        seconds = time.perf_counter() - began
+        return seconds, found.log_likelihood, sum(len(c) + len(x) for c, x in asked)
 
     return once
 

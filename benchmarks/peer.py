@@ -60,6 +60,48 @@ def decode(sizes: Sizes, folder: Path):
     return once
 
 
+def choices(sizes: Sizes, folder: Path, *, rows: int = 16):
+    """Log-likelihoods of all requests, batches of like length, logits of the choices alone.
+
+    Padding stands on the left, so that the continuations end all rows and `logits_to_keep` keeps
+    the output projection to them. lm-evaluation-harness computes all logits.
+    """
+    model, asked = _model(folder / "model"), ours.requests(sizes)
+    order = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
+    batches = [order[at : at + rows] for at in range(0, len(order), rows)]
+
+    @torch.inference_mode()
+    def once():
+        found = np.zeros(len(asked))
+        began = time.perf_counter()
+        for batch in batches:
+            found[batch] = _likelihoods(model, [asked[i] for i in batch])
+        seconds = time.perf_counter() - began
+        return seconds, found, sum(len(c) + len(x) for c, x in asked)
+
+    return once
+
+
+def _likelihoods(model, batch) -> list[float]:
+    """Log-likelihood of each continuation of a batch, in one forward pass."""
+    fed = [np.concatenate(one)[:-1] for one in batch]
+    longest, kept = max(map(len, fed)), max(len(one.continuation) for one in batch)
+    ids = torch.zeros((len(fed), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, seen, one in zip(ids, mask, fed, strict=True):
+        row[-len(one) :], seen[-len(one) :] = torch.from_numpy(one.astype(np.int64)), 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(
+        ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=kept
+    )
+    logs = out.logits.log_softmax(-1)
+    answers = [torch.from_numpy(one.continuation.astype(np.int64)) for one in batch]
+    return [
+        float(row[-len(x) :].gather(1, x[:, None]).sum())
+        for row, x in zip(logs, answers, strict=True)
+    ]
+
+
 def gradient(sizes: Sizes, folder: Path, *, checkpointing: bool = False):
     """Loss and gradient of one row; values are the loss and the gradient's norm."""
     model, ids = _model(folder / "model").train(), _tokens(sizes.model, 1, sizes.train + 1)

@@ -5,6 +5,7 @@ PyTorch and BLAS all take N threads.
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -104,6 +105,8 @@ def run(request: dict) -> dict:
     from benchmarks import bandwidth, step_profile, work  # not before the threads are set
 
     sizes = work.SIZES[request["sizes"]]
+    if request.get("items"):
+        sizes = dataclasses.replace(sizes, items=request["items"])
     folder = Path(request["folder"])
     match request["do"]:
         case "bandwidth":

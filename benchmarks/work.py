@@ -19,6 +19,7 @@ class Sizes:
     new: int = 1024
     ablation: str = "cpu"  # preset of configs/base_frequency_ablation.py
     ablation_steps: int = 20  # per sample
+    items: int = 100  # of HellaSwag; 0 draws a few short ones
     lengths: tuple[int, ...] = tuple(2**i for i in range(10, 18))  # of benchmarks.length
 
 
@@ -34,7 +35,7 @@ _TINY = llama.LlamaConfig(
 )
 SIZES = {
     "smollm2_135m": Sizes(llama.preset("smollm2_135m")),
-    "tiny": Sizes(_TINY, 32, 16, 64, 16, 8, "tiny", 2, (16, 32, 64, 128)),
+    "tiny": Sizes(_TINY, 32, 16, 64, 16, 8, "tiny", 2, 0, (16, 32, 64, 128)),
 }
 
 
@@ -86,6 +87,7 @@ WORKS = {
         },
     ),
     "decode": Work("decode {s.new} tokens after {s.prompt}, batch 1", _pair("decode")),
+    "requests": Work("choices of HellaSwag's first {s.items} items", _pair("choices")),
     "pretraining": Work(
         "ablation, preset {s.ablation}: step of pretraining",
         _pair("ablation", phase="pretraining"),

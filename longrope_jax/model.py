@@ -382,6 +382,7 @@ def load(
     dtype: str = "float32",
     param_dtype: str = "float32",
     rotary_layout: str = "auto",
+    step: int | None = None,
 ) -> Model:
     """Loads a checkpoint of any kind; nothing in it is executed.
 
@@ -393,14 +394,17 @@ def load(
         param_dtype: dtype of the parameters, whatever the file's is.
         rotary_layout: how features are paired; "auto" is the format's own, see
             `weights.read_params`.
+        step: of a run of this package, the step of the checkpoint; None is the newest.
 
     Raises:
-        ValueError: There is no such checkpoint, it is damaged or of another architecture, a package
-            is missing that reads it, or the mesh does not divide.
+        ValueError: There is no such checkpoint or step, it is damaged or of another architecture, a
+            package is missing that reads it, or the mesh does not divide.
     """
     options = {"dtype": dtype, "param_dtype": param_dtype}
     folder = runs.checkpoints_folder(source)
     if folder is None:
+        if step is not None:
+            raise ValueError(f"step={step} is of runs of this package, which {source} is not")
         found = weights.open_checkpoint(source)
         config, params, notes = weights.read_params(
             found, mesh=mesh, rotary_layout=rotary_layout, **options
@@ -409,7 +413,7 @@ def load(
     model = _of_run(folder)
     layout = model.config.rotary_layout if rotary_layout == "auto" else rotary_layout
     config = dataclasses.replace(model.config, rotary_layout=layout, **options)
-    return dataclasses.replace(model, config=config, params=_run_params(folder, config, mesh))
+    return dataclasses.replace(model, config=config, params=_run_params(folder, config, mesh, step))
 
 
 def open_model(source: str | Path) -> Model:
@@ -468,18 +472,18 @@ def _of_run(folder: Path) -> Model:
     )
 
 
-def _run_params(folder: Path, config: llama.LlamaConfig, mesh: Mesh | None) -> Any:
+def _run_params(folder: Path, config: llama.LlamaConfig, mesh: Mesh | None, at: int | None) -> Any:
     # Orbax takes a second to import, and nothing else here needs it.
     from longrope_jax.training import checkpoints, step
 
-    if "embed" not in checkpoints.params_shapes(folder):
+    if "embed" not in checkpoints.params_shapes(folder, at):
         raise ValueError(f"{folder} holds adapters alone: load the run's export")
     if mesh is not None:
-        return checkpoints.restore_params(folder, step.abstract_params(config, mesh))
+        return checkpoints.restore_params(folder, step.abstract_params(config, mesh), at)
     here = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(lambda: llama.init_params(config, jax.random.key(0)))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    return checkpoints.restore_params(folder, abstract)
+    return checkpoints.restore_params(folder, abstract, at)
 
 
 def _read(

@@ -407,3 +407,15 @@ def test_a_nan_within_a_dispatch_is_told_by_its_step(tmp_path):
     with pytest.raises(loop.Diverged, match="diverged at step 3"):
         options = {"log_every": 100, "checkpoint_every": 100, "steps_per_dispatch": 5}
         fit(tmp_path, Batches({3: math.nan}), **options)
+
+
+def test_checkpoints_are_kept_for_evaluation_and_gone_on_with(tmp_path):
+    fit(tmp_path / "all", checkpoints_kept=0)
+    assert checkpoints.steps(tmp_path / "all" / "checkpoints") == [2, 4, 6]
+    fit(tmp_path / "all", checkpoints_kept=2, n=6)
+    assert checkpoints.steps(tmp_path / "all" / "checkpoints") == [4, 6]
+    fit(tmp_path / "one")
+    assert checkpoints.steps(tmp_path / "one" / "checkpoints") == [6]
+    assert checkpoints.steps(tmp_path / "none") == []
+    with pytest.raises(ValueError, match="checkpoints_kept must be 0 or more, got -1"):
+        loop.LoopConfig(1, checkpoints_kept=-1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longrope_jax.data import suites as data
-from longrope_jax.data.suites import Item, Suite
+from longrope_jax.data.suite_items import Item, Suite, interleaved
 from longrope_jax.evaluation import suites
 from longrope_jax.evaluation.requests import Scores
 
@@ -76,8 +76,47 @@ def test_the_last_number_answers_gsm8k():
     assert suites.last_number("3 + 4 = 7. So the answer is $1,234.") == "1234"
     assert suites.last_number("minus: -2.5 apples") == "-2.5"
     assert suites.last_number("none") is None
-    suite = Suite("gsm8k/x", "greedy", (Item((("q", " x"),), 0, answers=("18",)),) * 2)
+    suite = Suite(
+        "gsm8k/x", "greedy", (Item((("q", " x"),), 0, answers=("18",)),) * 2, "last_number"
+    )
     assert suites.answered(suite, ["it is 18.", "18 of 20"])["exact_match"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "same"),
+    [
+        (r"so it is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}", 1),
+        (r"first \boxed{3}, then \boxed{\dfrac{1}{2}}", r"\frac{1}{2}", 1),
+        ("Final Answer: The final answer is $1,200$. I hope it is correct.", "1200", 1),
+        (r"\boxed{5\text{ cm}}", "5", 1),
+        (r"\boxed{\left( 1, 2 \right)}", "(1,2)", 1),
+        (r"\boxed{12}", "1", 0),
+        (r"\boxed{never closed", "", 0),
+        ("it is 7", "7", 0),
+    ],
+)
+def test_what_stands_in_the_box_answers_math(text, answer, same):
+    assert suites.same_answer(text, answer) == same
+
+
+def test_a_suite_that_no_text_answers_is_refused_by_name():
+    suite = Suite("humaneval", "bits_per_byte", (Item((("q", " x"),), 0),))
+    with pytest.raises(ValueError, match="rule of humaneval"):
+        suites.answered(suite, ["x"])
+
+
+def test_two_right_answers_share_the_likelihood_in_mc2():
+    item = Item((("q", " a"), ("q", " b"), ("q", " c")), 0, true=(0, 2))
+    found = suites.scored(Suite("t", "mc2", (item,)), scores(np.log([0.2, 0.3, 0.1]).tolist()))
+    np.testing.assert_allclose(found["mc2"], [0.5])
+    far = scores([-2000.0, -2000.0 + np.log(3), -3000.0])
+    np.testing.assert_allclose(suites.scored(Suite("t", "mc2", (item,)), far)["mc2"], [0.25])
+
+
+def test_subjects_come_by_turns_so_that_a_limit_covers_all():
+    parts = [[Item((("q", name),), 0) for name in names] for names in ("ab", "cde")]
+    assert [i.choices[0][1] for i in interleaved(parts, 4)] == ["a", "c", "b", "d"]
+    assert len(interleaved(parts, None)) == 5
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ class Machine:
         accumulation: microbatches that a training step is split into.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints.
+        checkpoints_kept: how many of the newest stay; 0 keeps all, for `--during-training`.
         steps_per_dispatch: training steps that the devices do at a time, see `LoopConfig`.
         tokens_per_batch: of scored batches.
         processes: that make independent cells, such as those of different seeds, side by side, each
@@ -37,6 +38,7 @@ class Machine:
     accumulation: int = 1
     log_every: int = 10
     checkpoint_every: int = 100
+    checkpoints_kept: int = 1
     steps_per_dispatch: int = 10
     tokens_per_batch: int = 8192
     processes: int = 1

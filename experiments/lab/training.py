@@ -413,6 +413,7 @@ def _loop_config(recipe: Recipe, machine: Machine) -> loop.LoopConfig:
         accumulation=machine.accumulation,
         log_every=machine.log_every,
         checkpoint_every=machine.checkpoint_every,
+        checkpoints_kept=machine.checkpoints_kept,
         steps_per_dispatch=machine.steps_per_dispatch,
     )
 

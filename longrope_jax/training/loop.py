@@ -38,6 +38,8 @@ class LoopConfig:
         accumulation: microbatches per update.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; the last step always has one.
+        checkpoints_kept: how many of the newest checkpoints stay; 0 keeps all, so that a model can
+            be evaluated at every stage of its training.
         steps_per_dispatch: the most steps that the devices do at a time, between two logs,
             checkpoints and hooks. More save time where a step is short; a dispatch holds the
             batches of all its steps. The numbers do not depend on it.
@@ -55,6 +57,7 @@ class LoopConfig:
     accumulation: int = 1
     log_every: int = 10
     checkpoint_every: int = 100
+    checkpoints_kept: int = 1
     steps_per_dispatch: int = 1
     tensorboard: bool = True
     positions: str = ""
@@ -67,6 +70,8 @@ class LoopConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.checkpoints_kept < 0:
+            raise ValueError(f"checkpoints_kept must be 0 or more, got {self.checkpoints_kept}")
 
 
 def fit(
@@ -114,7 +119,9 @@ def fit(
     directory, hooks = located(directory), hooks or {}
     with (
         only_writer(directory) if jax.process_index() == 0 else nullcontext(),
-        RunCheckpoints(directory / "checkpoints", clean=True) as checkpoints,
+        RunCheckpoints(
+            directory / "checkpoints", keep=loop.checkpoints_kept, clean=True
+        ) as checkpoints,
         asked_to_stop() as stop,
     ):
         step = checkpoints.latest() or 0
