@@ -17,7 +17,8 @@ test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 # Modes of jax that users switch on, one at a time, over the quick tests of what computes.
-MODES := JAX_ENABLE_X64=1 JAX_DEBUG_NANS=1 JAX_DEFAULT_MATMUL_PRECISION=bfloat16
+MODES := JAX_ENABLE_X64=1 JAX_DEBUG_NANS=1 JAX_DEFAULT_MATMUL_PRECISION=bfloat16 \
+         JAX_NUMPY_RANK_PROMOTION=raise JAX_NUMPY_DTYPE_PROMOTION=strict
 MODE_TESTS ?= $(addprefix tests/test_,generate.py attention.py loss.py loop.py rotary.py)
 
 test-modes: $(VENV)/test.installed

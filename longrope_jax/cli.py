@@ -87,9 +87,10 @@ def _run(argv: list[str]) -> int:
         raise ValueError(unknown_name("command", name, COMMANDS))
     from absl import logging as absl_logging  # not for --help, which is instant
 
-    # Else jax lists every kind of device that this machine lacks, and orbax its metadata files.
+    # Else jax lists every kind of device that this machine lacks, and orbax its metadata files
+    # and, with its traceback, what it raises.
     logging.getLogger("jax").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     command = importlib.import_module(COMMANDS[name][0])
     parser = _Parser(
         prog=f"longrope {name}",

@@ -46,6 +46,8 @@ def start(*, late: float = LATE, lost: float = LOST, **options) -> None:
     clock = threading.Timer(late, _end, args=(words,))  # JAX itself would abort with a page
     clock.daemon = True
     clock.start()
+    # JAX ends the others itself when host 0 goes: jaxlib 0.10 takes a callback for that moment, but
+    # calls it with a status that Python cannot hold, and aborts (std::bad_cast).
     try:
         jax.distributed.initialize(initialization_timeout=int(late) + 60, **options)
     finally:

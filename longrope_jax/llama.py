@@ -195,8 +195,8 @@ def default_positions(tokens, segment_start, query_start):
     """Returns positions that count from the cache's length and restart in each packed document."""
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     if not isinstance(query_start, int):
-        positions = query_start[:, None] + positions
-    return positions if segment_start is None else positions - segment_start
+        positions = query_start[:, None] + positions[None]
+    return positions if segment_start is None else jnp.atleast_2d(positions) - segment_start
 
 
 class Block(nn.Module):
@@ -265,13 +265,13 @@ class Attention(nn.Module):
         attended = linear.row_parallel(attended, wo, out, names=names)
         if c.output_bias:
             bo = self.param("bo", _zeros("embed"), *_shape(c, "D"))
-            attended = attended + bo.astype(attended.dtype)
+            attended = attended + _across(bo.astype(attended.dtype), attended)
         return checkpoint_name(attended, "attended"), kv
 
     def _bias(self, name: str, y):
         heads = ("N", "heads") if name == "bq" else ("K", "kv_heads")
         bias = self.param(name, _zeros(heads[1], "head_dim"), *_shape(self.config, f"{heads[0]}H"))
-        return repeated(bias, y.shape[-2], axis=0).astype(y.dtype)
+        return _across(repeated(bias, y.shape[-2], axis=0).astype(y.dtype), y)
 
     def _attend(self, q, k, v, segment_start, query_start, layer, window):
         c = self.config
@@ -296,10 +296,15 @@ class Attention(nn.Module):
         )
 
 
+def _across(parameter, x):
+    """Gives a parameter of the last axes the rank of x, for jax_numpy_rank_promotion="raise"."""
+    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+
+
 def _append(layer, start, cached, new):
     """Writes new [B, T, K, H] into layer `layer` of cached [L, B, S, K, H] from start [B] on."""
     B, T = (jnp.arange(n, dtype=jnp.int32) for n in new.shape[:2])
-    rows, columns = B[:, None], start[:, None] + T
+    rows, columns = B[:, None], start[:, None] + T[None]
     return cached.at[layer, rows, columns].set(
         to_cache(new, cached.dtype), mode="drop", unique_indices=True
     )
@@ -320,14 +325,14 @@ class MLP(nn.Module):
         gated, straight = linear.column_parallel(x, (gate, wide), (up, wide), names=names)
         if c.mlp_bias:
             biases = (self.param(name, _zeros("mlp"), *_shape(c, "F")) for name in ("bg", "bu"))
-            gated, straight = (
-                y + b.astype(y.dtype) for y, b in zip((gated, straight), biases, strict=True)
-            )
+            both = zip((gated, straight), biases, strict=True)
+            gated, straight = (y + _across(b.astype(y.dtype), y) for y, b in both)
         act = nn.silu if c.activation == "silu" else nn.gelu  # whose default is the tanh form
         hidden = act(checkpoint_name(gated, "gate")) * checkpoint_name(straight, "up")
         hidden = linear.row_parallel(hidden, down, back, names=names)
         if c.mlp_bias:
-            hidden = hidden + self.param("bd", _zeros("embed"), *_shape(c, "D")).astype(x.dtype)
+            bd = self.param("bd", _zeros("embed"), *_shape(c, "D"))
+            hidden = hidden + _across(bd.astype(x.dtype), hidden)
         return hidden
 
 
@@ -356,7 +361,7 @@ class RMSNorm(nn.Module):
         scale = 1 + scale.astype(jnp.float32) if c.norm_offset else scale
         xf = x.astype(jnp.float32)
         rms = jax.lax.rsqrt(jnp.mean(xf * xf, axis=over, keepdims=True) + c.norm_eps)
-        return (xf * rms * scale).astype(x.dtype)
+        return (xf * rms * _across(scale, xf)).astype(x.dtype)
 
 
 def query_norm(config: LlamaConfig, which: str, **options) -> RMSNorm:

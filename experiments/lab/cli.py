@@ -23,6 +23,8 @@ from longrope_jax.training.termination import INTERRUPTED, TERMINATED
 
 ROOT = Path(__file__).parents[2]
 
+_FULL = "the disk is full: make room, and the same command goes on"
+
 # What a study gets: its config, its directory, and the command line that a report states.
 Main = Callable[[ConfigDict, Path, str], object]
 
@@ -52,7 +54,8 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
         config, workdir = parse(module, argv[1:])
         main(config, workdir, command)
     except (ValueError, OSError) as error:
-        fail(str(error))
+        full = "No space left on device" in str(error)
+        fail(f"{_FULL} ({error})" if full else str(error))
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -62,8 +65,6 @@ def run(main: Main, module: str, argv: Sequence[str] | None = None) -> NoReturn:
             hosts.stop(
                 f"this host cannot go on, or another was lost: {type(error).__name__}: {first}"
             )
-        if "No space left on device" in str(error):  # orbax has errors of its own
-            fail(f"the disk is full: make room, and the same command goes on ({first})")
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
         fail(

@@ -28,9 +28,19 @@ _LAST_SAVE = 60.0  # seconds that a process has to save and end when it is stopp
 
 
 def quiet() -> None:
-    """Keeps jax from telling of devices that are not there, and orbax of every file it writes."""
+    """Keeps jax from telling of devices that are not there, and orbax of every file it writes.
+
+    What orbax logs as an error, with its traceback, it raises as well.
+    """
     logging.getLogger("jax").setLevel(logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.excepthook = _without_echoes
+
+
+def _without_echoes(kind, error, trace) -> None:
+    """Leaves out what TensorStore prints for each write that was under way when another failed."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def check(machine: Machine) -> None:

@@ -106,7 +106,7 @@ def attend(
         attention = functools.partial(blockwise.cached, rule=score_rule)
     # A single row if all rows are alike, so that block bounds need no reduction over the batch.
     starts = jnp.atleast_1d(jnp.asarray(query_start, jnp.int32))
-    last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)
+    last_key = starts[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)[None]
     first_key = jnp.zeros_like(last_key) if segment_start is None else segment_start
     if window is not None:  # the back ends take any range of keys
         first_key = jnp.maximum(first_key, last_key - jnp.asarray(window, jnp.int32) + 1)

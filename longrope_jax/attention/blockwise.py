@@ -114,7 +114,7 @@ def _one_token(q, k, v, first, last, layer, scale):
     """
     B, _, N, H = q.shape
     S, K = v.shape[2:4]
-    size, own = min(BLOCK_ONE, S), jnp.eye(K, dtype=q.dtype)[:, None, :, None]
+    size, own = min(BLOCK_ONE, S), jnp.eye(K, dtype=q.dtype)[None, :, None, :, None]
     q = (q.reshape(B, K, N // K, 1, H) * own).reshape(B, N, K * H)
 
     def take(x, start):
@@ -139,7 +139,7 @@ def _one_token(q, k, v, first, last, layer, scale):
     )
     _, total, out = lax.fori_loop(*_key_blocks(first, last, size, S), key_block, start)
     out = (out / jnp.where(total == 0, 1.0, total)).reshape(B, K, N // K, K, H)
-    return (out * own).sum(3).astype(q.dtype).reshape(B, 1, N, H)
+    return (out * own.astype(out.dtype)).sum(3).astype(q.dtype).reshape(B, 1, N, H)
 
 
 def _as_it_lies(x):
@@ -208,8 +208,9 @@ class _Pairs(NamedTuple):
 
 def _pairs(first, last, block: _Block) -> _Pairs:
     first, last = first[..., None], last[..., None]
-    key = block.start + jnp.arange(block.own.shape[0])
-    return _Pairs(last - first, key - first, (key >= first) & (key <= last) & block.own)
+    own = block.own[None, None]
+    key = block.start + jnp.arange(own.shape[-1])[None, None]
+    return _Pairs(last - first, key - first, (key >= first) & (key <= last) & own)
 
 
 def _scores(rule, scale, q, k, pairs: _Pairs):

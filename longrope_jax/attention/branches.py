@@ -31,7 +31,7 @@ def bias(rule: ScoreRule, K: int, G: int, distance):
     slopes = rule.slopes(K * G * sharding.axis_size(*axes))
     if slopes is None:
         return 0.0
-    slopes = jnp.asarray(slopes.reshape(-1, K, G, 1, 1), jnp.float32)[lax.axis_index(axes)]
+    slopes = jnp.asarray(slopes.reshape(-1, 1, K, G, 1, 1), jnp.float32)[lax.axis_index(axes)]
     return slopes * distance[:, None, None].astype(jnp.float32)
 
 

@@ -20,7 +20,8 @@ def attention(
     B, T, N = q.shape[:3]
     S, K, H = v.shape[1:]
     q = q.reshape(B, T, K, N // K, -1)
-    first, last, key = first_key[..., None], last_key[..., None], jnp.arange(S)
+    first, last = first_key[..., None], last_key[..., None]
+    key = jnp.arange(S)[None, None]
     if rule is None:
         scores = _dots(q, k) * scale
     else:
@@ -47,5 +48,5 @@ def _ruled(rule, q, k, scale, m, n) -> jax.Array:
     slopes = rule.slopes(q.shape[2] * q.shape[3])
     if slopes is None:
         return scores
-    slopes = jnp.asarray(slopes, jnp.float32).reshape(*q.shape[2:4], 1, 1)
+    slopes = jnp.asarray(slopes, jnp.float32).reshape(1, *q.shape[2:4], 1, 1)
     return scores - slopes * (m - n)[:, None, None]

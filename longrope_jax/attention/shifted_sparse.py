@@ -64,7 +64,7 @@ def _within_groups(q_k_v, group: int, segment_start, backend: str) -> jax.Array:
     B, T, N, H = q_k_v[0].shape
     rows = [x.reshape(B * T // group, group, *x.shape[2:]) for x in q_k_v]
     if segment_start is not None:
-        first = jnp.arange(0, T, group, dtype=jnp.int32)[:, None]
+        first = jnp.arange(0, T, group, dtype=jnp.int32)[None, :, None]
         segment_start = segment_start.reshape(-1, T // group, group)
         starts = jnp.maximum(segment_start - first, 0)
         segment_start = jnp.broadcast_to(starts, (B, *starts.shape[1:])).reshape(-1, group)

@@ -421,7 +421,8 @@ def _mix(weights: jax.Array, waves: jax.Array) -> jax.Array:
 
 def _gains(rotary: Rotary, position: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the factors on queries and on keys, each [..., T, R]."""
-    log_gain = rotary.log_decay * (position - rotary.centre)
+    per_pair = (1,) * (position.ndim - 1) + (-1,)  # written out for jax_numpy_rank_promotion
+    log_gain = rotary.log_decay.reshape(per_pair) * (position - rotary.centre)
     logn = jnp.maximum(1.0, jnp.log(position + 1) / jnp.log(rotary.logn_length))
     return rotary.amplitude * jnp.exp(log_gain) * logn, rotary.amplitude * jnp.exp(-log_gain)
 

@@ -43,6 +43,8 @@ def rotate(
         how = {"layout": layout, "by_product": by_product}
         return jnp.concatenate([rotate(x, one, **how) for one in phase], axis=-1)
     cos, sin = (_by_head(table, phase, x.shape[-2]) for table in phase)
+    rows = (1,) * (x.ndim - cos.ndim)  # written out for jax_numpy_rank_promotion="raise"
+    cos, sin = cos.reshape(rows + cos.shape), sin.reshape(rows + sin.shape)
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:
         raise ValueError(f"{pairs} pairs do not fit into a head of {x.shape[-1]}")

@@ -1,6 +1,9 @@
 """Orbax stores checkpoints of the train state and data iterator; no other file imports orbax."""
 
+import contextlib
+import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,15 @@ class RunCheckpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, data_state: dict | None = None) -> None:
-        """Starts writing a checkpoint in the background; arrays are copied before this returns."""
+        """Starts writing a checkpoint in the background; arrays are copied before this returns.
+
+        Raises:
+            OSError: This checkpoint, or the one before it, cannot be written: a full disk, say.
+        """
         data = digests.sealed(data_state or {}, state)
         args = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
         """Returns (state, data state) of a step.
@@ -68,8 +76,24 @@ class RunCheckpoints:
         return restored["state"], data
 
     def close(self) -> None:
-        """Waits until writes in the background have finished."""
-        self._manager.close()
+        """Waits until writes in the background have finished.
+
+        Raises:
+            OSError: The last checkpoint cannot be written.
+        """
+        with self._written():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises OSError of one line for what orbax raises where a file cannot be written."""
+        try:
+            yield
+        except Exception as error:  # TensorStore raises ValueError, orbax bare ones
+            steps, where = self._manager.all_steps(read=True), self._manager.directory
+            kept = f"that of step {max(steps)} is whole" if steps else "none was written before"
+            words = f"no checkpoint can be written in {where} ({_reason(error)}); {kept}"
+            raise OSError(words) from error
 
     def __enter__(self):
         return self
@@ -172,7 +196,15 @@ def _absolute(directory: str | Path) -> Path:
 
 
 def _unreadable(step: int, directory, error: Exception) -> ValueError:
-    reason = textwrap.shorten(str(error).strip().partition("\n")[0], 200)
     return ValueError(
-        f"checkpoint {step} in {directory} is of another shape than this model or damaged: {reason}"
+        f"checkpoint {step} in {directory} is of another shape than this model or damaged: "
+        f"{_reason(error)}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Returns what went wrong, without the paths in which TensorStore hides it."""
+    system = re.search(r"([^:]+) \[os_error_code", str(error))
+    if system:
+        return system[1].strip()
+    return textwrap.shorten(str(error).strip().partition("\n")[0], 200)

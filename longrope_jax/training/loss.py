@@ -99,7 +99,7 @@ def _forward(chunk, vocab_size, table, hidden, targets):
         picked = jnp.take_along_axis(logits, column.clip(0, V - 1)[..., None], axis=-1)[..., 0]
         picked = lax.psum(jnp.where(here, picked, 0), tensor)
         # argmax takes the first of equal logits, so no logit before the target may equal it.
-        before = jnp.where(jnp.arange(V) < column[..., None], logits, -jnp.inf).max(-1)
+        before = jnp.where(_ids(logits) < column[..., None], logits, -jnp.inf).max(-1)
         greedy = (picked == top) & (lax.pmax(before, tensor) < top)
         return lse - picked, greedy, lse
 
@@ -114,7 +114,7 @@ def _backward(chunk, vocab_size, table, hidden, targets, lse, d_nll):
         hidden, targets, lse, d_nll = inputs
         logits, column = _logits(vocab_size, low, hidden, targets)
         weights = jnp.exp(logits - lse[..., None])
-        here = jnp.arange(logits.shape[-1]) == column[..., None]
+        here = _ids(logits) == column[..., None]
         d_logits = weights - here.astype(weights.dtype)
         d_logits = (d_logits * d_nll[..., None]).astype(hidden.dtype)
         d_table += _dot("BTD,BTV->DV", hidden, d_logits)
@@ -153,6 +153,11 @@ def _logits(vocab_size, table, hidden, targets):
     if width * sharding.axis_size("tensor") > vocab_size:
         logits = jnp.where(first + jnp.arange(width) < vocab_size, logits, -jnp.inf)
     return logits, targets - first
+
+
+def _ids(logits):
+    """Returns this device's columns of the vocabulary, [1, 1, V]."""
+    return jnp.arange(logits.shape[-1])[None, None]
 
 
 def _dot(spec: str, a, b):

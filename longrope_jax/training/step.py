@@ -200,10 +200,12 @@ def make_train_step(
 
         loss, grads = _accumulated(config, state.params, rotary, batch, whole)
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by counts
+            updates, opt_state = transform.update(grads, state.opt_state, state.params)
+            rate = learning_rate(state.step)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(state.step)}
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         metrics["bad"] = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
         if optimizer.skip:
             skipped: Any = opt_state  # optax.ApplyIfFiniteState
