@@ -34,13 +34,13 @@ def quiet() -> None:
     """
     logging.getLogger("jax").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.FATAL)
-    sys.excepthook = _without_echoes
+    sys.unraisablehook = _without_echoes
 
 
-def _without_echoes(kind, error, trace) -> None:
+def _without_echoes(unraisable: Any) -> None:
     """Leaves out what TensorStore prints for each write that was under way when another failed."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def check(machine: Machine) -> None:
