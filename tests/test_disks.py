@@ -1,5 +1,6 @@
 """Disks that fill in the middle of a file, and folders that cannot be written or have odd names."""
 
+import errno
 import json
 import os
 import re
@@ -8,7 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from checkpoints import CONFIG
+
+from experiments import lab
+from experiments.lab import cli as study_cli
+from longrope_jax import cli, llama, rotary, weights
 
 ROOT = Path(__file__).parents[1]
 _PROGRESS = r"$|\[cell|\d+ of \d+ parts"
@@ -23,6 +30,105 @@ def environment(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return os.environ | settings | cache
+
+
+ODD = ["two words", "new\nline", "長い 文", "-dash", "a'b\"c", "%s{x}", "x" * 200]
+
+
+def tokenize(folder):
+    corpus, out = str(folder / "text"), str(folder / "tokens")
+    return cli.main(["tokenize", corpus, "--tokenizer=bytes", f"--out={out}", "--processes=1"])
+
+
+def export(folder):
+    """Saves a model in the folder, reads it again, and says what it holds."""
+    params = llama.init_params(CONFIG, jax.random.key(0))
+    weights.save(folder / "model", CONFIG, params, rotary.RoPE())
+    return cli.main(["inspect", str(folder / "model")])
+
+
+def study(folder):
+    """Cells and report of a study that computes no model."""
+
+    def main(config, workdir, command):
+        cells = [lab.Cell("sum", "row", what=(1,))]
+        lab.complete(workdir, cells, {"sum": lambda _: {"sum": [1.0]}}, lab.Machine())
+        table = lab.Table(["row", "sum"], [["row", 1.0]], "Sums", name="sums")
+        sections = [lab.Section("Sums", [table])]
+        lab.publish(
+            workdir, command, config, title="Sums", claims=[], sections=sections, cells=cells
+        )
+
+    with pytest.raises(SystemExit) as end:
+        study_cli.run(main, "docs.examples.two_methods", ["study", f"--workdir={folder / 'study'}"])
+    return end.value.code
+
+
+WORKS = {"tokenize": tokenize, "export": export, "study": study}
+
+
+def prepared(folder):
+    (folder / "text").mkdir(parents=True)
+    (folder / "text" / "a.txt").write_text("Some words. " * 40)
+    return folder
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("work", WORKS)
+def test_folders_of_any_name_work(work, name, tmp_path, capsys):
+    folder = prepared(tmp_path / name)
+    assert WORKS[work](folder) == 0, capsys.readouterr().err
+    made = {"tokenize": "tokens", "export": "model/config.json", "study": "study/report.html"}
+    assert (folder / made[work]).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_a_folder_that_cannot_be_written_is_one_line(work, tmp_path, capsys, monkeypatch):
+    """The operating system refuses each new folder, as on a disk that is mounted read-only."""
+    folder = prepared(tmp_path / "closed")
+
+    def refused(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    assert _status(WORKS[work], folder) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and "Read-only" in said[0], said
+    assert str(folder) in said[0]
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_a_folder_whose_place_is_a_file_is_one_line(work, tmp_path, capsys):
+    folder = prepared(tmp_path / "folder")
+    for name in ("tokens", "model", "study"):
+        (folder / name).write_text("in use")
+    assert _status(WORKS[work], folder) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and str(folder) in said[0], said
+    assert (folder / "model").read_text() == "in use"
+
+
+def test_a_study_makes_a_folder_again_that_is_removed(tmp_path, capsys):
+    def main(config, workdir, command):
+        def removing(_):
+            shutil.rmtree(workdir)
+            return {"sum": [1.0]}
+
+        lab.complete(workdir, [lab.Cell("sum", "row")], {"sum": removing}, lab.Machine())
+
+    with pytest.raises(SystemExit) as end:
+        study_cli.run(main, "docs.examples.two_methods", ["study", f"--workdir={tmp_path / 'w'}"])
+    assert end.value.code == 0 and list(tmp_path.glob("w/cells/*.npz"))
+
+
+def _status(work, folder):
+    """The exit status; an error that `weights.save` raises is what a command prints."""
+    try:
+        return work(folder)
+    except ValueError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
 
 
 @pytest.fixture(scope="module")
