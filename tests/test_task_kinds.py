@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longrope_jax import tasks
-from longrope_jax.data import corpora, documents, questions, tokenizers
+from longrope_jax.data import corpora, documents, packing, questions, tokenizers
 from longrope_jax.tasks import articles, needles, vocabulary
 
 TOKENIZER = tokenizers.ByteTokenizer()
@@ -327,3 +327,74 @@ def test_punctuation_of_the_vocabulary():
     for words in (vocabulary.ADJECTIVES, vocabulary.NOUNS, vocabulary.NAMES):
         assert len(set(words)) == len(words)
         assert all(set(w) <= set(string.ascii_letters) for w in words)
+
+
+def windows_of(names, length=LENGTH, **changes):
+    mixture = packing.TaskMixture(
+        answer_weight=3.0, windows=tuple((name, 1 / len(names)) for name in names)
+    )
+    return packing.training_windows(
+        DOCUMENTS, TOKENIZER, length=length, task_mixture=mixture, articles=ARTICLES, **changes
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_of_training_is_a_sample_of_evaluation(name):
+    """The same text, question and answer, and only the answer is learned."""
+    maker = windows_of([name])
+    for seed in range(3):
+        window = maker(0, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        rng.random()  # which drew the task
+        options = {"seed": int(rng.integers(2**31)), "first": int(rng.integers(4096))}
+        asked = make(name, length=LENGTH + 1, count=1, **options)
+        np.testing.assert_array_equal(window["tokens"], asked.tokens[0])
+        np.testing.assert_array_equal(window["weights"], 3.0 * asked.answer[0, 1:])
+        assert window["weights"].any() and not window["segment_start"].any()
+        assert {k: (v.shape, v.dtype) for k, v in window.items()} == {
+            "tokens": ((LENGTH + 1,), np.int32),
+            "weights": ((LENGTH,), np.float32),
+            "segment_start": ((LENGTH,), np.int32),
+        }
+
+
+def test_windows_are_of_every_task_and_of_text_in_their_shares():
+    mixture = packing.TaskMixture(windows=(("kv", 0.25), ("passkey", 0.25)))
+    maker = packing.training_windows(DOCUMENTS, TOKENIZER, length=700, task_mixture=mixture)
+    found = [maker(0, np.random.default_rng(seed)) for seed in range(400)]
+    texts = [TOKENIZER.decode(window["tokens"][1:]) for window in found]
+    kinds = ["kv" if "JSON" in t else "passkey" if "pass key" in t else "text" for t in texts]
+    for kind, share in (("kv", 0.25), ("passkey", 0.25), ("text", 0.5)):
+        assert abs(kinds.count(kind) / 400 - share) < 0.08
+    depths = [
+        t.index("The pass key is") / len(t)
+        for t, k in zip(texts, kinds, strict=True)
+        if k == "passkey"
+    ]
+    assert min(depths) < 0.15 and max(depths) > 0.7
+
+
+def test_a_sample_is_the_same_in_whichever_call_it_is_drawn():
+    for name in ("passkey", "qa_1", "first_sentence"):
+        later = make(name, count=1, first=3)
+        assert later.depths is not None
+        if name != "first_sentence":
+            assert later.depths[0] == make(name, count=4).depths[3]
+        assert later.documents[0] == make(name, count=4).documents[3]
+
+
+def test_windows_without_what_they_ask_about_are_refused():
+    with pytest.raises(ValueError, match="need articles"):
+        packing.training_windows(
+            DOCUMENTS,
+            TOKENIZER,
+            length=64,
+            task_mixture=packing.TaskMixture(windows=(("ffqa", 1),)),
+        )
+    with pytest.raises(ValueError, match="need a document of 1000001 tokens"):
+        windows_of(["kv"], length=1_000_000)
+    with pytest.raises(ValueError, match="unknown task 'kw'; did you mean 'kv'"):
+        packing.TaskMixture(windows=(("kw", 0.5),))
+    for shares in (((("kv", 0.0)),), (("kv", 0.6), ("vt", 0.6))):
+        with pytest.raises(ValueError, match="shares of windows"):
+            packing.TaskMixture(windows=shares)

@@ -381,6 +381,11 @@ def plan(
             opened[name] = Stream(cache, first, *bounds, without)
         except ValueError as error:
             raise ValueError(f"source {name!r}: {error}") from error
+    if asks is not None and asks.task_mixture.windows:
+        raise ValueError(
+            "samples that fill a window are made of documents in memory: leave windows out of the "
+            "task mixture, or train on a corpus instead of a token cache"
+        )
     if asks is not None and asks.task_mixture.first_sentence:
         raise ValueError(
             "a token cache has no sentences to ask for: set first_sentence=0, and teach keys alone"

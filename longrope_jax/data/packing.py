@@ -1,5 +1,6 @@
 """Training windows are packed from passages, with retrieval tasks in them, for grain iterators."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,18 +13,20 @@ from jax.sharding import Mesh
 from longrope_jax.data.documents import TokenizedDocument
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.sharding import batch_share
-from longrope_jax.tasks import FirstSentence, Passkey, encode
+from longrope_jax.tasks import ARTICLES, Article, FirstSentence, Passkey, encode, parse
 
 # Effectively infinite: repeat(None) overflows in grain when the batch size is 1.
 _EPOCHS = 2**32
+_DEPTHS = 4096  # that samples which fill a window are drawn from
 _NEAREST = 16  # tokens: the least distance of a question to what it asks for, where there is room
 
 
 @dataclass(frozen=True)
 class TaskMixture:
-    """A TaskMixture says how often training windows ask the two tasks.
+    """A TaskMixture says how often training windows ask tasks.
 
-    A passage that is too short for both tasks asks one of them.
+    Two tasks are asked within passages; one that is too short for both asks one of them. Samples of
+    any task can be windows of their own.
 
     Attributes:
         first_sentence: share of passages that ask for their first sentence at a random place.
@@ -34,18 +37,28 @@ class TaskMixture:
             at most once), and the distance of a question to what it asks for is log-uniform from
             16 tokens to n: windows of every length teach as much per token. 0: each passage asks
             each task once with the task's share, at a uniformly random place.
+        windows: (task as `tasks.parse` reads it, share of windows) of samples that fill a window,
+            as evaluation asks them, with loss weight on their answers alone.
 
     Raises:
         ValueError: a share lies outside 0..1, `answer_weight` is not positive, `every` is negative,
-            or is set without a share.
+            or is set without a share, or a task of `windows` is unknown.
     """
 
     first_sentence: float = 0.0
     passkey: float = 0.0
     answer_weight: float = 1.0
     every: int = 0
+    windows: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
+        # A config has lists, and a recipe is hashed.
+        object.__setattr__(self, "windows", tuple((str(t), float(s)) for t, s in self.windows))
+        shares = [share for _, share in self.windows]
+        if any(not share > 0 for share in shares) or sum(shares) > 1 + 1e-9:
+            raise ValueError(f"shares of windows must be above 0 and 1 in all, got {self.windows}")
+        for task, _ in self.windows:
+            parse(task)
         if not (0 <= self.first_sentence <= 1 and 0 <= self.passkey <= 1):
             raise ValueError(f"first_sentence and passkey must lie in 0..1, got {self}")
         if not self.answer_weight > 0:
@@ -72,10 +85,11 @@ class WindowMaker:
         passkey: the task that asks for a key.
         bos: name of the special token that begins a segment.
         shortest: least tokens of a passage that is cut at random; `length` cuts none.
+        articles: what tasks about articles ask about, where windows are samples of them.
 
     Raises:
-        ValueError: `shortest` lies outside 1..`length`, or a passage would ask for several keys
-            that have no names.
+        ValueError: `shortest` lies outside 1..`length`, a passage would ask for several keys that
+            have no names, or no document or article serves a task that fills windows.
     """
 
     documents: tuple[TokenizedDocument, ...]
@@ -86,6 +100,7 @@ class WindowMaker:
     passkey: Passkey
     bos: str
     shortest: int
+    articles: tuple[Article, ...] = ()
 
     _index: np.ndarray = field(init=False, repr=False)
 
@@ -98,6 +113,8 @@ class WindowMaker:
                 f"every={mixture.every} states several keys in one text: their fact and prompt "
                 f"need the field {{name}}, got {self.passkey.fact!r}"
             )
+        if mixture.windows:
+            self._check_windows()
         index = [(d, s) for d, doc in enumerate(self.documents) for s in range(len(doc.starts))]
         object.__setattr__(self, "_index", np.asarray(index, np.int32))
 
@@ -115,6 +132,8 @@ class WindowMaker:
             `tokens` int32 [T+1], loss `weights` float32 [T] of the targets tokens[1:], and
             `segment_start` int32 [T], where the segment of each input token begins.
         """
+        if self.task_mixture.windows and (task := self._drawn_task(rng)):
+            return self._sample(task, rng)
         room = self.length + 1
         tokens, weights, starts = [], [], []
         while room > 0:
@@ -130,6 +149,47 @@ class WindowMaker:
             "weights": np.concatenate(weights)[1:].astype(np.float32),
             "segment_start": np.concatenate(starts)[:-1],
         }
+
+    def _check_windows(self) -> None:
+        about = [isinstance(parse(task), ARTICLES) for task, _ in self.task_mixture.windows]
+        if any(about) and not self.articles:
+            raise ValueError("windows of tasks about articles need articles: questions.load gives")
+        if not all(about) and not self._long:
+            raise ValueError(
+                f"windows of tasks need a document of {self.length + 1} tokens from a sentence on: "
+                "lower length, or give longer documents"
+            )
+
+    @functools.cached_property
+    def _long(self) -> list[TokenizedDocument]:
+        """Documents that hold a whole window after one of their sentences."""
+        room = self.length + 1
+        return [d for d in self.documents if (d.starts <= len(d.tokens) - room).any()]
+
+    def _drawn_task(self, rng: np.random.Generator) -> str | None:
+        """The task of a window, or None for text."""
+        at = rng.random()
+        for task, share in self.task_mixture.windows:
+            if at < share:
+                return task
+            at -= share
+        return None
+
+    def _sample(self, name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A window that is a sample of a task, as `Task.samples` draws it for evaluation."""
+        task = parse(name)
+        found = task.samples(
+            self.articles if isinstance(task, ARTICLES) else self._long,
+            self.tokenizer,
+            length=self.length + 1,
+            count=1,
+            seed=int(rng.integers(2**31)),
+            bos=self.bos,
+            first=int(rng.integers(_DEPTHS)),
+        )
+        weights = found.answer[0, 1:] * np.float32(self.task_mixture.answer_weight)
+        start = np.zeros(self.length, np.int32)
+        return {"tokens": found.tokens[0], "weights": weights, "segment_start": start}
 
     def _segment(self, number: int, room: int, rng: np.random.Generator):
         d, s = self._index[number]
@@ -293,6 +353,7 @@ def training_windows(
     passkey: Passkey | None = None,
     bos: str = "<bos>",
     shortest: int | None = None,
+    articles: Sequence[Article] = (),
 ) -> WindowMaker:
     """Returns a maker of training windows of `length` + 1 tokens from these documents.
 
@@ -305,9 +366,10 @@ def training_windows(
         bos: name of the special token that begins a segment.
         shortest: least tokens of a passage that is cut at random; None cuts none, so that a passage
             fills its window or ends with its document.
+        articles: what tasks about articles ask about, where `task_mixture.windows` has some.
 
     Raises:
-        ValueError: `shortest` lies outside 1..`length`.
+        ValueError: as `WindowMaker`.
     """
     return WindowMaker(
         tuple(documents),
@@ -318,4 +380,5 @@ def training_windows(
         passkey or Passkey(),
         bos,
         shortest or length,
+        tuple(articles),
     )

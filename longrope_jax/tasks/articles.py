@@ -105,6 +105,7 @@ class ArticleQA:
         seed: int,
         bos: str | int | None,
         control: str = "none",
+        first: int = 0,
     ) -> Samples:
         """Returns samples, see `Task.samples`; control "removed" deletes the answer everywhere.
 
@@ -145,6 +146,7 @@ class ArticleQA:
             seed=seed,
             bos=bos,
             control=control,
+            first=first,
         )
 
     def _questions(self, article: Article) -> list[Asked]:
@@ -274,6 +276,7 @@ class ParagraphQA:
         seed: int,
         bos: str | int | None,
         control: str = "none",
+        first: int = 0,
     ) -> Samples:
         """Returns samples, see `Task.samples`; there is no control "other".
 
@@ -296,6 +299,7 @@ class ParagraphQA:
             seed=seed,
             bos=bos,
             control=control,
+            first=first,
         )
 
     def _ask(self, rng, article: Article, asked: Asked, depth: float, paragraphs) -> Question:

@@ -47,6 +47,7 @@ class FirstSentence:
         seed: int,
         bos: str | int | None,
         control: str = "none",
+        first: int = 0,
     ) -> Samples:
         """Returns samples that begin with a sentence, see `Task.samples`.
 
@@ -62,7 +63,7 @@ class FirstSentence:
         begin = first_token(tokenizer, bos)
         longest = max(len(s) for d in documents for s in d.sentences)
         rows = []
-        for i in range(count):
+        for i in range(first, first + count):
             document = documents[i % len(documents)]
             start, sentence = draw_sentence(document, rng, room=length)
             other = _another(documents, rng, sentence)

@@ -135,6 +135,7 @@ class Task(Protocol):
         seed: int,
         bos: str | int | None,
         control: str = "none",
+        first: int = 0,
     ) -> Samples:
         """Returns `count` samples of exactly `length` tokens, spread evenly over the documents.
 
@@ -147,6 +148,7 @@ class Task(Protocol):
             bos: name or id of the token that begins a sample, or None.
             control: "none"; "removed" leaves out what the answer stands in; "other", where a task
                 has it, puts a wrong one in its place. Controls ask the same questions.
+            first: number of the first sample, from which depths and documents follow.
 
         Raises:
             ValueError: the control is unknown, a document is too short, or `length` does not hold
@@ -232,23 +234,24 @@ def drawn(
     seed: int,
     bos: str | int | None,
     control: str = "none",
+    first: int = 0,
 ) -> Samples:
     """Returns samples of the questions that `draw` draws, see `Task.samples`.
 
     Args:
         draw: gives the name of a document, its tokens from some place on and a question about it,
             from a generator, the number of the sample and its depth.
-        tokenizer, length, count, seed, bos, control: see `Task.samples`.
+        tokenizer, length, count, seed, bos, control, first: see `Task.samples`.
 
     Raises:
         ValueError: as `Task.samples`.
     """
     check_control(control)
     rng = np.random.default_rng(seed)
-    found = [draw(rng, i, even_depth(i)) for i in range(count)]
+    found = [draw(rng, i, even_depth(i)) for i in range(first, first + count)]
     longest = max(len(tokenizer.encode(asked.answer)) for _, _, asked in found)
     begin, rows, stated = first_token(tokenizer, bos), [], 0
-    for i, (name, text, asked) in enumerate(found):
+    for i, (name, text, asked) in enumerate(found, first):
         prompt, answer = tokenizer.encode(asked.prompt), tokenizer.encode(asked.answer)
         room = length - longest - len(begin) - len(prompt)
         context, least = _context(asked, text, tokenizer, room, control)
@@ -279,6 +282,7 @@ class AboutText:
         seed: int,
         bos: str | int | None,
         control: str = "none",
+        first: int = 0,
     ) -> Samples:
         """Returns samples whose facts are spread evenly over depths, see `Task.samples`.
 
@@ -293,6 +297,7 @@ class AboutText:
             seed=seed,
             bos=bos,
             control=control,
+            first=first,
         )
 
 
