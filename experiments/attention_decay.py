@@ -1,4 +1,4 @@
-"""Attention score against distance: Llama 2 Long (2309.16039) Figure 4, and any other methods.
+r"""Attention score against distance: Llama 2 Long (2309.16039) Figure 4, and any other methods.
 
     python -m experiments.attention_decay --config=configs/attention_decay.py:paper --workdir=DIR
 

@@ -1,4 +1,4 @@
-"""The smallest base for a context length: Men et al. (2405.14591), searched with a certificate.
+r"""The smallest base for a context length: Men et al. (2405.14591), searched with a certificate.
 
     python -m experiments.base_bound --config=configs/base_bound.py:cpu --workdir=DIR
 

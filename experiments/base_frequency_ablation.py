@@ -1,4 +1,4 @@
-"""The base-frequency study of Llama 2 Long (2309.16039): Table 5, Figures 5a and 5b, in miniature.
+r"""The base-frequency study of Llama 2 Long (2309.16039): Table 5, Figures 5a and 5b, in miniature.
 
     python -m experiments.base_frequency_ablation \
         --config=configs/base_frequency_ablation.py:cpu --workdir=DIR

@@ -115,6 +115,8 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts | No
         ValueError: the checkpoint does not fit the config, or says no beginning token.
     """
     config, source = config.copy_and_resolve_references(), config.init_checkpoint
+    if config.length < 1:
+        raise ValueError(f"--config.length={config.length}: at least one token")
     if not source:
         config.tokenizer = config.tokenizer or _TOKENIZER
         config.bos = config.bos or ("<bos>" if config.tokenizer == "bytes" else "<s>")

@@ -7,6 +7,7 @@ in every figure.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from experiments import base_frequency_results as results
 from experiments import base_frequency_tables as tables
@@ -302,6 +303,7 @@ def draw_bases(found: Found) -> lab.Figure:
             else:
                 ax.axhline(means[row], linestyle="--", **look)
         ax.set(xscale="log", xlabel="base", ylabel=f"{name} at the long length")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].legend()
     caption = "Taught RoPE rows; the pretraining base is the smallest. Squares: other methods."
     return lab.Figure("bases", fig, caption)

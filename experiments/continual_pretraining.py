@@ -1,4 +1,4 @@
-"""Continual pretraining to a longer context (Llama 2 Long 2309.16039 section 2.1).
+r"""Continual pretraining to a longer context (Llama 2 Long 2309.16039 section 2.1).
 
     python -m experiments.continual_pretraining \
         --config=configs/continual_pretraining.py:smollm2_cpu --workdir=DIR

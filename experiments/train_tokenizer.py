@@ -1,4 +1,4 @@
-"""LLaMA's tokenizer recipe on your own text (2302.13971 section 2.1): sentencepiece BPE.
+r"""LLaMA's tokenizer recipe on your own text (2302.13971 section 2.1): sentencepiece BPE.
 
     pip install 'longrope_jax[sentencepiece]'
     python -m experiments.train_tokenizer --config=configs/train_tokenizer.py:llama \

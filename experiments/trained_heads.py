@@ -1,4 +1,4 @@
-"""Attention score against distance of a trained model's heads, from its own queries and keys.
+r"""Attention score against distance of a trained model's heads, from its own queries and keys.
 
     python -m experiments.trained_heads --workdir=DIR --config.model=CKPT
 

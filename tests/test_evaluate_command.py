@@ -112,10 +112,15 @@ def test_a_checkpoint_that_declares_no_length_asks_for_one(checkpoint, texts, ca
     assert "declares no trained length: give --length" in capsys.readouterr().err
 
 
-def test_without_whole_windows_the_curve_is_left_out(checkpoint, capsys, tmp_path):
+def test_a_window_is_no_longer_than_the_longest_document(checkpoint, capsys, tmp_path):
     (tmp_path / "short.txt").write_text("the cat")
     assert run(checkpoint, "--text", tmp_path / "short.txt") == 0
-    out = capsys.readouterr().out
-    assert "0 whole windows" in out and "1-4" not in out
+    assert "1 whole windows of 6 tokens" in capsys.readouterr().out
+    (tmp_path / "short.txt").write_text("t")
+    assert run(checkpoint, "--text", tmp_path / "short.txt") == 2
+    assert "no token to predict" in capsys.readouterr().err
+
+
+def test_whole_windows_are_those_that_a_document_fills():
     assert evaluate._whole([np.arange(65)], 32, None).tolist() == [True, True]
     assert evaluate._whole([np.arange(65)], 32, 0).tolist() == [True, True, False]

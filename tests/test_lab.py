@@ -500,7 +500,15 @@ def test_a_bad_override_names_the_field_and_the_way_out(path, text, words):
         ([], ("--workdir",)),
         (["--workdir=x", "--confg=y"], ("confg", "config")),
         (["--workdir=x", "y"], ("'y'", "--config.FIELD=VALUE")),
-        (["--workdir=x", "--config=nowhere.py"], ("nowhere.py", "checkout")),
+        (["--workdir=x", "--config=nowhere.py"], ("no config nowhere.py below",)),
+        (
+            ["--workdir=x", "--config=configs/base_frequency.py:cpu"],
+            ("did you mean configs/base_frequency_ablation.py?",),
+        ),
+        (
+            ["--workdir=x", "--config=configs/base_frequency_ablation.py", "--config.seeds=3"],
+            ("'seeds'", "there is --config.row_defaults.seeds"),
+        ),
         (["--workdir=x", "--config.steps"], ("config.steps", "needs a value")),
     ],
 )

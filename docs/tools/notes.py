@@ -8,6 +8,7 @@ in `QUICK` take seconds and a test holds them; `exact_phases` reads SmolLM2-135M
 
 import csv
 import json
+import math
 import re
 import sys
 import time
@@ -101,10 +102,13 @@ def smallest_bases(folder: Path) -> list[str]:
         for length in (1_024, 2_048, 4_096, 8_192):
             found = base_bound.intervals(length, head_dim=head_dim)
             pictured[head_dim, length] = found
-            first = f"{found[0].low:,.0f} to {found[0].high:,.0f}"
+            # Rounded inwards: what is printed lies in the interval.
+            first = f"{math.ceil(found[0].low):,} to {math.floor(found[0].high):,}"
             enough = base_bound.sufficient_base(length, head_dim=head_dim)
-            lines.append([head_dim, f"{length:,}", first, len(found), f"{found[-1].low:,.0f}"])
-            lines[-1].append(f"{enough:,.0f}")
+            lines.append(
+                [head_dim, f"{length:,}", first, len(found), f"{math.ceil(found[-1].low):,}"]
+            )
+            lines[-1].append(f"{math.ceil(enough):,}")
     figure, axes = _figure()
     for place, found in enumerate(pictured.values()):
         for one in found:

@@ -2,12 +2,13 @@
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,7 +126,11 @@ def load_config(text: str) -> ConfigDict:
     path = Path(file)
     if not path.is_file():
         where = "" if path.is_absolute() else f" below {Path.cwd()}"
-        raise ValueError(f"no config {file}{where}: studies run from the checkout, cd {ROOT}")
+        names = [f"configs/{one.name}" for one in (ROOT / "configs").glob("[!_]*.py")]
+        near = difflib.get_close_matches(file, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        checkout = "" if Path.cwd() == ROOT else f": studies run from the checkout, cd {ROOT}"
+        raise ValueError(f"no config {file}{where}{checkout}{hint}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -177,7 +182,17 @@ def _no_field(node: Any, name: str, walked: list[str]) -> str:
     where = ".".join(["config", *walked])
     if name in node:
         return f"--{where}.{name} is a single value, it has no fields"
-    return unknown_name(f"field of --{where}", name, node.keys())
+    deeper = [path for path in _fields(node, where) if path.endswith(f".{name}")]
+    hint = f"; there is --{deeper[0]}" if deeper else ""
+    return unknown_name(f"field of --{where}", name, node.keys()) + hint
+
+
+def _fields(node: ConfigDict, where: str) -> Iterator[str]:
+    """The paths of all fields below a group."""
+    for name in node:
+        yield f"{where}.{name}"
+        if isinstance(node[name], ConfigDict):
+            yield from _fields(node[name], f"{where}.{name}")
 
 
 def _converted(text: str, present: Any, path: str) -> Any:

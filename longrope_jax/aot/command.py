@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope_jax.aot import chips, compilation, memory, search
+from longrope_jax.aot.programs import check_compiler
 from longrope_jax.aot.roofline import kv_cache_bytes, roofline
 from longrope_jax.aot.workload import PROGRAMS, Workload, default_mesh, mesh_text, shape_of
 from longrope_jax.folders import local
@@ -63,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: An argument is wrong, libtpu is missing, or the compiler fails.
     """
+    check_compiler()
     if ":" in args.topology:
         print(report(fits(workloads(args), args.tokens_per_batch, args.out)))
     else:

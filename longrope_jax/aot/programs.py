@@ -21,14 +21,23 @@ CHUNK = 512  # tokens per pass of a prefill, the default of `generate`
 OPTIMIZER = optimizer.OptimizerConfig(learning_rate=2e-5, total_steps=100_000)
 
 
+def check_compiler() -> None:
+    """Refuses to go on without libtpu.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("no TPU compiler is installed: pip install 'longrope_jax[aot]'")
+
+
 def mesh_of(work: Workload) -> Mesh:
     """The mesh over the devices of the slice, which need not be there.
 
     Raises:
         ValueError: libtpu is not installed, or does not know the slice.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("no TPU compiler is installed: pip install 'longrope_jax[aot]'")
+    check_compiler()
     try:
         slice_ = topologies.get_topology_desc(topology_name=work.topology, platform="tpu")
     except Exception as error:

@@ -110,14 +110,20 @@ def main(args: argparse.Namespace) -> int:
     length = header.trained_length if args.length is None else args.length
     if length is None:
         raise ValueError("this checkpoint declares no trained length: give --length")
-    windowing, bos = _windowing(args, length), headers[0].beginning(args.bos)
-    documents = _documents(args.text, headers[0])
+    _windowing(args, length)
+    bos, documents = headers[0].beginning(args.bos), _documents(args.text, headers[0])
+    if args.length is None:
+        # A window that no document fills would be padding.
+        length = min(length, max(len(d) for d in documents) - (bos is None))
+        if length < 1:
+            raise ValueError("the text has no token to predict: give a longer one")
+    windowing = _windowing(args, length)
     whole = _whole(documents, length, bos)
     for one in headers:
         rotary.make(one.method, head_dim=one.config.head_dim, seq_len=length)
     if args.picture:
         _check_picture(args.picture)
-    if not whole.any() and (args.picture or args.length is not None):
+    if not whole.any():
         longest = max(map(len, documents))
         raise ValueError(
             f"no document fills a window of {length} tokens, the longest has {longest}: lower "
@@ -195,7 +201,7 @@ def report(
     first = found[0]
     assert first.perplexity is not None
     sides: dict[str, slice] = {}
-    if trained is not None and trained < length and len(first.nll):
+    if trained is not None and trained < length:
         sides = {f"to {trained:,}": slice(trained), f"beyond {trained:,}": slice(trained, None)}
     blocks = min(_COLUMNS, length)
     size = -(-length // blocks)
@@ -203,9 +209,9 @@ def report(
     begun = "nothing before" if bos is None else f"token {bos} before"
     documents = len(first.perplexity.document_tokens)
     head = ["method", "perplexity", "nats/token", "difference", *sides]
-    table = [[*head, *edges * bool(len(first.nll))]]
+    table = [[*head, *edges]]
     for one in found:
-        curve = position_blocks(one.nll, size).mean(0) if len(one.nll) else []
+        curve = position_blocks(one.nll, size).mean(0)
         table.append(
             [
                 one.label,

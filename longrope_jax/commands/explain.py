@@ -86,6 +86,8 @@ def read(text: str, layer_type: str | None) -> Given:
     Raises:
         ValueError: Neither can be read.
     """
+    if not text.strip():
+        raise ValueError("give a config.json, its folder, or a method such as yarn:factor=4")
     path = Path(text)
     path = path / "config.json" if path.is_dir() else path
     if not (path.suffix == ".json" or path.is_file()):
@@ -110,9 +112,8 @@ def _load(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        checkpoint = f"; a checkpoint of another kind: longrope inspect {path.parent}"
-        raise ValueError(
-            f"cannot read {path}: {error.strerror}{checkpoint * path.parent.is_dir()}"
-        ) from error
+        here = "; a checkpoint of another kind: longrope inspect " + str(path.parent)
+        hint = here * (path.name == "config.json" and path.parent.is_dir())
+        raise ValueError(f"cannot read {path}: {error.strerror}{hint}") from error
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(f"{path} is not JSON: {error}") from error

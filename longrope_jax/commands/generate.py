@@ -74,6 +74,8 @@ def main(args: argparse.Namespace) -> int:
         ValueError: An argument is wrong or the checkpoint cannot be read. What can be known from
             the checkpoint's headers is found before its parameters are read.
     """
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     sampling, text = Sampling(args.temperature, args.top_p, args.seed), _prompt(args)
     header = prepared(model.open_model(args.checkpoint), args.rotary, args.tokenizer)
     ids = _encoded(header, text, args.bos)

@@ -104,9 +104,11 @@ def _options(cls: type) -> list[str]:
                 f"the docstring of {cls.__name__} says nothing of option {field.name!r}: write "
                 f"'    {field.name}: ...' under 'Attributes:', with the default and its origin"
             )
+        text = described[field.name]
+        said = re.search(r"\b(required|default)\b", text)
         needed = field.default is dataclasses.MISSING
-        value = "(needed)" if needed else f"= {field.default!r}"
-        lines.setdefault(described[field.name], []).append(f"`{field.name}` {value}")
+        value = "" if said else " (needed)" if needed else f" = {field.default!r}"
+        lines.setdefault(text, []).append(f"`{field.name}`{value}")
     return [f"{', '.join(names)}: {_cell(text.rstrip('.'))}" for text, names in lines.items()]
 
 

@@ -105,7 +105,11 @@ def build(name: str, **options: Any) -> Method:
     merged = entry.defaults | options
     required = [n for n, f in fields.items() if n not in merged and not _has_default(f)]
     if required:
-        raise ValueError(f"{name} needs {', '.join(required)}: write {name}:{required[0]}=...")
+        given = ",".join(f"{option}={value}" for option, value in options.items())
+        raise ValueError(
+            f"{name} needs {', '.join(required)}, which a checkpoint would tell: write "
+            f"{name}:{given}{',' * bool(given)}{required[0]}=..."
+        )
     return entry.cls(**merged)
 
 

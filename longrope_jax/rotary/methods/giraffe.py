@@ -81,7 +81,8 @@ class GiraffeTruncated:
         the paper's formula.
 
     Attributes:
-        rule: one of the three above; default "repository", the one that was run.
+        rule: "repository", "period" or "cutoffs", as above; default "repository", the one that was
+            run.
         original_length: the trained length T in tokens, for the first two rules; default 2048 (the
             run in the paper's figure).
         low, high, rho: radians per token, 0 <= low <= high < 2 pi; only for rule "cutoffs".

@@ -53,7 +53,8 @@ class NTKAware:
     Attributes:
         factor: the extension s, extended over trained length, at least 1; required.
         base: RoPE's base; default 10,000.
-        rule: one of the four above; default "bloc97", which "NTK-aware" means without more words.
+        rule: "bloc97", "liu", "fixed" or "mixed", as above; default "bloc97", which "NTK-aware"
+            means without more words.
         original_length: the trained length L in tokens; required by rule "liu", and only for it.
         exponent: the exponent c of rule "mixed"; default 0.625 (Su).
     """

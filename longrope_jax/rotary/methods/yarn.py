@@ -55,7 +55,8 @@ class YaRN:
         base: RoPE's base; default 10,000.
         beta_fast, beta_slow: turns within L at the ends of the ramp; default 32 and 1 (paper, for
             LLaMA).
-        ramp: one of the two above; default "dimension", which released checkpoints use.
+        ramp: "dimension" or "rotations", as above; default "dimension", which released checkpoints
+            use.
         truncate: whether the ends of ramp "dimension" are rounded; default True (yarn repo, Hugging
             Face); gpt-oss says False.
         clamp: the greatest end of ramp "dimension": "dimension" is d-1 (default; all original
