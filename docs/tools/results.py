@@ -47,8 +47,7 @@ def _paragraphs(docstring: str) -> Iterator[str]:
     for block in re.split(r"\n\s*\n", docstring.strip("\n")):
         lines = block.splitlines()
         if all(line.startswith("    ") for line in lines):
-            # A command that a backslash continued is one line of many blanks by now.
-            text = [re.sub(r" {4,}--", " --", line[4:]) for line in lines]
+            text = [line[4:] for line in lines]
             yield "```text\n" + "\n".join(text) + "\n```"
         else:
             yield _plain(" ".join(line.strip() for line in lines))
@@ -62,7 +61,9 @@ def _plain(text: str) -> str:
 def _claims(found: dict) -> list[str]:
     claims = [f"- {_plain(claim)}" for claim in found["claims"]]
     missing = found.get("cells_missing", 0)
-    left = [f"{missing} cells of this study are not measured yet."] if missing else []
+    minutes = found["config"].get("minutes")
+    why = f"did not fit its {minutes} minutes" if minutes else "are not measured yet"
+    left = [f"{missing} cells of this study {why}."] if missing else []
     return (["\n".join(claims)] if claims else []) + left
 
 
