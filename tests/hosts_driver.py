@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import lab
 from experiments.lab.versions import versions
-from longrope_jax import hosts, llama, rotary
+from longrope_jax import hosts, llama, rotary, weights
 from longrope_jax.data import documents, tokenizers
 from longrope_jax.data.corpora import Document
 
@@ -89,11 +89,20 @@ def disagree(folder, process, count):
         finally:
             known["numpy"] = np.__version__
 
+    def export():
+        model = lab.fresh(CONFIG, tokenizers.ByteTokenizer(), rotary.RoPE(100.0), on, seed=1)
+        out = folder / "exported" / str(process)
+        try:
+            weights.save(out, CONFIG, model.params, model.method)
+        finally:
+            assert not out.parent.exists(), "something was written"
+
     cases = {
         "config": lambda: lab.complete(folder, [cell({"data": 4 + second})], functions, on),
         "versions": other_versions,
         "corpus": lambda: train(folder, cell({}), MESHES[count][0], seed=process),
         "folder": lambda: lab.complete(folder / str(process), [], functions, on),
+        "export": export,
     }
     hosts.agree({"work": "the same"})
     for name, case in cases.items():

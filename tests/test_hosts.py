@@ -68,10 +68,14 @@ def test_training_on_several_hosts_equals_one_process(count, alone, tmp_path):
 
 
 def test_hosts_that_would_do_different_work_are_refused(tmp_path):
-    """On each host one line says what differs: cells, packages, text, or a folder of its own."""
+    """On each host one line says what differs: cells, packages, text, or a folder of its own.
+
+    So does one say that an export cannot be written, before anything is.
+    """
     for out in together("disagree", 2, tmp_path):
         said = dict(line.split(": ", 1) for line in out.splitlines())
-        assert list(said) == ["config", "versions", "corpus", "folder"]
+        assert list(said) == ["config", "versions", "corpus", "folder", "export"]
+        assert "lie on several hosts" in said.pop("export")
         assert "cells to make" in said["config"]
         assert "has numpy 1." in said["versions"]
         assert "has text" in said["corpus"]

@@ -554,7 +554,12 @@ def test_errors_and_interrupts_are_one_line(capsys):
     def refuse(*_):
         raise ValueError("one\nreason")
 
-    for main, status, words in ((refuse, 2, "error: one reason\n"), (stop, 130, "goes on")):
+    def overflow(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore")
+
+    memory = "error: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes. --config"
+    cases = ((refuse, 2, "error: one reason\n"), (stop, 130, "goes on"), (overflow, 2, memory))
+    for main, status, words in cases:
         with pytest.raises(SystemExit) as end:
             cli.run(main, "docs.examples.two_methods", ["study", "--workdir=x"])
         assert end.value.code == status and words in capsys.readouterr().err

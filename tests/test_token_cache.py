@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +293,34 @@ def test_parts_hold_every_line_once(tmp_path):
         read = [text for part in parts for text in readers.documents(part)]
         assert read == TEXTS
         assert sum(part.size for part in parts) == file.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_line_without_end_takes_neither_memory_nor_time(suffix, tmp_path, monkeypatch):
+    """512 MB of one line, of a file that is far smaller; measured with a limit of 1 MiB."""
+    monkeypatch.setattr(readers, "_LONGEST", 2**20)
+    if suffix == ".gz":
+        compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
+        pieces = [compressor.compress(b"a" * 2**20) for _ in range(512)]
+        data = b"".join(pieces) + compressor.flush()
+    else:
+        data = pytest.importorskip("zstandard").compress(b"a" * 2**29)
+    file = tmp_path / f"endless.jsonl{suffix}"
+    file.write_bytes(data)
+    tracemalloc.start()
+    began = time.process_time()
+    (part,) = readers.parts(file, size=2**30)
+    with pytest.raises(ValueError, match=r"line 1: a line has more than 1,048,576 bytes") as error:
+        list(readers.documents(part))
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24 and seconds < 2 and "\n" not in str(error.value)
+
+
+def test_the_fields_of_a_hostile_document_are_not_all_printed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({f"field{i}": 1 for i in range(100_000)}) + "\n")
+    (part,) = readers.parts(file, size=2**30)
+    with pytest.raises(ValueError, match="no string in the field 'text'") as error:
+        list(readers.documents(part))
+    assert len(str(error.value)) < 1000

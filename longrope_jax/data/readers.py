@@ -19,6 +19,7 @@ import importlib
 import io
 import itertools
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 TEXT = (".txt", ".md")
 _CONTAINERS = (*LINES, ".parquet", ".safetensors")
 _CHUNK = 2**20  # bytes that are hashed at a time
+_LONGEST = 2**28  # bytes of a line: a hostile .gz or .zst unpacks to one without end
 _ROWS = 256  # of a parquet file at a time
 
 
@@ -153,11 +155,16 @@ def _lines(file: Path, part: Part, field: str) -> Iterator[str | None]:
         while not part.stop or stream.tell() < part.stop:
             at = f"byte {stream.tell():,}" if part.start else f"line {number + 1:,}"
             try:
-                line = stream.readline()
+                line = stream.readline(_LONGEST + 1)
             except Exception as error:  # zlib, zstandard and gzip have exceptions of their own
                 raise ValueError(f"{file} is damaged at {at}: {error}") from error
             if not line:
                 return
+            if len(line) > _LONGEST:
+                raise ValueError(
+                    f"{file}, {at}: a line has more than {_LONGEST:,} bytes, which is no document: "
+                    "split it, or leave the file out"
+                )
             number += 1
             if line.strip():
                 yield _text(_json(line, f"{file}, {at}"), field, f"{file}, {at}")
@@ -171,9 +178,9 @@ def _json(line: bytes, where: str) -> Any:
 
 
 def _text(item: Any, field: str, where: str) -> str | None:
-    text = item.get(field) if isinstance(item, dict) else None
+    text, kind = item.get(field) if isinstance(item, dict) else None, type(item).__name__
     if not isinstance(text, str):
-        has = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
+        has = textwrap.shorten(", ".join(map(str, item)), 200) if isinstance(item, dict) else kind
         raise ValueError(
             f"{where}: no string in the field {field!r}, it has {has}: name the field of the text, "
             "such as --field content"

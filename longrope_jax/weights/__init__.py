@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from longrope_jax import llama
@@ -180,13 +181,18 @@ def save(
 
     Raises:
         ValueError: the format lacks the method, the tokenizer or the dtype, something is at the
-            path already, or the parameters do not fit the config.
+            path already, or the parameters lie on several hosts or do not fit the config.
     """
     if format not in _WRITERS:
         raise ValueError(unknown_name("format", str(format), FORMATS))
     dtype = config.param_dtype if dtype is None else dtype
     if dtype not in gguf_export.DTYPES:
         raise ValueError(unknown_name("dtype", str(dtype), gguf_export.DTYPES))
+    if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
+        raise ValueError(
+            f"the parameters for {path} lie on several hosts, none of which holds all that it "
+            "would write: load the run or checkpoint on a single host, and save it there"
+        )
     path, writer = Path(path).expanduser(), _WRITERS[format]
     try:
         writer.check_free(path)
