@@ -82,11 +82,11 @@ def fetch(folder: Path) -> None:
 
 def export(folder: Path) -> None:
     """Writing a checkpoint for transformers."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: llama.init_params(_LARGE, jax.random.key(0)))
-    params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), shapes)
 
     def write(*_):
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: llama.init_params(_LARGE, jax.random.key(0)))
+        params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), shapes)
         if not (folder / "out").exists():
             weights.save(folder / "out", _LARGE, params, rotary.RoPE())
 
