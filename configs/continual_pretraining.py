@@ -158,6 +158,13 @@ PRESETS = {
             "stage1": _stage("pi:factor=4", 4096, 32, 1000, 2e-5, measured_with="pi:factor=8")
         },
     },
+    # Giraffe v2 (abacusai/Long-Context): Llama 2 13B to 32k with linear scale 8. Its window, batch,
+    # rate and steps are not reported: the window is the target's, the others are those of v1.
+    "giraffe_v2_32k": {
+        "trained_length": 4096,
+        "stages": {"stage1": _stage("pi:factor=8", 32_768, 32, 1000, 2e-5)},
+        "machine": _LONG_WINDOWS,
+    },
     # Together's Llama-2-7B-32K: PI by 8, which YaRN's tables compare with. Its training is not
     # reported in the papers this project reads: steps, batch and rate are Position Interpolation's.
     "together_7b_32k": {

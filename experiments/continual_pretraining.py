@@ -15,7 +15,8 @@ stage. The report gives the gains with paired intervals, within the trained leng
 The first seed's result is exported to DIR/export/hf-NAME, a folder that other software reads.
 
 Presets: smollm2_cpu (at most two hours on 2 cores), the published recipes llama2_long_7b, _13b,
-_34b, _70b, pi_1000, yarn_400_200, longlora_1000, giraffe_4k_16k, together_7b_32k, and tiny.
+_34b, _70b, pi_1000, yarn_400_200, longlora_1000, giraffe_4k_16k, giraffe_v2_32k, together_7b_32k,
+and tiny.
 
 Killed at any moment and started again, it goes on where it was: in training at the last checkpoint,
 in a measurement at its beginning, since a measurement takes no longer than a few steps.

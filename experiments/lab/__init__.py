@@ -69,6 +69,7 @@ from experiments.lab.training import (
     time_steps,
     train,
     trained,
+    window_maker,
     windows,
 )
 from experiments.lab.training import check as check_recipe
@@ -151,6 +152,7 @@ __all__ = [
     "train",
     "trained",
     "verdict_lines",
+    "window_maker",
     "windows",
     "write",
     "writes",

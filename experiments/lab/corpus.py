@@ -24,6 +24,7 @@ from longrope_jax.data import (
 )
 from longrope_jax.data.corpora import Document
 from longrope_jax.data.documents import TokenizedDocument
+from longrope_jax.data.instructions import Pair
 from longrope_jax.data.token_cache import TokenCache
 from longrope_jax.data.tokenizers import Tokenizer
 from longrope_jax.errors import unknown_name
@@ -48,6 +49,7 @@ class Text:
         notes: which documents were left out, and why, in words.
         cache: tokens on disk to train on, in place of `training`.
         without: hashes of the cache's texts that are held out.
+        pairs: questions that were written about documents of `training`.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +59,7 @@ class Text:
     notes: tuple[str, ...] = ()
     cache: TokenCache | None = None
     without: frozenset[int] = frozenset()
+    pairs: tuple[Pair, ...] = ()
 
     def digest(self) -> str:
         """What tells this text from another one: the hash of names and tokens."""

@@ -18,6 +18,7 @@ from experiments.lab.corpus import Text
 from experiments.lab.machine import Machine, batch_parts, writes
 from longrope_jax import folders, hosts, llama, rotary, runs
 from longrope_jax.data import mixtures, packing
+from longrope_jax.data.instructions import Instruct, InstructionMaker
 from longrope_jax.data.mixtures import Mixture
 from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
@@ -56,6 +57,7 @@ class Recipe:
         blend: the corpora that windows come from, and their lengths by stage, up to `length`; a
             source without a cache is the run's own text. None is that text at one length.
         first_method: method of the stages before the last; None is `method`.
+        instruct: questions in place of windows of text; None is text.
     """
 
     method: rotary.Method
@@ -80,6 +82,7 @@ class Recipe:
     seed: int = 0
     blend: Mixture | None = None
     first_method: rotary.Method | None = None
+    instruct: Instruct | None = None
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -239,7 +242,7 @@ def train(
     plan = blended(recipe, text)
     if plan is None:
         data = packing.iterator(
-            windows(recipe, text), batch=recipe.batch, seed=recipe.seed, mesh=mesh
+            window_maker(recipe, text), batch=recipe.batch, seed=recipe.seed, mesh=mesh
         )
     else:
         data = plan.iterator(mesh)
@@ -342,7 +345,7 @@ def trained(
 
 
 def windows(recipe: Recipe, text: Text) -> packing.WindowMaker:
-    """The windows that a recipe trains on."""
+    """The windows of text that a recipe trains on."""
     return packing.training_windows(
         text.training,
         text.tokenizer,
@@ -353,6 +356,16 @@ def windows(recipe: Recipe, text: Text) -> packing.WindowMaker:
         passkey=recipe.passkey,
         bos=text.bos,
     )
+
+
+def window_maker(recipe: Recipe, text: Text) -> packing.Windows:
+    """What makes a recipe's windows of text or of questions.
+
+    Raises:
+        ValueError: questions about no document in memory, or without room in the windows.
+    """
+    plain = windows(recipe, text)
+    return InstructionMaker(plain, recipe.instruct, text.pairs) if recipe.instruct else plain
 
 
 def blended(recipe: Recipe, text: Text) -> mixtures.Plan | None:

@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import grain
 import jax
@@ -318,8 +319,20 @@ def answer_share(maker: WindowMaker, *, seed: int = 0, windows: int = 256) -> di
     }
 
 
+class Windows(Protocol):
+    """Windows makes training windows by number, as a WindowMaker does."""
+
+    def __len__(self) -> int:
+        """Returns how many numbers there are."""
+        ...
+
+    def __call__(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns one window."""
+        ...
+
+
 def iterator(
-    maker: WindowMaker, *, batch: int, seed: int, mesh: Mesh | None = None
+    maker: Windows, *, batch: int, seed: int, mesh: Mesh | None = None
 ) -> grain.DatasetIterator:
     """Returns an endless iterator of shuffled batches {name: [B, ...]}.
 
