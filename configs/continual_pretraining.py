@@ -163,7 +163,7 @@ PRESETS = {
     "giraffe_v2_32k": {
         "trained_length": 4096,
         "stages": {"stage1": _stage("pi:factor=8", 32_768, 32, 1000, 2e-5)},
-        "machine": _LONG_WINDOWS,
+        "machine": _LONG_WINDOWS | {"accumulation": 4},
     },
     # Together's Llama-2-7B-32K: PI by 8, which YaRN's tables compare with. Its training is not
     # reported in the papers this project reads: steps, batch and rate are Position Interpolation's.

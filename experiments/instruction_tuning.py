@@ -10,8 +10,7 @@ the text states once), and written by SmolLM2-135M-Instruct about chunks of the 
 where the answer stands in the chunk: the report says which share that is. Asked: does tuning raise
 accuracy within the short length, and does it leave alone how far a base reaches?
 
-Presets: overnight (3 seeds), cpu (one seed), tiny, and pod_llama2_long_7b and
-pod_giraffe_v2_13b, which tune your checkpoint (--config.model, --config.corpus).
+Presets: overnight (3 seeds), cpu (one), tiny; pod_llama2_long_7b and pod_giraffe_v2_13b tune yours.
 """
 
 import dataclasses
@@ -37,6 +36,7 @@ UNTUNED, REACH = "none", "reach"
 QUANTITIES = (*reach.QUANTITIES, REACH)
 _KEPT = 0.8  # of a model's own accuracy at the short length, up to its reach
 _WRITTEN = re.compile(r"Question:\s*(\S[^\n]*)\n+\s*Answer:\s*(\S[^\n]*)")
+_COLUMNS = ("document", "start", "end", "question", "answer", "kept")
 _ASK = (
     "{chunk}\n\nWrite one question about the text above that a few words of the text answer, and "
     "copy these words from the text. Write exactly two lines:\nQuestion: ...\nAnswer: ..."
@@ -156,9 +156,8 @@ class Work:
     @functools.cached_property
     def text(self) -> lab.Text:
         """Documents to tune on and documents to measure on."""
-        config, bos = self.config, self.config.bos
-        if not bos:
-            bos = lab.beginning(lab.opened(config.model))
+        config = self.config
+        bos = config.bos or lab.beginning(lab.opened(config.model))
         windows = config.evaluation.windows_per_document
         return lab.text(config, self.tokenizer, bos=bos, length=config.length, windows=windows)
 
@@ -254,8 +253,7 @@ def written(writer: Model, settings: ConfigDict, text: lab.Text) -> dict[str, np
         found.append(
             (document.name, at + max(before - 1, 0), at + after + 1, question, answer, True)
         )
-    names = ("document", "start", "end", "question", "answer", "kept")
-    return {name: np.asarray(c) for name, c in zip(names, zip(*found, strict=True), strict=True)}
+    return {name: np.asarray(c) for name, c in zip(_COLUMNS, zip(*found, strict=True), strict=True)}
 
 
 def parsed(said: str) -> tuple[str, str]:
@@ -268,8 +266,7 @@ def parsed(said: str) -> tuple[str, str]:
 
 def pairs(arrays: dict[str, np.ndarray]) -> tuple[Pair, ...]:
     """The kept pairs."""
-    names = ("document", "start", "end", "question", "answer")
-    columns = [arrays[name][arrays["kept"]].tolist() for name in names]
+    columns = [arrays[name][arrays["kept"]].tolist() for name in _COLUMNS[:-1]]
     return tuple(Pair(*values) for values in zip(*columns, strict=True))
 
 

@@ -79,6 +79,11 @@ STUDIES = {
         evaluation=("windows_per_document", "2"),
         committed=(("filter_gain", "cpu"),),
     ),
+    "instruction_tuning": Study(
+        "experiments.instruction_tuning",
+        "configs/instruction_tuning.py",
+        evaluation=_WINDOWS,
+    ),
     "longlora": Study(
         "experiments.longlora",
         "configs/longlora.py",
