@@ -209,7 +209,7 @@ class LongropeLM(LM):
                 f"a continuation has {len(continuation)} tokens, max_length is {self._max_length}: "
                 "raise max_length"
             )
-        self._note_cut(len(context) > room)
+        self._note_cut(int(len(context) > room))
         return Request(context[-room:], continuation)
 
     def _note_cut(self, count: int) -> None:

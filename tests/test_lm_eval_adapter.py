@@ -1,7 +1,9 @@
 """The adapter of lm-evaluation-harness: request by request what its Hugging Face model says."""
 
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 from checkpoints import tokenizer_json, write
@@ -141,3 +143,31 @@ def test_importing_the_module_is_enough_for_the_harness(harness):
     from lm_eval.api.registry import get_model  # pyright: ignore[reportMissingImports]
 
     assert get_model("longrope_jax") is adapter.LongropeLM
+
+
+def request(*args):
+    return types.SimpleNamespace(args=args)
+
+
+def test_a_mesh_scores_as_one_device(harness, ours, checkpoint):
+    spread = adapter.LongropeLM(str(checkpoint), max_length=24, data=2, fsdp=2, tensor=2)
+    assert len(jax.tree.leaves(spread.model.params)[0].sharding.device_set) == 8
+    asked = [request(q["question"], f" {choice}") for q in QUESTIONS for choice in q["choices"]]
+    for one, other in zip(spread.loglikelihood(asked), ours.loglikelihood(asked), strict=True):
+        assert one[0] == pytest.approx(other[0], abs=1e-4) and one[1] == other[1]
+    texts = [request(q["question"] * 2) for q in QUESTIONS]
+    np.testing.assert_allclose(
+        spread.loglikelihood_rolling(texts), ours.loglikelihood_rolling(texts), atol=1e-4
+    )
+
+
+def test_prompts_of_many_lengths_need_few_programs(harness, ours, compilations):
+    words = ["the cat", "it is on", "the mat that", "is there a cat", "a cat or that"]
+
+    def asked(texts):
+        return [request(text, {"until": [], "max_gen_toks": 4}) for text in texts]
+
+    ours.generate_until(asked(words))
+    compilations.clear()
+    ours.generate_until(asked([f"{word} it" for word in words] + [f"{w} a" for w in words]))
+    assert not compilations, sorted(set(compilations))
