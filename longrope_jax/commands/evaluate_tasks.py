@@ -197,35 +197,12 @@ def _complete(args, loaded: Model, drawn, cells, done, folder: Path | None) -> N
 
 def measured(args, loaded: Model, samples: Samples, cell: Cell) -> dict[str, Any]:
     """What a cell holds: per sample the score, and of right answers given: exact, share, nll."""
-    asked = cropped(samples, cell.reads) if cell.reads else samples
-    # The last token of a sample predicts nothing, but belongs to its length.
-    rot = rotary.make(cell.method, head_dim=loaded.config.head_dim, seq_len=asked.tokens.shape[1])
-    given = loaded.config, loaded.params, rot
+    asked = retrieval.cropped(samples, cell.reads) if cell.reads else samples
+    options = {"batch": args.batch_size, "answered": args.generate, "decode": loaded.decode}
+    options["rule"] = tasks.parse(cell.task).rule
     with sharding.mesh_of(loaded.params):
-        forced = retrieval.forced(*given, asked, batch=args.batch_size)
-        scores = forced.exact.astype(float)
-        if args.generate:
-            few, end = asked.first(args.generate), np.zeros(0, np.int32)
-            answers = retrieval.answers(*given, few, end=end, batch=args.batch_size)
-            rule = tasks.parse(cell.task).rule
-            scores = retrieval.scores_of_answers(answers, few, rule, loaded.decode)
-    depths = [] if samples.depths is None else samples.depths.tolist()
-    return {
-        "scores": scores.tolist(),
-        "exact": forced.exact.tolist(),
-        "share": forced.share.tolist(),
-        "nll": [float(x) for x in forced.nll],
-        "depths": depths[: len(scores)],
-        "documents": samples.documents.tolist()[: len(scores)],
-    }
-
-
-def cropped(samples: Samples, reads: int) -> Samples:
-    """The samples with their first token and the last tokens, `reads` in all."""
-    found = samples.last(reads)
-    tokens = found.tokens.copy()
-    tokens[:, 0] = samples.tokens[:, 0]
-    return dataclasses.replace(found, tokens=tokens)
+        found = retrieval.measured(loaded.config, loaded.params, cell.method, asked, **options)
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def _read(folder: Path | None, cell: Cell) -> dict[str, Any] | None:
@@ -261,26 +238,10 @@ def _report(args, asked, cells: Sequence[Cell], done) -> tuple[list[str], list[d
         cost = [f"cost at {low:,}", f"gain at {high:,}"] * (len(rows) > 1 and low != high)
         table = [["method", *(f"{n:,}" for n in lengths), "effective", *cost]]
         for row, found in rows.items():
-            scores = {n: one["scores"] for n, one in found.items()}
-            clusters = {n: one["documents"] for n, one in found.items()}
-            line = {"task": task, "method": row, "control": args.control, "lengths": {}}
-            shown = []
-            for n in lengths:
-                if n not in scores:
-                    shown.append("-")
-                    continue
-                of_n = lengths_lib.wilson(scores[n])
-                shown.append(f"{of_n.estimate:.2f} [{of_n.low:.2f}, {of_n.high:.2f}]")
-                one = found[n]
-                line["lengths"][n] = {"score": of_n.estimate, "low": of_n.low, "high": of_n.high}
-                line["lengths"][n] |= {k: float(np.mean(one[k])) for k in ("exact", "share", "nll")}
-                line["lengths"][n]["by depth"] = _by_depth({n: one})[:, 0].tolist()
-            if low in scores:
-                reached = lengths_lib.effective_length(scores, clusters)
-                line["effective"] = reached._asdict()
-                shown.append(_length(reached))
-            else:
-                shown.append("-")
+            line = {"task": task, "method": row, "control": args.control}
+            line |= lengths_lib.summary(found, low)
+            shown = [lengths_lib.shown(line["lengths"].get(n)) for n in lengths]
+            shown.append(lengths_lib.shown_effective(line.get("effective")))
             if cost:
                 shown += [_difference(found, rows[first], n, row == first) for n in (low, high)]
             table.append([row, *shown])
@@ -289,18 +250,6 @@ def _report(args, asked, cells: Sequence[Cell], done) -> tuple[list[str], list[d
     note = f"effective: the longest length up to which {lengths_lib.SHARE:.0%} of the score at the "
     note += "shortest is kept; cost and gain: minus the first method, over the same samples"
     return [*lines[1:], "", note], results
-
-
-def _by_depth(found: Mapping[int, Mapping[str, Any]]) -> np.ndarray:
-    scores = {n: one["scores"] for n, one in found.items()}
-    return lengths_lib.by_depth(scores, {n: one["depths"] for n, one in found.items()})
-
-
-def _length(reached: lengths_lib.Effective) -> str:
-    def said(n: int | None) -> str:
-        return "none" if n is None else f"{n:,}"
-
-    return f"{said(reached.length)} [{said(reached.low)}, {said(reached.high)}]"
 
 
 def _difference(found, reference, n: int, is_first: bool) -> str:

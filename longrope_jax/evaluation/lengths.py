@@ -4,7 +4,7 @@ Scores are 0 to 1, one per sample, the same task at several lengths.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -114,3 +114,41 @@ def by_depth(
         for row in np.unique(rows):
             grid[row, column] = values[rows == row].mean()
     return grid
+
+
+def summary(found: Mapping[int, Mapping[str, ArrayLike]], shortest: int) -> dict[str, Any]:
+    """Returns the line of a table: a task under a method at every length.
+
+    Args:
+        found: by length in tokens `scores`, `depths`, `documents`, `exact`, `share` and `nll` [n],
+            as `retrieval.measured` gives them.
+        shortest: the length that others are compared with.
+
+    Returns:
+        `lengths`: by length the score with Wilson's limits, means and the scores by depth;
+        `effective`: the effective length with its limits, where `shortest` was measured.
+    """
+    line: dict[str, Any] = {"lengths": {}}
+    for n in sorted(found):
+        one, of_n = found[n], wilson(found[n]["scores"])
+        means = {k: float(np.mean(np.asarray(one[k]))) for k in ("exact", "share", "nll")}
+        grid = by_depth({n: one["scores"]}, {n: one["depths"]})[:, 0].tolist()
+        limits = {"score": of_n.estimate, "low": of_n.low, "high": of_n.high}
+        line["lengths"][n] = limits | means | {"by depth": grid}
+    if shortest in found:
+        scores, clusters = ({n: x[k] for n, x in found.items()} for k in ("scores", "documents"))
+        line["effective"] = effective_length(scores, clusters)._asdict()
+    return line
+
+
+def shown(one: Mapping[str, float] | None) -> str:
+    """A score of `summary` with its limits as tables show it; "-" where there is none."""
+    return f"{one['score']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" if one else "-"
+
+
+def shown_effective(reached: Mapping[str, int | None] | None) -> str:
+    """An effective length of `summary` with its limits as tables show it."""
+    if reached is None:
+        return "-"
+    length, low, high = ("none" if n is None else f"{n:,}" for n in reached.values())
+    return f"{length} [{low}, {high}]"

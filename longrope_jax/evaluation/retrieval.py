@@ -1,5 +1,6 @@
 """Samples of tasks are scored by forced and by free answers."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from longrope_jax import generate, llama
 from longrope_jax.errors import unknown_name
 from longrope_jax.evaluation.perplexity import score_tokens
 from longrope_jax.evaluation.scoring import RULES, rouge_l_scores
-from longrope_jax.rotary import RotaryLike
+from longrope_jax.rotary import RotaryLike, as_rotary
 from longrope_jax.tasks import Samples
 
 
@@ -85,6 +86,63 @@ def answers(
             config, params, rotary, prompts[rows], longest, stop=stop
         ).tokens
     return results[: len(prompts)]
+
+
+def cropped(samples: Samples, reads: int) -> Samples:
+    """Returns the samples with their first token and the last tokens, `reads` in all.
+
+    Raises:
+        ValueError: `reads` does not reach back to an answer and the token before it.
+    """
+    found = samples.last(reads)
+    tokens = found.tokens.copy()
+    tokens[:, 0] = samples.tokens[:, 0]
+    return dataclasses.replace(found, tokens=tokens)
+
+
+def measured(
+    config: llama.LlamaConfig,
+    params,
+    method: RotaryLike,
+    samples: Samples,
+    *,
+    batch: int = 16,
+    answered: int = 0,
+    rule: str = "",
+    decode: Callable[[np.ndarray], str] = str,
+) -> dict[str, np.ndarray]:
+    """Returns what is kept of samples that were asked, an array by name.
+
+    Args:
+        config: the architecture.
+        params: the parameters.
+        method: a rotary method or its text; or a Rotary.
+        samples: what is asked.
+        batch: samples per forward pass.
+        answered: 0 scores the right answers in one pass; else so many first samples are answered by
+            greedy text, which `rule` scores.
+        rule: of `scoring.RULES`.
+        decode: gives the text of ids.
+
+    Returns:
+        `exact`, `share` and `nll` [n] of `forced`; `scores`, `depths` and `documents`, of all
+        samples or of those that were answered. Scores are `exact` where none was answered.
+
+    Raises:
+        ValueError: the rule is unknown, or the method does not fit.
+    """
+    # The last token of a sample predicts nothing, but belongs to its length.
+    rot = as_rotary(method, head_dim=config.head_dim, seq_len=samples.tokens.shape[1])
+    right = forced(config, params, rot, samples, batch=batch)
+    scores = right.exact.astype(float)
+    if answered:
+        few, end = samples.first(answered), np.zeros(0, np.int32)
+        scores = scores_of_answers(
+            answers(config, params, rot, few, end=end, batch=batch), few, rule, decode
+        )
+    depths = np.zeros(0) if samples.depths is None else samples.depths
+    about = {"depths": depths[: len(scores)], "documents": samples.documents[: len(scores)]}
+    return {"scores": scores, **right._asdict(), **about}
 
 
 def rouge_l_of_answers(
