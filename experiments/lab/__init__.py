@@ -13,7 +13,7 @@ A study is one file on top of it:
         lab.run(main, "my_study")
 """
 
-from experiments.lab.cells import Cell, complete, missing, needed, path, read, run_folder
+from experiments.lab.cells import Cell, complete, missing, needed, path, read, record, run_folder
 from experiments.lab.checkpoint import (
     Facts,
     beginning,
@@ -134,6 +134,7 @@ __all__ = [
     "publish",
     "read",
     "read_method",
+    "record",
     "run",
     "run_folder",
     "save_csv",

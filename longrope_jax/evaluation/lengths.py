@@ -116,7 +116,7 @@ def by_depth(
     return grid
 
 
-def summary(found: Mapping[int, Mapping[str, ArrayLike]], shortest: int) -> dict[str, Any]:
+def summary(found: Mapping[int, Mapping[str, Any]], shortest: int) -> dict[str, Any]:
     """Returns the line of a table: a task under a method at every length.
 
     Args:

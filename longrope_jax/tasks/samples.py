@@ -85,7 +85,11 @@ class Samples:
 
     def first(self, count: int) -> "Samples":
         """Returns the first `count` samples."""
-        return self._of(slice(count), slice(None), self.prompt_length)
+        return self.part(0, count)
+
+    def part(self, first: int, count: int) -> "Samples":
+        """Returns `count` samples from number `first` on, as many of them as there are."""
+        return self._of(slice(first, first + count), slice(None), self.prompt_length)
 
     def last(self, length: int) -> "Samples":
         """Returns the samples cropped to their last `length` tokens, which hold every answer.
