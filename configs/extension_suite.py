@@ -49,6 +49,12 @@ def _windows(factor: float, methods: tuple, documents: int = 0) -> dict:
     return {"factor": factor, "methods": methods, "documents": documents}
 
 
+def _tasks(factors: tuple[float, ...]) -> tuple:
+    """Tasks in any text at all factors, questions about articles at the first two."""
+    made = tuple((name, factors) for name in ("lines", "kv", "first_sentence", "passkey"))
+    return (*made, ("ffqa", factors[:2]), ("altqa", factors[:2]))
+
+
 _COMMON = {
     "model": "smollm2-135m",  # what longrope_jax.load takes, or "random" for a tiny random model
     "trained_length": 0,  # tokens; 0: as the checkpoint declares
@@ -68,15 +74,16 @@ _COMMON = {
     "window_defaults": _windows(2.0, METHODS),
     "blocks": 32,  # of positions within the trained length, whose mean loss is kept
     "edges": (),  # factors at which the tables of losses begin another column, beside 1
-    "tasks": {},  # factors of each task (`longrope evaluate --tasks`)
+    "tasks": (),  # (task of `longrope evaluate --tasks`, its factors) of each
     "samples": 50,  # of each task and factor
     "part": 10,  # samples of a cell; each part is a round
     # Answered by greedy text, which the task's own rule scores: the first samples of all.
-    "answered": {"tasks": {}, "samples": 5},
+    "answered": {"tasks": (), "samples": 5},
     "able": 0.5,  # score of the reference at the shortest length from which a task says anything
-    "suites": {},  # the first so many items of each (`longrope suite`)
+    "suites": (),  # (name or .jsonl file, how many first items) of each (`longrope suite`)
     "seed": 0,  # of the samples
 }
+_SUITES = (("piqa", 1838), ("hellaswag", 1000), ("arc_easy", 570), ("lambada", 1000))
 _LENGTHS = (0.5, 1.0, 1.5, 2.0)
 
 PRESETS = {
@@ -95,10 +102,10 @@ PRESETS = {
         "blocks": 4,
         "edges": (1.5,),
         "target": 6.0,
-        "tasks": {"first_sentence": (2.0, 4.0), "passkey": (1.0, 6.0)},
+        "tasks": (("first_sentence", (2.0, 4.0)), ("passkey", (1.0, 6.0))),
         "samples": 4,
         "part": 2,
-        "answered": {"tasks": {"passkey": (1.0,)}, "samples": 1},
+        "answered": {"tasks": (("passkey", (1.0,)),), "samples": 1},
     },
     # 10 minutes on 2 idle cores.
     "quick": {
@@ -106,10 +113,10 @@ PRESETS = {
         "windows": {"core": _windows(1.5, _SOME)},
         "edges": (1.25,),
         "target": 1.5,
-        "tasks": {"passkey": (0.0625, 0.125)},
+        "tasks": (("passkey", (0.0625, 0.125)),),
         "samples": 4,
         "part": 4,
-        "suites": {"piqa": 50},
+        "suites": (("piqa", 50),),
     },
     # Rounds of a document, or of ten samples of each task and length.
     "full": {
@@ -125,16 +132,12 @@ PRESETS = {
             "others": _windows(2.0, _OTHERS, 1),
         },
         "edges": (1.5, 2.0, 3.0),
-        "tasks": {
-            "lines": _LENGTHS,
-            "kv": _LENGTHS,
-            "first_sentence": _LENGTHS,
-            "passkey": _LENGTHS,
-            "ffqa": _LENGTHS[:2],
-            "altqa": _LENGTHS[:2],
+        "tasks": _tasks(_LENGTHS),
+        "answered": {
+            "tasks": (("lines", (0.5, 2.0)), ("passkey", (0.5, 2.0))),
+            "samples": 5,
         },
-        "answered": {"tasks": {"lines": (0.5, 2.0), "passkey": (0.5, 2.0)}, "samples": 5},
-        "suites": {"piqa": 1838, "hellaswag": 1000, "arc_easy": 570, "lambada": 1000},
+        "suites": _SUITES,
     },
     # A 7B of yours with 4,096 tokens: --config.model=DIR and documents of 140,000 tokens or more.
     "tpu": {
@@ -145,15 +148,8 @@ PRESETS = {
         "target": 32.0,
         "windows": {"methods": _windows(32.0, METHODS)},
         "edges": (2.0, 4.0, 8.0, 16.0),
-        "tasks": {
-            "lines": (1.0, 4.0, 16.0, 32.0),
-            "kv": (1.0, 4.0, 16.0, 32.0),
-            "first_sentence": (1.0, 4.0, 16.0, 32.0),
-            "passkey": (1.0, 4.0, 16.0, 32.0),
-            "ffqa": (1.0, 2.0),
-            "altqa": (1.0, 2.0),
-        },
-        "suites": {"piqa": 1838, "hellaswag": 1000, "arc_easy": 570, "lambada": 1000},
+        "tasks": _tasks((1.0, 4.0, 16.0, 32.0)),
+        "suites": _SUITES,
         "machine": {"fsdp": -1, "data": 1, "sequence": 1, "tokens_per_batch": 131_072},
     },
 }

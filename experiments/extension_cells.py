@@ -85,7 +85,7 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
                 f"--config.{field} must be above 1 and a multiple of 1/{config.blocks} "
                 f"(--config.blocks), got {factor}"
             )
-    for name in {*config.tasks, *config.answered.tasks}:
+    for name, _ in (*config.tasks, *config.answered.tasks):
         tasks.parse(name)
     if config.target < 1:
         raise ValueError(f"--config.target must be at least 1, got {config.target}")
@@ -166,7 +166,7 @@ def every(config: ConfigDict, facts: lab.Facts) -> list[lab.Cell]:
                 what = Reading("", length, row.method, row.reads), part
                 key = part.first // config.part, float(length * part.count)
                 found.append((key, lab.Cell(kind, row.label, what=(*start, *what))))
-    for name, items in config.suites.items():
+    for name, items in config.suites:
         for row in _once(chosen):
             if not row.reads:
                 what = *start, row.method, name, items
@@ -183,7 +183,7 @@ def _parts(config: ConfigDict) -> Iterator[tuple[str, float, Part]]:
     """(kind of cell, factor, samples) of every task, length and part."""
     for kind, asked in ((ASKED, config.tasks), (ANSWERED, config.answered.tasks)):
         of = config.samples if kind == ASKED else config.answered.samples
-        for name, factors in asked.items():
+        for name, factors in asked:
             task = tasks.parse(name)
             about = (config.articles,) if isinstance(task, tasks.ARTICLES) else config.documents
             for factor, first in itertools.product(factors, range(0, of, config.part)):

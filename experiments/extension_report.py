@@ -207,7 +207,7 @@ def task_claim(task: str, lines: Sequence[Mapping[str, Any]], able: float) -> st
 def suite_records(config: ConfigDict, facts: lab.Facts, folder: Path, cells) -> list[dict]:
     """One line per suite and method: its score, and what it differs from the reference by."""
     lines, known = [], task_rows(config, facts)
-    for name in config.suites:
+    for name, _ in config.suites:
         of = [cell for cell in cells if cell.kind == SUITE and cell.what[-2] == name]
         found = lab.scores(folder, of, "scores")
         for row in (row for row in known if row.same_as in found.values):

@@ -73,6 +73,14 @@ STUDIES = {
         committed=(("continual_pretraining", "smollm2_cpu"),),
         unmeasured=("cropped",),
     ),
+    "extension_suite": Study(
+        "experiments.extension_suite",
+        "configs/extension_suite.py",
+        seeds=None,
+        evaluation=("blocks", "8"),
+        committed=(("extension_suite/quick", "quick"),),
+        unmeasured=("cropped",),
+    ),
     "filter_gain": Study(
         "experiments.filter_gain",
         "configs/filter_gain.py",
@@ -96,14 +104,6 @@ STUDIES = {
         seeds="seeds",
         evaluation=("test_windows_per_document", "2"),
         committed=(("longrope_search", "cpu"),),
-        unmeasured=("cropped",),
-    ),
-    "zero_shot_extension": Study(
-        "experiments.zero_shot_extension",
-        "configs/zero_shot_extension.py",
-        seeds=None,
-        evaluation=("blocks", "8"),
-        committed=(("zero_shot_extension/quick", "quick"),),
         unmeasured=("cropped",),
     ),
 }

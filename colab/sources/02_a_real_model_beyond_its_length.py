@@ -55,7 +55,7 @@ plot.loss_by_position(losses, block=LENGTH // 24 if not TINY else 64, trained_le
 
 # %% [markdown]
 # ## Short cost, long gain, and the key
-# A method that helps beyond the trained length may cost something within it: both stand side by side. One text and one key show what happens, they prove nothing; four documents with intervals are in `docs/results/zero_shot_extension`.
+# A method that helps beyond the trained length may cost something within it: both stand side by side. One text and one key show what happens, they prove nothing; more documents and tasks, with intervals, are in `docs/results/extension_suite`.
 
 # %%
 edge, answer = min(TRAINED, LENGTH // 2), asked.answer[0, 1:]
