@@ -96,8 +96,12 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
     return config, facts
 
 
-def rows(config: ConfigDict, facts: lab.Facts, length: int, methods: Sequence[str]) -> list[Row]:
+def rows(
+    config: ConfigDict, facts: lab.Facts, length: int, methods, at: Iterable[int]
+) -> list[Row]:
     """The reference, cropping beyond the trained length, and methods as they stand for a length.
+
+    Two are the same if their frequencies are, at all lengths `at` which they are measured.
 
     Raises:
         ValueError: unknown placeholder, method or option.
@@ -111,8 +115,9 @@ def rows(config: ConfigDict, facts: lab.Facts, length: int, methods: Sequence[st
     for name, text in zip(names, texts, strict=True):
         label = name if names.count(name) == 1 else text
         method = lab.method(text, facts, config.trained_length, f"methods: {text}", **values)
-        size = {"head_dim": facts.config.head_dim, "seq_len": length}
-        known[label] = rotary.frequencies_of(method, **size), getattr(method, "pattern", None)
+        head = facts.config.head_dim
+        each = [rotary.frequencies_of(method, head_dim=head, seq_len=n) for n in sorted(set(at))]
+        known[label] = list(itertools.chain(*each)), getattr(method, "pattern", None)
         same = next(other for other, one in known.items() if _same(one, known[label]))
         found.append(Row(label, text, method, 0, same))
     first, reads = found[0], config.trained_length
@@ -122,8 +127,9 @@ def rows(config: ConfigDict, facts: lab.Facts, length: int, methods: Sequence[st
 
 def _same(one, other) -> bool:
     """Says whether two methods, as frequencies and pattern over layers, are the same."""
-    pairs = zip(one[0], other[0], strict=False)
-    return one[1] == other[1] and all(a.equals(b) for a, b in pairs)
+    if len(one[0]) != len(other[0]) or one[1] != other[1]:
+        return False
+    return all(a.equals(b) for a, b in zip(one[0], other[0], strict=True))
 
 
 def tokens(config: ConfigDict, factor: float) -> int:
@@ -135,12 +141,14 @@ def loss_rows(config: ConfigDict, facts: lab.Facts, length: int) -> list[Row]:
     """Rows of all windows of a length, each once."""
     windows = [w for w in config.windows.values() if tokens(config, w.factor) == length]
     methods = dict.fromkeys(text for window in windows for text in window.methods)
-    return rows(config, facts, length, tuple(methods))
+    return rows(config, facts, length, methods, [length])
 
 
 def task_rows(config: ConfigDict, facts: lab.Facts) -> list[Row]:
     """Rows of tasks and suites: methods as they stand for `target` times the trained length."""
-    return rows(config, facts, tokens(config, config.target), config.methods)
+    length, asked = tokens(config, config.target), (*config.tasks, *config.answered.tasks)
+    at = [length, *(tokens(config, factor) for _, factors in asked for factor in factors)]
+    return rows(config, facts, length, config.methods, at)
 
 
 def every(config: ConfigDict, facts: lab.Facts) -> list[lab.Cell]:

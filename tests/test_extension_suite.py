@@ -170,6 +170,17 @@ def test_methods_with_the_same_frequencies_are_measured_once(text, tmp_path):
     assert not any(cell.row == "dynamic_ntk" for cell in extension_cells.every(config, facts))
 
 
+def test_a_method_that_follows_the_length_is_asked_at_each(text, tmp_path):
+    """At 6 times the trained length dynamic PI is PI, at the trained length it is RoPE."""
+    config = tiny(text, methods="('pi:factor={factor}', 'dynamic_pi')")
+    config, facts = study.filled(config, tmp_path)
+    labels = {row.label: row.same_as for row in extension_cells.task_rows(config, facts)}
+    assert labels["dynamic_pi"] == "dynamic_pi"
+    config.tasks, config.answered.tasks = (("passkey", (6.0,)),), ()
+    labels = {row.label: row.same_as for row in extension_cells.task_rows(config, facts)}
+    assert labels["dynamic_pi"] == "pi"
+
+
 def test_all_methods_of_frequencies_share_one_program(text, tmp_path, compilations):
     perplexity._score_tokens.clear_cache()
     config = tiny(text, tasks="()", **{"windows.shorter.methods": "('pi:factor={factor}',)"})
