@@ -25,6 +25,9 @@ Expected with preset quick, nats per token on Hamlet, one document and so no int
     yarn        3.430          3.355               0.020               -0.247
     rope        3.411          3.602
     pi          4.135          4.081               0.724                0.479
+
+Of 4 pass keys at 512 and at 1,024 tokens RoPE and YaRN find all, and PI, as it stands for 12,288
+tokens, none. Of 50 questions of PIQA each of the three has 35 right.
 """
 
 import dataclasses
