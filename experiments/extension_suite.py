@@ -15,13 +15,15 @@ Tasks are scored with the right answer given, in one forward; some are answered 
 A task that plain RoPE cannot do at the shortest length says nothing about length.
 
 Presets: quick (SmolLM2-135M on one play to 12,288 tokens; 10 minutes on 2 idle CPU cores), full
-(four documents, six tasks of 50 samples at 4,096 to 16,384 tokens, four suites; resumable, in
-rounds that each make a table), tpu (a 7B of yours to 131,072 tokens), tiny (seconds).
-Each run prints what is left, in PFLOP and, from the cells there are, in hours.
+(four documents, six tasks of 50 samples at 4,096 to 16,384 tokens, four suites; 124 hours by the
+rate of its first losses, resumable, in rounds of 10 samples that each make a table), tpu (a 7B of
+yours to 131,072 tokens), tiny (seconds). Each run prints what is left, in PFLOP and, from the cells
+there are, in hours.
 
 Expected with preset quick, nats per token on Hamlet, one document and so no interval:
 
     method    0 to 8,192   8,192 to 12,288   within, minus rope   beyond, minus rope
+    cropped     3.411          3.343               0.000               -0.259
     yarn        3.430          3.355               0.020               -0.247
     rope        3.411          3.602
     pi          4.135          4.081               0.724                0.479

@@ -79,7 +79,6 @@ STUDIES = {
         seeds=None,
         evaluation=("blocks", "8"),
         committed=(("extension_suite/quick", "quick"),),
-        unmeasured=("cropped",),
     ),
     "filter_gain": Study(
         "experiments.filter_gain",
