@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # Rooms of the package from top to bottom. A room imports only from floors below its own.
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("commands", "lm_eval_adapter"),
     ("model", "aot", "plot"),
