@@ -1,5 +1,6 @@
 """The pages that are made from the code are current, short, and lead somewhere."""
 
+import ast
 import importlib
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from docs.tools import methods, results, site
 from longrope_jax.rotary import names
+from longrope_jax.rotary.methods import giraffe, ntk_aware, yarn
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)
@@ -99,3 +101,18 @@ def test_the_commands_of_studies_name_fields_that_are_there():
     found = list(commands())
     wrong = [(file, bad) for file, study, rest in found if (bad := unknown_fields(study, rest))]
     assert len(found) > 40 and wrong == []
+
+
+@pytest.mark.parametrize(
+    "method, names",
+    [("yarn", yarn.RAMPS), ("ntk", ntk_aware.RULES), ("giraffe_truncated", giraffe.RULES)],
+)
+def test_a_methods_page_says_what_each_choice_of_an_option_is(method, names):
+    page = (ROOT / f"docs/methods/{method}.md").read_text(encoding="utf-8")
+    assert all(f"\n- `{name}`: " in page for name in names)
+
+
+@pytest.mark.parametrize("study", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
+def test_a_studys_commands_over_several_lines_are_printed_as_they_are_written(study):
+    words = ast.get_docstring(ast.parse(study.read_text(encoding="utf-8"))) or ""
+    assert not re.search(r"\S {3,}--", words)

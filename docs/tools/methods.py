@@ -39,6 +39,7 @@ def _page(cls: type, formulas: dict[str, str], atlas: dict[str, dict]) -> str:
         f"# `{names[0]}`: {title}",
         _also(names),
         formula,
+        _symbols(cls),
         f"**Source.** {source}",
         "**Options.**\n\n" + "\n".join(f"- {line}" for line in options.split("<br>")),
         *(_drawn(name, atlas[name]) for name in names if name in atlas),
@@ -50,6 +51,12 @@ def _page(cls: type, formulas: dict[str, str], atlas: dict[str, dict]) -> str:
         *_papers(source),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _symbols(cls: type) -> str:
+    """What the symbols mean, and the variants; an item of a list follows on its neighbour."""
+    parts = [documentation.escaped(part) for part in docstrings.body(cls)]
+    return re.sub(r"(^- .*\n)\n(?=- )", r"\1", "\n\n".join(parts), flags=re.M)
 
 
 def _also(names: Sequence[str]) -> str:

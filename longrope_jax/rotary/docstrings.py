@@ -14,6 +14,25 @@ def formula(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
+def body(cls: type) -> list[str]:
+    """Returns what stands between the first line and the sections: paragraphs, and items of lists.
+
+    An item begins with "- " and the name that it explains.
+    """
+    text = (inspect.getdoc(cls) or "").partition("\n")[2]
+    text = re.split(rf"^(?:{'|'.join(SECTIONS)}|Attributes):", text, maxsplit=1, flags=re.M)[0]
+    found = [""]
+    for line in text.splitlines():
+        item = re.match(r"  (\w+): (.*)", line)
+        if item:
+            found.append(f"- `{item[1]}`: {item[2]}")
+        elif not line.strip() or (found[-1].startswith("- ") and not line.startswith(" ")):
+            found.append(line.strip())
+        else:
+            found[-1] = f"{found[-1]} {line.strip()}".strip()
+    return [part for part in found if part]
+
+
 def section(cls: type, name: str) -> str:
     """Returns the text after `name:` at the start of a line, indented lines too; "" without it."""
     text, inside = [], False

@@ -67,10 +67,10 @@ def row(cls: type) -> list[str]:
         f"{names}<br>[{cls.__name__}]({_file(cls)})",
         f"`{formula}`",
         "<br>".join(_options(cls)) or "none",
-        _papers(_cell(sections["Source"])),
+        _papers(escaped(sections["Source"])),
         _exported(cls),
-        _cell(sections["Cache"].rstrip(".")),
-        _cell(sections["Peers"]),
+        escaped(sections["Cache"].rstrip(".")),
+        escaped(sections["Peers"]),
     ]
 
 
@@ -109,7 +109,7 @@ def _options(cls: type) -> list[str]:
         needed = field.default is dataclasses.MISSING
         value = "" if said else " (needed)" if needed else f" = {field.default!r}"
         lines.setdefault(text, []).append(f"`{field.name}`{value}")
-    return [f"{', '.join(names)}: {_cell(text.rstrip('.'))}" for text, names in lines.items()]
+    return [f"{', '.join(names)}: {escaped(text.rstrip('.'))}" for text, names in lines.items()]
 
 
 def _exported(cls: type) -> str:
@@ -127,7 +127,7 @@ def _file(cls: type) -> str:
     return "../" + cls.__module__.replace(".", "/") + ".py"
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """Escapes a text for Markdown, except what stands in backticks."""
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
