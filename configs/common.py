@@ -39,6 +39,33 @@ def stage(method: str, length: int, batch: int, steps: int, rate: float, **chang
     return required | {"learning_rate": rate} | defaults | changes
 
 
+def phase(steps: int, batch: int, rate: float, warmup: int, **changes) -> dict:
+    """One phase of training: a constant rate that falls linearly over the last fifth."""
+    fields = {"steps": steps, "batch": batch, "learning_rate": rate, "warmup_steps": warmup}
+    fields |= {"weight_decay": 0.1, "eps": 1e-8, "decay": 0.2, "final_ratio": 0.05}
+    return fields | changes
+
+
+# Studies that pretrain a small model at short windows and go on at long ones. Keys are learned
+# soonest in code, whose names repeat, and with untied embeddings.
+SMALL = {
+    "corpus": "sympy",  # a name, a path, or a folder of `longrope tokenize`
+    "tokenizer": "bpe:2048",  # "": that of the token cache
+    "bos": "<s>",
+    "sentence_tokens": (),  # any text; windows begin anywhere
+    "short": 64,  # tokens of a window in pretraining
+    "width": 128,
+    "model": {"preset": "", "n_layers": 2, "n_heads": 4, "head_dim": 64, "tie_embeddings": False},
+    "dtype": "float32",
+    "param_dtype": "float32",
+    "base_per_token": 10_000 / 4096,  # {base} is this times `short`
+    "adjusted_factor": 50,  # {adjusted} over {base}
+    "seeds": 3,
+    "asked": {"share": 1.0, "every": 64, "fact": " {name} {key}.", "prompt": " {name} "},
+    "machine": {"log_every": 50, "checkpoint_every": 800},
+}
+
+
 def chosen(study: str, common: Mapping, presets: Mapping[str, Mapping], preset: str) -> ConfigDict:
     """The config of a preset: its own fields in place of the common ones.
 

@@ -12,8 +12,6 @@ The text is read from a token cache. Presets: overnight (3 seeds of 12 million t
 (minutes), tiny, and pod_7b, whose text is a folder of `longrope tokenize`.
 """
 
-import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import lab
-from experiments.lab import reach
-from longrope_jax import llama
-from longrope_jax.data import token_cache
+from experiments.lab import reach, scratch
 from longrope_jax.data.mixtures import Mixture, Source, Stage
-from longrope_jax.data.packing import TaskMixture
-from longrope_jax.data.tokenizers import Tokenizer
-from longrope_jax.tasks import Passkey
 from longrope_jax.training.flops import train_flops_per_token
 
 OVER, RECOVERY = "loss over long throughout", "training loss after the switch"
@@ -44,11 +37,11 @@ def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     machine = lab.Machine(**config.machine)
     lab.start(machine)
     lab.check_hypotheses(config.hypotheses, QUANTITIES, config.rows)
-    work, cells = Work(config, folder, machine), plan(config, folder)
+    cells = plan(config, folder)
+    work = scratch.Scratch(config, folder, machine, lengths(config)[1])
     if machine.measure and lab.missing(folder, cells):
-        check(work, cells)
-    functions = {"train": work.train, "loss": work.loss, "keys": work.keys}
-    lab.complete(folder, cells, functions, machine)
+        work.check(cells)
+    lab.complete(folder, cells, work.functions, machine)
     return publish(config, folder, cells, command)
 
 
@@ -64,18 +57,12 @@ def lengths(config: ConfigDict) -> tuple[int, int]:
 
 
 def _cells(config: ConfigDict) -> Iterator[lab.Cell]:
-    names = ("corpus", "tokenizer", "bos", "held_out", "sentence_tokens")
-    text = tuple(config[name] for name in names)
     short, long = lengths(config)
-    measured = reach.read(config.evaluation, long, short)
-    model = (config.model, config.width, config.dtype, config.param_dtype)
+    sizes, known = reach.read(config.evaluation, long, short), scratch.identity(config)
     for seed in range(config.seeds):
         for row in config.rows:
-            trained = lab.Cell("train", row, seed, (recipe_of(config, row, seed), model, text))
-            yield lab.Cell("loss", row, seed, (measured, text), (trained,))
-            if config.asked.share:
-                task = Passkey(config.asked.fact, config.asked.prompt)
-                yield lab.Cell("keys", row, seed, (measured, text, task), (trained,))
+            trained = lab.Cell("train", row, seed, (recipe_of(config, row, seed), *known))
+            yield from scratch.measured(config, row, trained, sizes)
 
 
 def recipe_of(config: ConfigDict, row: str, seed: int) -> lab.Recipe:
@@ -95,101 +82,15 @@ def recipe_of(config: ConfigDict, row: str, seed: int) -> lab.Recipe:
     stages = tuple(stage for stage in stages if stage.until > 0)[: 1 if settings.switch == 1 else 2]
     fields, factor = config.training.to_dict(), stages[-1].length // short
     fields["batch"] *= config.factor // factor
-    keys = config.asked
     return lab.Recipe(
         lab.read_method(config.method, **known),
         stages[-1].length,
         **fields,
-        mixture=TaskMixture(passkey=keys.share, every=keys.every) if keys.share else None,
-        passkey=Passkey(keys.fact, keys.prompt),
+        **scratch.questions(config.asked),
         seed=seed,
         blend=Mixture((("text", Source("")),), stages),
         first_method=first,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-    """Makes the cells of a config; text and models are read when a cell needs them."""
-
-    config: ConfigDict
-    folder: Path
-    machine: lab.Machine
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The config's, or that of the token cache that the corpus is."""
-        if self.config.tokenizer:
-            return lab.tokenizer(self.config.tokenizer, self.config.corpus, self.folder)
-        return token_cache.open_cache(self.config.corpus).tokenizer
-
-    @functools.cached_property
-    def text(self) -> lab.Text:
-        """Documents to measure on, and a token cache of the others."""
-        windows = self.config.evaluation.windows_per_document
-        found = lab.text(
-            self.config, self.tokenizer, length=lengths(self.config)[1], windows=windows
-        )
-        return found if found.cache else lab.on_disk(found, self.folder)
-
-    @functools.cached_property
-    def shape(self) -> llama.LlamaConfig:
-        """The model's, with the tokenizer's vocabulary."""
-        return shape(self.config, self.tokenizer.vocab_size)
-
-    @functools.cached_property
-    def models(self) -> lab.Models:
-        """The arms' models."""
-        return lab.Models("", self.folder, self.machine, {}, fresh=self._fresh)
-
-    def _fresh(self, cell: lab.Cell):
-        method, machine = cell.what[0].method, self.machine
-        return lab.fresh(self.shape, self.tokenizer, method, machine, seed=cell.seed)
-
-    def train(self, cell: lab.Cell) -> dict[str, Any]:
-        """An arm, from scratch."""
-        return self.models.train(cell, self.text)
-
-    def loss(self, cell: lab.Cell) -> dict[str, Any]:
-        """Loss at long range, whole and cropped."""
-        return reach.loss(self.models.start(cell), self.text, cell.what[0], self.machine)
-
-    def keys(self, cell: lab.Cell) -> dict[str, Any]:
-        """Keys found by length."""
-        measured, _, task = cell.what
-        return reach.keys(self.models.start(cell), self.text, task, measured, self.machine)
-
-
-def shape(config: ConfigDict, vocab: int) -> llama.LlamaConfig:
-    """The model: a published preset, or one of the config's width.
-
-    Raises:
-        ValueError: a vocabulary too small for the tokenizer.
-    """
-    fields = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-    if config.model.preset:
-        found = llama.preset(config.model.preset, **fields)
-        if found.vocab_size < vocab:
-            raise ValueError(f"{config.model.preset} has {found.vocab_size} ids, the text {vocab}")
-        return found
-    own = {name: value for name, value in config.model.items() if name != "preset"}
-    heads = {"n_kv_heads": own["n_heads"], "d_ff": 3 * config.width}
-    return llama.LlamaConfig(vocab_size=vocab, d_model=config.width, **own, **heads, **fields)
-
-
-def check(work: Work, cells: list[lab.Cell]) -> None:
-    """Refuses what would be refused later, before anything is trained.
-
-    Raises:
-        ValueError: the first thing that cannot be honoured.
-    """
-    for cell in lab.missing(work.folder, cells):
-        if cell.kind == "train":
-            recipe = cell.what[0]
-            lab.check_recipe(recipe, work.shape, work.machine, scored=lengths(work.config)[1])
-            lab.blended(recipe, work.text)
-    work.text.windows(lengths(work.config)[1], work.config.evaluation.windows_per_document)
-    lab.check_held_out(work.folder, cells, work.text)
 
 
 # What it costs.
@@ -211,7 +112,7 @@ def cost(switch: float, short: float, long: float) -> float:
 
 def cost_table(config: ConfigDict) -> lab.Table:
     """Cost of each arm over long throughout, by the paper's count and by this project's."""
-    lines, own = [], shape(config, 1)
+    lines, own = [], scratch.shape(scratch.identity(config)[0], 1)
     paper = [paper_flops(config.width, length, own.n_layers) for length in lengths(config)]
     ours = [train_flops_per_token(own, length) for length in lengths(config)]
     for row, settings in config.rows.items():
@@ -267,24 +168,11 @@ def recovery(config: ConfigDict, folder: Path, cells: list[lab.Cell]) -> lab.Sco
 def publish(config: ConfigDict, folder: Path, cells, command: str) -> lab.Report:
     """Writes the tables, figures and claims that the finished cells allow."""
     parts = quantities(config, folder, cells)
-    hypotheses = lab.judged(config.hypotheses, parts)
-    header, lines = reach.lines(parts, lab.show)
-    verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(hypotheses), "Hypotheses")
-    result = lab.Table(header, lines, "Mean over seeds and documents, with 95 %", "rows")
+    short, long = lengths(config)
     losses = [cell for cell in cells if cell.kind == "loss"]
-    return lab.publish(
-        folder,
-        command,
-        config,
-        title=f"Curriculum of lengths: {lengths(config)[0]} to {lengths(config)[1]} tokens",
-        claims=[f"{h.claim}: {h.verdict}." for h in hypotheses],
-        sections=[
-            lab.Section("Result", [_drawn(config, folder, losses), result, cost_table(config)]),
-            lab.Section("What was claimed", [verdicts]),
-        ],
-        results={"loss": {row: parts["loss"].mean(row) for row in parts["loss"].rows}},
-        cells=cells,
-    )
+    blocks = [_drawn(config, folder, losses), cost_table(config)]
+    title = f"Curriculum of lengths: {short} to {long} tokens"
+    return scratch.publish(folder, command, config, parts, blocks, title=title, cells=cells)
 
 
 @lab.style()

@@ -13,10 +13,12 @@ sequences of held-out documents:
     gradient, needle        as gradient, loss of the answers to needles
 
 and every winner, chosen by its fitness, is compared on other documents with the published methods
-and with plain RoPE that reads only the last L tokens (cropped). Presets: cpu (10 minutes on 2 idle
-cores), tiny. The learning rate was not tuned. A first run, on another pretrained model, agrees on
-what beats PI, NTK and YaRN, but not on all of gradient against evolution: there LongRoPE was below
-YaRN at 2x too, and the gradient not behind LongRoPE2 on needles.
+and with plain RoPE that reads only the last L tokens (cropped). Presets: cpu (one model, 10 minutes
+on 2 idle cores), overnight (3 models, 3 restarts, needles by monotone factors too; about an hour),
+paper (the same with LongRoPE's 1,344 passes; about 6 hours; in the folder of overnight it trains no
+model again), tiny. The learning rate was not tuned. A first run, on another pretrained model,
+agrees on what beats PI, NTK and YaRN, but not on all of gradient against evolution: there LongRoPE
+was below YaRN at 2x too, and the gradient not behind LongRoPE2 on needles.
 
 Expected with preset cpu, loss on 10 test plays in nats (its difference to YaRN is in the report):
 
@@ -34,10 +36,8 @@ Expected with preset cpu, loss on 10 test plays in nats (its difference to YaRN 
 
 import dataclasses
 import functools
-import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,188 +45,37 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import lab
-from longrope_jax import llama, rotary, tasks
-from longrope_jax.data import documents, packing, tokenizers
+from experiments import longrope_search_cells as cells_of
+from experiments import longrope_search_report as report
+from experiments.longrope_search_cells import NEEDLE, SEARCHES, WINNER, Asked
+from longrope_jax import rotary, tasks
+from longrope_jax.data import documents, tokenizers
+from longrope_jax.errors import unknown_name
+from longrope_jax.model import Model
 from longrope_jax.search import evolution, gradient
-from longrope_jax.search.evolution import Evolution, History
+from longrope_jax.search.evolution import Evolution
 from longrope_jax.search.fitness import Objective
-from longrope_jax.search.individuals import Target, published
+from longrope_jax.search.individuals import Target
 from longrope_jax.search.longrope import LongRoPESpace
 from longrope_jax.search.longrope2 import LongRoPE2Space
 from longrope_jax.training.flops import train_flops_per_token
 
-TEXT, NEEDLE = KINDS = "text", "needle"
-# What each search lowers, and how it goes about it.
-SEARCHES = {
-    "LongRoPE": (TEXT, "evolution"),
-    "LongRoPE2": (NEEDLE, "evolution"),
-    "gradient": (TEXT, "gradient"),
-    "gradient, monotone": (TEXT, "gradient"),
-    "gradient, needle": (NEEDLE, "gradient"),
-}
-CROPPED, PLAIN = "cropped", "LongRoPE, no start tokens"
-WINNER, UNSTARTED = "winner", "winner without start tokens"  # what a test cell measures
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """Sequences of `length` tokens that a fitness or a test is measured on: text, or needles.
-
-    The first `searched` held-out documents belong to the searches, the others to the test. A needle
-    is the first sentence of a text, asked for at its end by `prompt` and closed by `end`.
-    """
-
-    kind: str
-    length: int
-    count: int
-    searched: int
-    test: bool
-    prompt: str = ""
-    end: str = ""
-
-
-def plan(config: ConfigDict, folder: Path) -> list[lab.Cell]:
-    """The cells that measure on test documents; searches and pretraining are what they stand on."""
-    return list(_cells(*filled(config, folder)))
+plan = cells_of.plan  # every study has it under this name
 
 
 def main(config: ConfigDict, folder: Path, command: str = "") -> lab.Report:
     """Trains, searches and measures what is missing, then writes the report."""
     machine = lab.Machine(**config.machine)
     lab.start(machine)
-    config, facts = filled(config, folder)
-    cells, work = list(_cells(config, facts)), Work(config, facts, folder, machine)
+    config, facts = cells_of.filled(config, folder)
+    cells = list(cells_of.cells(config, facts))
+    work = Work(config, facts, folder, machine)
     left = lab.missing(folder, cells)
     if machine.measure and left:
         check(work, left)
     functions = {"train": work.train, "search": work.search, "loss": work.loss}
     lab.complete(folder, cells, functions, machine)
-    return publish(config, facts, folder, cells, command)
-
-
-def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
-    """The config with hypotheses for each target, and the facts of the model that is searched.
-
-    Raises:
-        ValueError: a checkpoint that was not trained with plain RoPE.
-    """
-    if config.model:
-        config, facts = lab.filled(config, folder)
-    else:
-        config, facts = config.copy_and_resolve_references(), _planned(config)
-    if type(facts.method) is not rotary.RoPE:
-        raise ValueError(f"--config.model={config.model} has {facts.method}: give one with RoPE")
-    expanded = {}
-    for (name, hypothesis), factor in itertools.product(config.hypotheses.items(), config.factors):
-        one = hypothesis.to_dict()
-        texts = {k: tuple(t.format(x=f"{factor:g}x") for t in one[k]) for k in ("gates", "checks")}
-        expanded[f"{name} at {factor:g}x"] = one | texts
-    with config.unlocked():
-        config.hypotheses = ConfigDict(expanded)
-    return config, facts
-
-
-def _planned(config: ConfigDict) -> lab.Facts:
-    """The facts of the model that is pretrained here."""
-    tokenizer = tokenizers.load(config.tokenizer)
-    shape = llama.LlamaConfig(vocab_size=tokenizer.vocab_size, **config.shape)
-    method = rotary.RoPE(base=config.base_per_token * config.trained_length)
-    specials = tuple(tokenizer.specials)
-    return lab.Facts(shape, method, config.trained_length, config.bos, specials, 0, ())
-
-
-def target(config: ConfigDict, facts: lab.Facts, factor: float) -> Target:
-    """The extension of the model by `factor`."""
-    return Target(facts.base, facts.config.head_dim, config.trained_length, factor)
-
-
-def _tested(config: ConfigDict) -> int:
-    """Held-out documents that no search sees."""
-    held_out = config.held_out
-    return (held_out if isinstance(held_out, int) else len(held_out)) - config.search_documents
-
-
-def _cells(config: ConfigDict, facts: lab.Facts) -> Iterator[lab.Cell]:
-    """First seeds first."""
-    text, before = _text(config), pretraining(config, facts)
-
-    def tests(row: str, factor: float, what, *, seed=0, after=before, kinds=KINDS, reads=0):
-        for kind in kinds:
-            asked = _asked(config, kind, factor, test=True)
-            yield lab.Cell("loss", row, seed, (text, asked, what, reads), after)
-
-    yield from tests("RoPE", 1, facts.method)
-    for seed in range(config.seeds):
-        for factor in config.factors:
-            extension = target(config, facts, factor)
-            for row, method in rows(config, facts, extension).items() if seed == 0 else ():
-                yield from tests(row, factor, method)
-            if seed == 0:
-                crop = {"kinds": (TEXT,), "reads": config.trained_length}
-                yield from tests(CROPPED, factor, facts.method, **crop)
-            for name, (kind, way) in SEARCHES.items():
-                if way == "evolution" or seed == 0:
-                    lowered = _asked(config, kind, factor, test=False)
-                    what = text, extension, lowered, _settings(config, name, extension)
-                    search = lab.Cell("search", name, seed, what, before)
-                    yield from tests(name, factor, WINNER, seed=seed, after=(search,))
-                    if name == "LongRoPE":
-                        yield from tests(PLAIN, factor, UNSTARTED, seed=seed, after=(search,))
-
-
-def _text(config: ConfigDict) -> tuple:
-    source = config.model or config.tokenizer
-    return source, config.corpus, config.held_out, config.bos, config.sentence_tokens
-
-
-def pretraining(config: ConfigDict, facts: lab.Facts) -> tuple[lab.Cell, ...]:
-    """The cell that trains the model; none for a checkpoint."""
-    if config.model:
-        return ()
-    recipe = lab.Recipe(
-        facts.method,
-        config.trained_length,
-        **config.pretraining,
-        mixture=packing.TaskMixture(**config.taught),
-        first_sentence=tasks.FirstSentence(**config.needles),
-        passkey=tasks.Passkey(**config.passkey),
-        seed=config.model_seed,
-    )
-    what = facts.config, recipe, _text(config)
-    return (lab.Cell("train", "pretraining", config.model_seed, what),)
-
-
-def _asked(config: ConfigDict, kind: str, factor: float, *, test: bool) -> Asked:
-    length = round(config.trained_length * factor)
-    count = config.test_needles if test else config.windows
-    if test and kind == TEXT:
-        count = config.test_windows_per_document * _tested(config)
-    asked = Asked(kind, length, count, config.search_documents, test)
-    return asked if kind == TEXT else dataclasses.replace(asked, **config.needles)
-
-
-def _settings(config: ConfigDict, name: str, extension: Target) -> dict[str, Any]:
-    """What a search does, beside its target and what it lowers."""
-    if SEARCHES[name][1] == "gradient":
-        steps = gradient.steps_within(Evolution(**config.evolution).evaluations)
-        fixed = {"steps": steps, "learning_rate": config.learning_rate}
-        return fixed | {"monotone": name == "gradient, monotone"}
-    settings = {"sizes": Evolution(**config.evolution), "probability": config.probability}
-    if name == "LongRoPE":
-        # Start tokens below the trained length only.
-        counts = tuple(n for n in config.start_counts if n < extension.length)
-        settings["start_counts"] = counts
-    return settings
-
-
-def rows(config: ConfigDict, facts: lab.Facts, extension: Target) -> dict[str, rotary.Method]:
-    """The methods of the test that are not searched."""
-    values = {name: individual.factors for name, individual in published(extension).items()}
-    values |= {"factor": extension.factor, "abf": facts.base * config.abf_factor}
-    return {
-        row: lab.method(r.method, facts, extension.length, f"rows.{row}.method", **values)
-        for row, r in config.rows.items()
-    }
+    return report.publish(config, facts, folder, cells, command)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -249,12 +98,23 @@ class Work:
         return lab.text(c, tokenizer, length=length, windows=windows, unseen=True)
 
     @functools.cached_property
-    def model(self):
-        """The trained model that is searched."""
-        if self.config.model:
-            return lab.model(self.config.model, self.machine)
-        (trained,) = pretraining(self.config, self.facts)
-        return lab.trained(lab.run_folder(self.folder, trained), self.machine)
+    def _held(self) -> dict:
+        """The one model that is held."""
+        return {}
+
+    def model(self, cell: lab.Cell) -> Model:
+        """The trained model that a cell searches or tests."""
+        while cell.after:
+            cell = cell.after[0]
+        trained = cell if cell.kind == "train" else None
+        if trained not in self._held:
+            self._held.clear()
+            self._held[trained] = (
+                lab.trained(lab.run_folder(self.folder, trained), self.machine)
+                if trained
+                else lab.model(self.config.model, self.machine)
+            )
+        return self._held[trained]
 
     def train(self, cell: lab.Cell) -> dict[str, np.ndarray]:
         """The model, from nothing."""
@@ -282,13 +142,13 @@ class Work:
     def search(self, cell: lab.Cell) -> dict[str, np.ndarray]:
         """One search, from where its files in the run's folder end: everything that it scored."""
         _, extension, lowered, settings = cell.what
-        (tokens, weights, _), model = self.sequences(lowered), self.model
+        (tokens, weights, _), model = self.sequences(lowered), self.model(cell)
         sizes, run = Evolution(**self.config.evolution), lab.run_folder(self.folder, cell)
         sizes_of = {"group": sizes.mutants + sizes.crossovers}
         sizes_of["at_once"] = max(1, self.machine.tokens_per_batch // weights.size)
         fixed = model.config, model.params, extension, tokens, weights, self.machine.mesh()
         objective = Objective(*fixed, **sizes_of)
-        flops = train_flops_per_token(self.model.config, extension.seq_len) / 3
+        flops = train_flops_per_token(model.config, extension.seq_len) / 3
         budget = gradient.cost(settings["steps"]) if "steps" in settings else sizes.evaluations
         count = lab.counting(budget, objective.tokens_per_evaluation, flops)
         if "steps" in settings:
@@ -308,11 +168,13 @@ class Work:
         tokens, weights, names = self.sequences(asked)
         if asked.kind == NEEDLE:
             rot, short = self.rotary(cell), dataclasses.replace(asked, length=trained)
-            loss, right = lab.scored(self.model, rot, tokens, weights, self.machine)
-            within, _ = lab.scored(self.model, rot, *self.sequences(short)[:2], self.machine)
+            loss, right = lab.scored(self.model(cell), rot, tokens, weights, self.machine)
+            within, _ = lab.scored(self.model(cell), rot, *self.sequences(short)[:2], self.machine)
             return {"loss": loss, "right": right, "within": within, "documents": names}
         block, method = math.gcd(trained, asked.length), self.method(cell)
-        blocks = lab.losses(self.model, method, tokens, self.machine, block=block, reads=reads)
+        blocks = lab.losses(
+            self.model(cell), method, tokens, self.machine, block=block, reads=reads
+        )
         inner, outer = blocks[:, : trained // block], blocks[:, trained // block :]
         found = {"loss": blocks.mean(1), "within": inner.mean(1), "documents": names}
         return found | ({"beyond": outer.mean(1)} if outer.size else {})
@@ -346,13 +208,24 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
         ValueError: the first thing that cannot be honoured.
     """
     c, parts = work.config, lab.batch_parts(work.machine.mesh())
-    every = [*c.rows, *SEARCHES, PLAIN, CROPPED, *(cell.row for cell in cells)]
-    lab.check_hypotheses(c.hypotheses, _quantities(c), every)
+    every = [*c.rows, *SEARCHES, cells_of.PLAIN, cells_of.CROPPED, *(cell.row for cell in cells)]
+    lab.check_hypotheses(c.hypotheses, cells_of.named_quantities(c), every)
     scored = Evolution(**c.evolution).evaluations
-    if c.search_documents < 1 or _tested(c) < 2:
+    if c.search_documents < 1 or cells_of.tested(c) < 2:
         raise ValueError(
-            f"--config.search_documents={c.search_documents} leaves {_tested(c)} of the held-out "
-            "documents to the test: it needs 2, and the searches 1"
+            f"--config.search_documents={c.search_documents} leaves {cells_of.tested(c)} of the "
+            "held-out documents to the test: it needs 2, and the searches 1"
+        )
+    if c.models < 1 or (c.models > 1 and c.model):
+        raise ValueError(f"--config.models={c.models} must be 1 for a checkpoint, else 1 or more")
+    with lab.naming("searches"):
+        for name in c.searches:
+            if name not in SEARCHES:
+                raise ValueError(unknown_name("search", name, SEARCHES))
+    if not 1 <= c.restarts <= gradient.STARTS:
+        raise ValueError(
+            f"--config.restarts={c.restarts} must be 1 to {gradient.STARTS}, the methods that a "
+            "gradient begins at"
         )
     if c.seeds < 1 or gradient.steps_within(scored) < 1:
         raise ValueError(
@@ -371,176 +244,6 @@ def check(work: Work, cells: Sequence[lab.Cell]) -> None:
             work.rotary(cell)
     for asked in {x for cell in cells for x in cell.what if isinstance(x, Asked)}:
         work.sequences(asked)
-
-
-def _quantities(config: ConfigDict) -> list[str]:
-    """Names of what hypotheses may speak of."""
-    targets = [f"{factor:g}x" for factor in (1, *config.factors)]
-    return [f"{name} at {x}" for x in targets for name in (*KINDS, "tokens right")]
-
-
-def quantities(config: ConfigDict, folder: Path, cells: Sequence[lab.Cell], key: str):
-    """The test's numbers `key` by kind and target, such as "text at 2x"."""
-    found, seedless = {}, {name for name in SEARCHES if SEARCHES[name][1] == "gradient"}
-    for factor, kind in itertools.product((1, *config.factors), KINDS):
-        length = round(config.trained_length * factor)
-        chosen = [c for c in cells if (c.what[1].kind, c.what[1].length) == (kind, length)]
-        once = seedless | {cell.row for cell in chosen if not isinstance(cell.what[2], str)}
-        found[f"{kind} at {factor:g}x"] = lab.scores(folder, chosen, key).repeated(once)
-    return found
-
-
-def publish(config, facts: lab.Facts, folder: Path, cells, command: str) -> lab.Report:
-    """Writes tables, figures and claims of the cells there are."""
-    keys = "loss", "within", "right"
-    loss, within, right = (quantities(config, folder, cells, key) for key in keys)
-    answers = {k.replace(NEEDLE, "tokens right"): v for k, v in right.items() if NEEDLE in k}
-    searches = [c.after[0] for c in cells if c.after and c.after[0].kind == "search"]
-    arrays = {cell: lab.read(folder, cell) for cell in dict.fromkeys(searches)}
-    found = {cell: evolution.from_arrays(one) for cell, one in arrays.items() if one}
-    judged = lab.judged(config.hypotheses, loss | answers)
-    shown = [name for name, scores in loss.items() if scores.rows and not name.endswith(" 1x")]
-    tables = [_loss_table(name, loss[name], within[name], right[name]) for name in shown]
-    verdicts = lab.Table(lab.VERDICT_HEADER, lab.verdict_lines(judged), "Hypotheses", "hypotheses")
-    spent, specs = [_spent(*one) for one in found.items()], _specs(found)
-    equal = [lab.table(spent, "Searches at equal compute", "searches")] if found else []
-    figures = [_factors(config, facts, found), _descents(config, found)] if found else []
-    winners = [f"{x['search']} to {x['target']}:\n\n{x['spec']}\n\n{x['hf']}" for x in specs]
-    means = {name: {row: x.mean(row) for row in x.rows} for name, x in loss.items()}
-    claims = [_lowest(name, loss[name]) for name in shown]
-    claims += [f"{h.name}: {h.claim}: {h.verdict}." for h in judged]
-    sections = [
-        lab.Section("Result", [*figures[:1], *tables]),
-        lab.Section("What was claimed", [verdicts, _explained(config, facts)]),
-        lab.Section("Searches", [*equal, *figures[1:], *map(lab.Paragraphs, winners)]),
-    ]
-    page = {"claims": claims, "sections": sections, "cells": cells}
-    page["results"] = {"loss": means, "searches": spent, "specs": specs}
-    return lab.publish(folder, command, config, title="Searched and learned factors", **page)
-
-
-def _lowest(name: str, loss: lab.Scores) -> str:
-    """The row with the lowest loss, and how the best lies to cropped text."""
-    methods = [row for row in loss.rows if row != CROPPED]
-    best = min(methods, key=lambda row: float(loss.mean(row)))
-    said = f"Lowest loss, {name} the trained length: {best}, {loss.mean(best):.3f} nats"
-    if CROPPED in loss.rows:
-        said += f"; cropped {loss.mean(CROPPED):.3f}; {lab.counted(loss, methods, CROPPED)}"
-    return said + "."
-
-
-def _loss_table(name: str, loss: lab.Scores, within: lab.Scores, right: lab.Scores) -> lab.Table:
-    """Every row, lowest loss first: its loss, what it is against others, its short-range cost."""
-    lines = []
-    for row in sorted(loss.rows, key=lambda row: float(loss.mean(row))):
-        line = {"row": row, "seeds": len(loss.values[row]), "loss": lab.show(loss.mean(row))}
-        for other in ("PI", "NTK", "YaRN", CROPPED):
-            line[f"minus {other}"] = lab.show(lab.gap(loss, row, other))
-        line["within L, minus RoPE"] = lab.show(lab.gap(within, row, "RoPE"))
-        share = right.mean(row) if row in right.rows else None
-        lines.append(line | {"tokens right": lab.show(share, 2)})
-    title = f"Loss of {name} the trained length, nats per token"
-    return lab.table(lines, title, name.replace(" ", "_"))
-
-
-def _spent(cell: lab.Cell, found: History) -> dict[str, Any]:
-    """Budget, start and result of a search."""
-    _, extension, lowered, settings = cell.what
-    scored, descent = len(found.fitness), "steps" in settings
-    passes = gradient.cost(scored) if descent else scored
-    first = found.fitness[: 1 if descent else settings["sizes"].population]
-    line = {"search": cell.row, "target": f"{extension.factor:g}x"}
-    line["seed"] = None if descent else cell.seed
-    line["forward passes"] = passes - 2 * scored if descent else scored
-    line |= {"backward passes": scored if descent else 0, "forward equivalents": passes}
-    line |= {"tokens": passes * lowered.count * lowered.length, "loss at start": min(first)}
-    line |= {"loss found": min(found.fitness), "start tokens": found.best.start_count}
-    return line | {"critical pair": found.best.critical or None}
-
-
-def _specs(found: Mapping[lab.Cell, History]) -> list[dict[str, Any]]:
-    """The best of the seeds of each search and target, as code and as Hugging Face's JSON.
-
-    Hugging Face has no start tokens: its JSON is that of the same factors without them.
-    """
-    best: dict[tuple, lab.Cell] = {}
-    for cell in sorted(found, key=lambda cell: min(found[cell].fitness), reverse=True):
-        best[cell.row, cell.what[1]] = cell
-    specs = []
-    for (row, extension), cell in sorted(best.items(), key=lambda item: item[0][0]):
-        spec = extension.spec(found[cell].best)
-        plain = rotary.to_hf(dataclasses.replace(spec, start_count=0), head_dim=extension.head_dim)
-        named = {"search": row, "target": f"{extension.factor:g}x", "spec": f"rotary.{spec!r}"}
-        more = {"hf": json.dumps(plain), "hf leaves out start tokens": spec.start_count}
-        specs.append(named | {"loss found": min(found[cell].fitness)} | more)
-    return specs
-
-
-@lab.style()
-def _factors(config, facts: lab.Facts, found: Mapping[lab.Cell, History]) -> lab.Figure:
-    """lambda_j of every row and of every winner, one panel for each target."""
-    colour = dict(zip(SEARCHES, lab.colours(list(SEARCHES)), strict=True))
-    fig, axes = lab.subplots(1, len(config.factors), size=(11, 4.6), squeeze=False)
-    for ax, factor in zip(axes[0], config.factors, strict=True):
-        extension = target(config, facts, factor)
-        curves = {}
-        for row, method in rows(config, facts, extension).items():
-            f = method.frequencies(head_dim=extension.head_dim, seq_len=extension.seq_len).inv_freq
-            if f.shape == extension.inv_freq.shape and (f > 0).all():
-                curves.setdefault(tuple(np.round(extension.inv_freq / f, 9)), row)
-        dashes = itertools.cycle((":", "--", "-.", (0, (1, 3)), (0, (5, 1, 1, 1))))
-        for (curve, row), dash in zip(curves.items(), dashes, strict=False):
-            ax.plot(curve, color="#7F7F7F", linestyle=dash, label=row)
-        for cell, one in found.items():
-            if cell.what[1].factor == factor:
-                label = cell.row if cell.seed == 0 else None
-                ax.plot(one.best.factors, color=colour[cell.row], label=label)
-        ax.set(xlabel="pair j, fast to slow", title=f"to {factor:g}x the trained length")
-    axes[0, 0].set_ylabel("factor λ of the wavelength")
-    axes[0, 0].legend()
-    return lab.Figure("factors", fig, "Factors by pair; several lines: seeds.")
-
-
-@lab.style()
-def _descents(config: ConfigDict, found: Mapping[lab.Cell, History]) -> lab.Figure:
-    """Lowest loss so far against forward passes; rows are targets, columns the two losses."""
-    colour = dict(zip(SEARCHES, lab.colours(list(SEARCHES)), strict=True))
-    panels = list(itertools.product(config.factors, KINDS))
-    size = (11, 3.6 * len(config.factors))
-    fig, axes = lab.subplots(len(config.factors), 2, size=size, squeeze=False, sharex=True)
-    for ax, (factor, kind) in zip(axes.flat, panels, strict=True):
-        shown = []
-        for cell, one in found.items():
-            if (cell.what[1].factor, cell.what[2].kind) == (factor, kind):
-                cost, loss = np.arange(len(one.fitness)) + 1, np.minimum.accumulate(one.fitness)
-                cost = gradient.cost(cost) if "steps" in cell.what[3] else cost
-                look = {"color": colour[cell.row], "label": cell.row if cell.seed == 0 else None}
-                ax.plot(cost, loss, drawstyle="steps-post", **look)
-                # What comes before is PI, which would flatten all that follows.
-                shown += loss[np.searchsorted(cost, gradient.cost(0)) :].tolist()
-        if shown:
-            margin = 0.05 * (max(shown) - min(shown)) + 1e-6
-            ax.set_ylim(min(shown) - margin, max(shown) + margin)
-            ax.legend()
-        ax.set_title(f"loss of {kind} at {factor:g}x, search documents", loc="left")
-        ax.set(xlabel="forward passes (a gradient counts as three)", ylabel="lowest loss so far")
-    return lab.Figure("progress", fig, "Progress of the searches at equal compute.")
-
-
-def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
-    return lab.Paragraphs(
-        f"L = {config.trained_length} tokens, {facts.method}. Searches on "
-        f"{config.search_documents} held-out documents of {config.corpus} ({config.windows} "
-        f"windows or needles), test on {_tested(config)} others. Intervals: 95%, over test "
-        "documents and, where a row has several, over seeds of the search; one model: they say "
-        "nothing of other models. Within L: the same windows up to L, and other needles of L "
-        "tokens. Cropped: RoPE reads the last L tokens, at least seven eighths of them.\n\n"
-        "Every search gets the same number of forward passes over sequences of the same documents; "
-        "a gradient counts as three. It begins at the best of PI, NTK and YaRN, whose passes count "
-        "too, has no start tokens, and is not held to a range or to monotone factors; its monotone "
-        "variant is projected onto LongRoPE's space after every step. Loss at start: the best of "
-        "the first generation, or the gradient's first point."
-    )
 
 
 if __name__ == "__main__":

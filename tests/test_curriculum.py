@@ -8,6 +8,7 @@ import pytest
 from configs import curriculum as presets
 from experiments import curriculum as study
 from experiments import lab
+from experiments.lab import scratch
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_length_as_width_has_the_papers_ratios(preset):
 def test_arms_train_on_the_same_text_in_the_same_order(tmp_path):
     """Questions are put in its place here and there, so they are left out of the comparison."""
     config = presets.get_config("tiny")
-    text = study.Work(config, tmp_path, lab.Machine(**config.machine)).text
+    text = scratch.Scratch(config, tmp_path, lab.Machine(**config.machine), 128).text
     recipes = [study.recipe_of(config, row, 0) for row in config.rows]
     plans = [lab.blended(dataclasses.replace(one, mixture=None), text) for one in recipes]
     targets = [[plan.batch(step)["tokens"][:, 1:].size for step in range(10)] for plan in plans]
@@ -64,8 +65,8 @@ def test_the_report_has_every_row_and_verdict(finished):
 def test_done_again_it_only_redraws(finished, monkeypatch):
     config, folder, report = finished
     monkeypatch.setattr(lab, "train", None)
-    monkeypatch.setattr(study.Work, "train", None)
-    monkeypatch.setattr(study.Work, "text", None)
+    monkeypatch.setattr(scratch.Scratch, "train", None)
+    monkeypatch.setattr(scratch.Scratch, "text", None)
     again = study.main(config, folder)
     assert again.claims == report.claims
 

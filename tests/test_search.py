@@ -403,3 +403,19 @@ def test_what_cannot_be_searched_is_refused(objective):
     narrow = LongRoPESpace(Target(1e4, 4, 16, 1.1))
     with pytest.raises(ValueError, match="no new mutant"):
         narrow.initial(5000, np.random.default_rng(0))
+
+
+def test_a_descent_begins_at_the_published_method_of_its_rank(tmp_path, monkeypatch):
+    class Objective:
+        target = TARGET
+
+        def fitness(self, individuals):
+            return np.asarray([2.0, 3.0, 1.0])  # of PI, NTK and YaRN
+
+    monkeypatch.setattr(gradient, "learn", lambda start, *args, **options: start)
+    known, options = published(TARGET), {"steps": 1, "learning_rate": 0.1}
+    for rank, name in enumerate(("YaRN", "PI", "NTK")):
+        found = gradient.from_published(Objective(), tmp_path, start=rank, **options)
+        assert found.factors == known[name].factors
+    with pytest.raises(ValueError, match="start must be 0 to 2, got 3"):
+        gradient.from_published(Objective(), tmp_path, start=3, **options)

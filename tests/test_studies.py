@@ -80,6 +80,8 @@ STUDIES = {
         evaluation=("blocks", "8"),
         committed=(("extension_suite/quick", "quick"),),
     ),
+    "curriculum": Study("experiments.curriculum", "configs/curriculum.py", evaluation=_WINDOWS),
+    "data_mix": Study("experiments.data_mix", "configs/data_mix.py", evaluation=_WINDOWS),
     "filter_gain": Study(
         "experiments.filter_gain",
         "configs/filter_gain.py",
@@ -91,6 +93,7 @@ STUDIES = {
         "configs/instruction_tuning.py",
         evaluation=_WINDOWS,
     ),
+    "giraffe": Study("experiments.giraffe", "configs/giraffe.py", evaluation=_WINDOWS),
     "longlora": Study(
         "experiments.longlora",
         "configs/longlora.py",

@@ -1,6 +1,7 @@
 """What studies of training data measure of a row: loss at long range, and keys that are found."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,14 @@ class Reach:
         short: tokens of a short one, which divides `length`.
         windows: of each held-out document.
         samples: keys that are asked for at each length.
+        crops: whether the loss is measured with the last `short` tokens read as well.
     """
 
     length: int
     short: int
     windows: int
     samples: int
+    crops: bool = True
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -45,9 +48,9 @@ class Reach:
 def loss(model: Model, text: Text, reach: Reach, machine: Machine) -> dict[str, Any]:
     """Loss of each short block of long windows, whole and with the last `short` tokens read."""
     tokens, documents = text.windows(reach.length, reach.windows)
-    whole = losses(model, model.method, tokens, machine, block=reach.short)
-    cropped = losses(model, model.method, tokens, machine, block=reach.short, reads=reach.short)
-    return {"blocks": whole, "cropped": cropped, "documents": documents}
+    score = functools.partial(losses, model, model.method, tokens, machine, block=reach.short)
+    cropped = {"cropped": score(reads=reach.short)} if reach.crops else {}
+    return {"blocks": score(), "documents": documents} | cropped
 
 
 def keys(model: Model, text: Text, task: Passkey, reach: Reach, machine: Machine) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from longrope_jax.data.packing import TaskMixture
 from longrope_jax.data.tokenizers import ByteTokenizer, Tokenizer
 from longrope_jax.errors import unknown_name
 from longrope_jax.model import Model, open_model
+from longrope_jax.rotary import positions
 from longrope_jax.tasks import FirstSentence, Passkey
 from longrope_jax.training import checkpoints, loop, metrics, step
 from longrope_jax.training import lora as lora_lib
@@ -58,6 +59,8 @@ class Recipe:
             source without a cache is the run's own text. None is that text at one length.
         first_method: method of the stages before the last; None is `method`.
         instruct: questions in place of windows of text; None is text.
+        positions: a transform of the positions, see `rotary.positions.parse`; "" is none. Each step
+            draws its own.
     """
 
     method: rotary.Method
@@ -83,6 +86,7 @@ class Recipe:
     blend: Mixture | None = None
     first_method: rotary.Method | None = None
     instruct: Instruct | None = None
+    positions: str = ""
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -107,6 +111,15 @@ class Recipe:
     def tokens(self) -> int:
         """Tokens that the run trains on."""
         return self.steps * self.batch * self.length
+
+    @property
+    def reach(self) -> int:
+        """One more than the greatest position of the run.
+
+        Raises:
+            ValueError: `positions` cannot be read.
+        """
+        return max(self.length, positions.longest(self.positions))
 
 
 def model(
@@ -196,7 +209,7 @@ def check(recipe: Recipe, config: llama.LlamaConfig, machine: Machine, *, scored
     if group and (group % 2 or recipe.length % group):
         raise ValueError(f"sparse_group must be even and divide {recipe.length}, got {group}")
     step.trained_config(dataclasses.replace(config, sparse_group=group, remat=machine.remat))
-    longest = max(recipe.length, scored)
+    longest = max(recipe.reach, scored)
     rotary.make(recipe.method, head_dim=config.head_dim, seq_len=longest)
 
 
@@ -404,7 +417,7 @@ def _methods(recipe: Recipe, plan: mixtures.Plan | None, head_dim: int) -> dict[
     last = plan.edges[-1] if plan else 0
     methods = {0: recipe.first_method or recipe.method, last: recipe.method}
     return {
-        step: rotary.make(method, head_dim=head_dim, seq_len=recipe.length)
+        step: rotary.make(method, head_dim=head_dim, seq_len=recipe.reach)
         for step, method in methods.items()
     }
 
@@ -428,6 +441,8 @@ def _loop_config(recipe: Recipe, machine: Machine) -> loop.LoopConfig:
         checkpoint_every=machine.checkpoint_every,
         checkpoints_kept=machine.checkpoints_kept,
         steps_per_dispatch=machine.steps_per_dispatch,
+        positions=recipe.positions,
+        position_seed=recipe.seed if recipe.positions else 0,
     )
 
 

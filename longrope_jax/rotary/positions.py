@@ -52,6 +52,18 @@ def parse(text: str) -> Transform:
     return functools.partial(transform, **options)
 
 
+def longest(text: str) -> int:
+    """Returns one more than the greatest position that a transform reaches; 0 for none, `""`.
+
+    `giraffe` keeps to the window's length, for which 0 stands too.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    options = read_options(text)[1] if text and parse(text) else {}
+    return max(options.get("max_length", 0), options.get("target_length", 0))
+
+
 def restart(
     positions: Num[AnyArray, "B T"], segment_start: Int[AnyArray, "B T"]
 ) -> Num[jax.Array, "B T"]:

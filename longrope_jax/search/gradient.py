@@ -20,18 +20,18 @@ from longrope_jax.search.evolution import History, save_arrays
 from longrope_jax.search.fitness import Objective
 from longrope_jax.search.individuals import Individual, published
 
-_STARTS = 3  # published methods that a descent may begin at
+STARTS = 3  # published methods that a descent may begin at
 _FORWARDS_PER_STEP = 3  # a backward pass counts as two forward passes
 
 
 def cost(steps: int | np.ndarray) -> int | np.ndarray:
     """Returns the cost of `from_published` in forward passes: 3 for the start, 3 for each step."""
-    return _STARTS + _FORWARDS_PER_STEP * steps
+    return STARTS + _FORWARDS_PER_STEP * steps
 
 
 def steps_within(forwards: int) -> int:
     """Returns how many steps `forwards` forward passes allow; below 1 if they allow none."""
-    return (forwards - _STARTS) // _FORWARDS_PER_STEP
+    return (forwards - STARTS) // _FORWARDS_PER_STEP
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +157,7 @@ def from_published(
     steps: int,
     learning_rate: float,
     monotone: bool = False,
+    start: int = 0,
     on_forwards: Callable[[int], None] | None = None,
 ) -> Descent:
     """Learns factors from the best of PI, NTK-aware and YaRN, and resumes from a folder.
@@ -167,21 +168,24 @@ def from_published(
         steps: number of measured points, each a forward and a backward pass.
         learning_rate: Adam's learning rate, in log lambda per step.
         monotone: whether factors stay in LongRoPE's search space, without start tokens.
+        start: which of the three it begins at; 0 is the best for the objective, 2 the worst.
         on_forwards: called with the number of forward passes just spent, see `cost`.
 
     Returns:
         The whole descent.
 
     Raises:
-        ValueError: see `learn`.
+        ValueError: `start` is not 0, 1 or 2, or see `learn`.
     """
+    if not 0 <= start < STARTS:
+        raise ValueError(f"start must be 0 to {STARTS - 1}, got {start}")
     count, file = on_forwards or (lambda _: None), folder / "starts.npz"
     if not file.exists():
         starts = list(published(objective.target).values())
         evolution.save(file, History().extended(starts, objective.fitness(starts)))
-    count(_STARTS)
+    count(STARTS)
     return learn(
-        evolution.load(file).best,
+        evolution.load(file).ranked(start + 1)[start],
         objective,
         folder / "descent.npz",
         steps=steps,
