@@ -116,30 +116,24 @@ def _specs(found: Mapping[lab.Cell, History]) -> list[dict[str, Any]]:
 
 @lab.style()
 def _pareto(config, loss: Mapping[str, lab.Scores], answers: Mapping[str, lab.Scores]):
-    """Loss of text against the share of needles' tokens that are right, by row."""
-    fig, axes = lab.subplots(1, len(config.factors), size=(11, 4.6), squeeze=False)
+    """Loss of text against the share of needles' tokens that are right, by row and target."""
+    fig, axes = lab.subplots(1, len(config.factors), size=(11, 4.8), squeeze=False, sharey=True)
     for ax, factor in zip(axes[0], config.factors, strict=True):
-        text = loss[f"{TEXT} at {factor:g}x"]
-        right = answers[f"tokens right at {factor:g}x"]
-        both = [row for row in right.rows if row in text.rows]
+        text, right = loss[f"{TEXT} at {factor:g}x"], answers[f"tokens right at {factor:g}x"]
+        both = [row for row in right.rows if row in text.rows and "LongRoPE's" not in row]
         points = {row: (float(text.mean(row)), float(right.mean(row))) for row in both}
-        for row, (x, y) in points.items():
-            ax.plot(x, y, "o" if row in SEARCHES else "s", color="C2" if row in SEARCHES else "C4")
+        for i, (row, (x, y)) in enumerate(points.items()):
             best = not any(u <= x and v >= y and (u, v) != (x, y) for u, v in points.values())
-            ax.annotate(
-                row,
-                (x, y),
-                (4, 4),
-                textcoords="offset points",
-                fontsize=8,
-                weight="bold" if best else "normal",
-            )
-        ax.set(xlabel="loss of text, nats", title=f"{factor:g}x the trained length")
-        ax.set_xscale("log")
+            look = {"marker": "osDv^<>Pp*X"[i % 11], "markersize": 10 if best else 6}
+            ax.plot(x, y, linestyle="", label=row, **look)
+        ax.set(xlabel="loss of text, nats", title=f"{factor:g}x the trained length", xscale="log")
+        ax.tick_params(axis="x", which="both", labelrotation=45)
+        ax.xaxis.set_minor_formatter("{x:g}")
+        ax.xaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("share of needles' tokens right")
-    caption = (
-        "Best to the upper left; no row is better on both than one in bold. Circles: searched."
-    )
+    if axes[0, -1].lines:
+        axes[0, -1].legend(fontsize=8)
+    caption = "The upper left is best; no row is better on both than one with a large mark."
     return lab.Figure("pareto", fig, caption)
 
 

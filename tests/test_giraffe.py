@@ -60,7 +60,7 @@ def test_randomised_positions_reach_the_longest_text():
 def test_rnope_swa_is_pretrained_with_its_own_windows(finished):
     config, folder, _ = finished
     cells = {c.row: c for c in study.plan(config, folder) if c.kind == "loss"}
-    work = scratch.Scratch(config, folder, lab.Machine(**config.machine), 256)
+    work = scratch.Scratch(config, folder, lab.Machine(**config.machine), 128)
     model = work.models.start(cells["RNoPE-SWA"])
     assert model.config.windows == (32, 0)
     assert [type(m) for m in model.method.methods] == [rotary.RoPE, rotary.NoPE]
@@ -71,7 +71,7 @@ def test_keys_at_the_scale_are_those_of_its_length():
     config = presets.get_config("tiny")
     config.rows["scale 1"].scale = 4.0
     keys = lab.Scores(
-        {"scale 1": np.asarray([[[0.9, 0.7, 0.4, 0.1]]]), "scale 1 at 6": np.zeros((1, 1, 4))},
+        {"scale 1": np.asarray([[[0.9, 0.7, 0.4]]]), "scale 1 at 6": np.zeros((1, 1, 3))},
         {"scale 1": np.array(["a"]), "scale 1 at 6": np.array(["a"])},
     )
     found = study.kept(config, keys)
@@ -82,7 +82,7 @@ def test_keys_at_the_scale_are_those_of_its_length():
 def test_no_row_trains_on_what_is_held_out(finished):
     """No passage of 200 bytes of the training windows is in the held-out plays."""
     config, folder, _ = finished
-    work = scratch.Scratch(config, folder, lab.Machine(**config.machine), 256)
+    work = scratch.Scratch(config, folder, lab.Machine(**config.machine), 128)
     kept = {
         document.tokens.astype(np.uint8).tobytes()[at : at + 200]
         for document in work.text.held_out
