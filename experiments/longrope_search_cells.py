@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import lab
 from longrope_jax import llama, rotary, tasks
 from longrope_jax.data import packing, tokenizers
+from longrope_jax.errors import unknown_name
 from longrope_jax.search import gradient
 from longrope_jax.search.evolution import Evolution
 from longrope_jax.search.individuals import Target, published
@@ -56,8 +57,16 @@ def filled(config: ConfigDict, folder: Path) -> tuple[ConfigDict, lab.Facts]:
     """The config with hypotheses for each target, and the facts of the model that is searched.
 
     Raises:
-        ValueError: a checkpoint that was not trained with plain RoPE.
+        ValueError: a checkpoint that was not trained with plain RoPE, an unknown search, no model,
+            or several of a checkpoint.
     """
+    if config.models < 1 or (config.models > 1 and config.model):
+        raise ValueError(
+            f"--config.models={config.models} must be 1 for a checkpoint, else 1 or more"
+        )
+    for name in config.searches:
+        if name not in SEARCHES:
+            raise ValueError(f"--config.searches: {unknown_name('search', name, SEARCHES)}")
     if config.model:
         config, facts = lab.filled(config, folder)
     else:

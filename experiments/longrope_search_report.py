@@ -200,8 +200,9 @@ def _explained(config: ConfigDict, facts: lab.Facts) -> lab.Paragraphs:
         "and other needles of L tokens. Cropped: RoPE reads the last L tokens, at least seven "
         "eighths of them.\n\n"
         "Every search gets the same number of forward passes over sequences of the same documents; "
-        "a gradient counts as three. It begins at the best of PI, NTK and YaRN, whose passes count "
-        "too, has no start tokens, and is not held to a range or to monotone factors; its monotone "
-        "variant is projected onto LongRoPE's space after every step. Loss at start: the best of "
-        "the first generation, or the gradient's first point."
+        "a gradient counts as three. It begins at the best of PI, NTK and YaRN, a restart at the "
+        "next best; their passes count too. It has no start tokens, and is not held to a "
+        "range or to monotone factors; its monotone variants are projected onto LongRoPE's space "
+        "after every step. Loss at start: the best of the first generation, or the gradient's "
+        "first point."
     )
