@@ -12,17 +12,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypeVar
 
 import jax
 from jax._src import distributed  # the client of the coordination service has no public name
+
+T = TypeVar("T")
 
 LATE = 300  # seconds that hosts wait for each other before work
 BEAT = 2  # seconds between two signs of life
 LOST = 60  # seconds without a sign of life; JAX itself aborts after 100, with a page
 
-_AGREEMENTS = itertools.count()
+_WEEK = 7 * 24 * 3600 * 1000  # milliseconds; a host that is lost ends the wait before
+
+_AGREEMENTS, _MADE = itertools.count(), itertools.count()
 _DONE = threading.Event()
 _ALIVE, _ENDED = "longrope_jax/alive", "ended"
 _SAME_COMMAND = "start the same command on every host again, and it goes on where it was"
@@ -90,6 +94,23 @@ def agree(what: Mapping[str, object], *, seconds: float = LATE) -> None:
                     f"host {me} has {name} {mine.get(name)}, host {host} has {theirs}: give every "
                     "host the same command, text and packages"
                 )
+
+
+def made_once(make: Callable[[], T], read: Callable[[], T]) -> T:
+    """Returns make() on host 0, and on the others read(), after what host 0 made is there.
+
+    Every host must call it, in the same order. With one process it is make(). If host 0 fails, the
+    others end by its word, see `stop`.
+    """
+    if not several():
+        return make()
+    key = f"longrope_jax/made/{next(_MADE)}"
+    if _me() == 0:
+        found = make()
+        _client().key_value_set(key, "")
+        return found
+    _client().blocking_key_value_get(key, _WEEK)
+    return read()
 
 
 def stop(message: str) -> NoReturn:

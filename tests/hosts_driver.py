@@ -1,9 +1,12 @@
 """A study on several hosts: hosts_driver.py MODE ADDRESS PROCESS COUNT WORKDIR.
 
 Four CPU devices in all, or one where COUNT is 1. MODE `train` trains a tiny model by the studies'
-own path on each of the meshes, `disagree` prints what is refused, `forever` trains until killed.
+own path on each of the meshes, `study` is a whole study, `stopped` the same until the last host is
+told to end in its first training, `disagree` prints what is refused, `forever` trains until killed.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import lab
+from configs import curriculum as presets
+from experiments import curriculum, lab
+from experiments.lab import progress
 from experiments.lab.versions import versions
 from longrope_jax import hosts, llama, rotary, weights
 from longrope_jax.data import documents, tokenizers
@@ -25,6 +30,7 @@ MESHES = {
 # Two key heads and 261 tokens divide over no tensor axis of four.
 CONFIG = llama.LlamaConfig(261, 16, 1, 4, 2, 8, 32)
 LENGTH, LOST = 32, 5
+ARM = "switch at 40%, base too"
 
 
 def recipe(steps=3):
@@ -113,22 +119,46 @@ def disagree(folder, process, count):
             print(f"{name}: {error}", flush=True)
 
 
+def study(folder, process, count):
+    """The tiny curriculum of one seed and two arms, as its command runs it."""
+    config = presets.get_config("tiny")
+    config.seeds, config.rows = 1, {row: config.rows[row] for row in ("long throughout", ARM)}
+    config.hypotheses = {}
+    config.machine = dict(config.machine) | {"steps_per_dispatch": 1, "multihost": count > 1}
+    curriculum.main(config, folder, "curriculum")
+
+
+def stopped(folder, process, count):
+    before = progress.step
+
+    def step(done, *rest):
+        before(done, *rest)
+        if done == 3 and process == count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    progress.step = step
+    study(folder, process, count)
+
+
 def main(mode, address, process, count, folder):
     process, count = int(process), int(count)
     jax.config.update("jax_num_cpu_devices", max(1, 4 // count if count > 1 else 1))
-    work = {"train": train_all, "forever": forever, "disagree": disagree}[mode]
+    modes = {"train": train_all, "forever": forever, "disagree": disagree}
+    work = (modes | {"study": study, "stopped": stopped})[mode]
 
-    def study(config: ConfigDict, workdir: Path, command: str):
+    def run(config: ConfigDict, workdir: Path, command: str):
         if count > 1:
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
             where = {"num_processes": count, "process_id": process}
             late = 3 if address.endswith("late") else 120
+            # A busy machine may leave a host without a turn for seconds.
+            lost = LOST if mode == "forever" else hosts.LOST
             hosts.start(
-                late=late, lost=LOST, coordinator_address=address.removesuffix("late"), **where
+                late=late, lost=lost, coordinator_address=address.removesuffix("late"), **where
             )
         work(workdir, process, count)
 
-    lab.run(study, "hosts_driver", ["", f"--workdir={folder}"])
+    lab.run(run, "hosts_driver", ["", f"--workdir={folder}"])
 
 
 def get_config():

@@ -1,6 +1,7 @@
 """Several hosts, as real processes: equal numbers, one word before work, one line when one dies."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,13 +35,14 @@ def address():
         return f"localhost:{s.getsockname()[1]}"
 
 
-def together(mode, count, folder):
+def together(mode, count, folder, status=0):
+    """What each host said on stdout and stderr."""
     at = address()
     started = [start(mode, i, count, str(folder), at) for i in range(count)]
-    ended = [process.communicate(timeout=500) for process in started]
+    ended = [process.communicate(timeout=900) for process in started]
     for process, (_, err) in zip(started, ended, strict=True):
-        assert process.returncode == 0, err[-3000:]
-    return [out for out, _ in ended]
+        assert process.returncode == status, err[-3000:]
+    return ended
 
 
 def arrays(folder, mesh):
@@ -67,12 +69,49 @@ def test_training_on_several_hosts_equals_one_process(count, alone, tmp_path):
             np.testing.assert_allclose(found[name], expected, atol=1e-4, err_msg=f"{mesh} {name}")
 
 
+def cells(folder):
+    """Numbers of every cell of a study."""
+    found = {}
+    for path in sorted((folder / "cells").glob("*.npz")):
+        with np.load(path) as saved:
+            found[path.stem] = {name: saved[name] for name in saved.files if name != "record"}
+    return found
+
+
+def test_a_study_on_two_hosts_stops_goes_on_there_or_on_one_and_speaks_once(tmp_path):
+    """Stopped by the last host in its first training; its numbers are those of one process."""
+    first, other, alone = tmp_path / "two", tmp_path / "one", tmp_path / "alone"
+    for _, err in together("stopped", 2, first, status=75):
+        assert "Traceback" not in err
+    assert not cells(first)
+    shutil.copytree(first, other)
+    (said, _), (whispered, _) = together("study", 2, first)
+    assert "[cell 1 of 6" in said and "report: " in said
+    # The library of the collectives prints on every host by itself.
+    assert not [line for line in whispered.splitlines() if not line.startswith("[Gloo]")]
+    together("study", 1, other)
+    together("study", 1, alone)
+    expected = cells(alone)
+    assert len(expected) == 6
+    for folder in (first, other):
+        files = {path.name for path in folder.iterdir()}
+        assert files == {path.name for path in alone.iterdir()} | {".shared"}
+        found = cells(folder)
+        assert found.keys() == expected.keys()
+        for name, arrays in expected.items():
+            for key, numbers in arrays.items():
+                if numbers.dtype.kind != "f" or key in ("seconds", "tokens_per_second"):
+                    continue
+                same = {"rtol": 1e-4, "atol": 1e-5, "err_msg": f"{folder.name} {name} {key}"}
+                np.testing.assert_allclose(found[name][key], numbers, **same)
+
+
 def test_hosts_that_would_do_different_work_are_refused(tmp_path):
     """On each host one line says what differs: cells, packages, text, or a folder of its own.
 
     So does one say that an export cannot be written, before anything is.
     """
-    for out in together("disagree", 2, tmp_path):
+    for out, _ in together("disagree", 2, tmp_path):
         said = dict(line.split(": ", 1) for line in out.splitlines())
         assert list(said) == ["config", "versions", "corpus", "folder", "export"]
         assert "lie on several hosts" in said.pop("export")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.cells import Cell, read
 from experiments.lab.files import write
+from longrope_jax import hosts
 from longrope_jax.data import (
     bpe,
     corpora,
@@ -164,9 +165,13 @@ def tokenizer(spec: str, corpus: str, folder: Path) -> Tokenizer:
     if not pieces.isdecimal():
         raise ValueError(f"a tokenizer to train is {_BPE}PIECES, such as {_BPE}2048, got {spec!r}")
     file = located(folder) / f"tokenizer-{pieces}.model"
-    if not file.exists():
-        texts = [document.text for document in corpora.load(corpus)]
-        write(file, bpe.learn(texts, vocab_size=int(pieces), specials=SPECIALS))
+
+    def make() -> None:
+        if not file.exists():
+            texts = [document.text for document in corpora.load(corpus)]
+            write(file, bpe.learn(texts, vocab_size=int(pieces), specials=SPECIALS))
+
+    hosts.made_once(make, lambda: None)
     return tokenizers.load(fetched(file))
 
 
@@ -216,9 +221,15 @@ def document(
 
 
 def on_disk(text: Text, folder: Path) -> Text:
-    """The text with its training documents in a token cache, FOLDER/tokens, for a `blend`."""
-    tokens = (document.tokens for document in text.training)
-    cache = tokenization.from_tokens(tokens, Path(folder) / "tokens", text.tokenizer)
+    """The text with its training documents in a token cache, FOLDER/tokens, for a `blend`.
+
+    Of several hosts the first writes it.
+    """
+    tokens, where = (document.tokens for document in text.training), Path(folder) / "tokens"
+    cache = hosts.made_once(
+        lambda: tokenization.from_tokens(tokens, where, text.tokenizer),
+        lambda: token_cache.open_cache(where, text.tokenizer),
+    )
     return dataclasses.replace(text, cache=cache)
 
 

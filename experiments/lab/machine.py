@@ -1,6 +1,8 @@
 """What a run is computed with, as opposed to what it computes."""
 
 import dataclasses
+import os
+import sys
 
 import jax
 from jax.sharding import Mesh
@@ -63,10 +65,14 @@ class Machine:
 def start(machine: Machine) -> None:
     """Joins the hosts of a pod, if the machine is one; before anything else touches devices.
 
-    A second call does nothing, since several studies may run in one process.
+    From then on the standard output of host 0 alone is seen: tables and progress are there once.
+    Errors stay on the host that has them. A second call does nothing, since several studies may
+    run in one process.
     """
     if machine.multihost and not jax.distributed.is_initialized():
         hosts.start()
+    if hosts.several() and not writes() and sys.stdout.name != os.devnull:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -13,6 +13,7 @@ from rich.text import Text as RichText
 from experiments.lab.cells import Cell, measured_by, missing
 from experiments.lab.figures import save_figure
 from experiments.lab.files import save_csv, save_json
+from experiments.lab.machine import writes
 from experiments.lab.page import Figure, Section, Table, Text, write_html
 from experiments.lab.versions import versions
 from longrope_jax.folders import located
@@ -48,6 +49,8 @@ def publish(
 ) -> Report:
     """Writes results.json, CSV files, PNG figures and report.html; prints the named tables.
 
+    Of several hosts one writes.
+
     Args:
         folder: of the study.
         command: the command line, which the report states.
@@ -67,7 +70,8 @@ def publish(
     left = len(missing(folder, cells))
     facts = {"command": command, "config": config, "made_by": made, "claims": claims}
     written = facts | ({"cells_missing": left} if left else {}) | dict(results or {})
-    save_json(folder / "results.json", written)
+    if writes():
+        save_json(folder / "results.json", written)
     done = [_published(folder, section) for section in sections]
     text = [Text("\n\n".join(claims))] if claims else []
     if left:
@@ -75,7 +79,8 @@ def publish(
     if text and done:
         done[0] = dataclasses.replace(done[0], blocks=[*text, *done[0].blocks])
     page = [*done, _made_by(made)]
-    write_html(folder / "report.html", title, command, page)
+    if writes():
+        write_html(folder / "report.html", title, command, page)
     for block in (block for section in done for block in section.blocks):
         if isinstance(block, Table) and block.name:
             print_table(block)
@@ -100,9 +105,10 @@ def _published(folder: Path, section: Section) -> Section:
     for block in section.blocks:
         if isinstance(block, Figure) and not isinstance(block.drawing, PurePath):
             path = folder / f"{block.name}.png"
-            save_figure(block.drawing, path)
+            if writes():
+                save_figure(block.drawing, path)
             block = dataclasses.replace(block, drawing=path)
-        elif isinstance(block, Table) and block.name:
+        elif isinstance(block, Table) and block.name and writes():
             save_csv(folder / f"{block.name}.csv", block.header, block.rows)
         blocks.append(block)
     return dataclasses.replace(section, blocks=blocks)
