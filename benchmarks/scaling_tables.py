@@ -34,12 +34,13 @@ class Table:
 Pairs = Sequence[tuple[Workload, Mapping[str, Any]]]
 
 
-def tables(pairs: Pairs) -> list[Table]:
-    """All tables, the verdicts first."""
+def tables(pairs: Pairs, maxtext: Pairs = ()) -> list[Table]:
+    """All tables, the verdicts first; `maxtext` has the results of benchmarks/maxtext.py."""
     fitting = [(work, result) for work, result in pairs if "refused" not in result]
     found = [
         _smallest(pairs),
         _training(pairs),
+        beside_maxtext(maxtext),
         _serving(fitting),
         _memory(fitting),
         _flops(fitting),
@@ -50,6 +51,52 @@ def tables(pairs: Pairs) -> list[Table]:
         _compiler(pairs),
     ]
     return [table for table in found if table.rows]
+
+
+def beside_maxtext(pairs: Pairs) -> Table:
+    """Programs of this project and of MaxText for the same work, as one compiler says."""
+    rows = []
+    for work, found in pairs:
+        ours, theirs = (_quantities(work, found[who]) for who in ("ours", "maxtext"))
+        for name in ours:
+            a, b = ours[name], theirs[name]
+            ratio = a / b if isinstance(a, float) and isinstance(b, float) and b else None
+            rows.append([name_of(work), name, a, b, ratio])
+    note = (
+        f"Compiled by one interpreter, so by one compiler ({_versions(pairs)}), with the same "
+        "mesh, microbatches, recomputation of whole layers and 2^22 tokens a step, and read by the "
+        "same reader; `python -m benchmarks.maxtext` makes and prints them. Below 1 this project "
+        "needs less. Compiling: seconds on a busy machine."
+    )
+    header = ["program", "what, of each device", "here", "MaxText", "here / MaxText"]
+    return Table("Beside MaxText", header, rows, note if rows else "")
+
+
+def _versions(pairs: Pairs) -> str:
+    found = {tuple(result["maxtext"]["versions"].items()) for _, result in pairs}
+    return " or ".join(", ".join(map(" ".join, versions)) for versions in sorted(found))
+
+
+def _quantities(work: Workload, result: Mapping[str, Any]) -> dict[str, float | str | None]:
+    seconds = result.get("lower_seconds", 0.0) + result["compile_seconds"]
+    names = ("arguments, GiB", "temporaries, GiB", "HBM traffic, TB", "products, PFLOP")
+    names += ("sent over links, GB", "bound, s", "MFU at most")
+    if "refused" in result:
+        said = f"refused, needs {needed(result['refused']):.1f}"
+        return {"peak, GiB": said, **dict.fromkeys(names), "compiling, s": seconds}
+    memory, measured = result["memory"], result["measured"]
+    times = roofline(work, measured)
+    values = (
+        memory["argument"] / GIB,
+        memory["temp"] / GIB,
+        measured["hbm_bytes"] / 1e12,
+        (measured["matmul_flops"] + measured["kernel_flops"]) / 1e15,
+        sum(c["sent"] for c in measured["collectives"]) / 1e9,
+        times["bound"],
+        times["mfu_bound"],
+    )
+    found = dict(zip(names, values, strict=True))
+    return {"peak, GiB": peak_gib(result), **found, "compiling, s": seconds}
 
 
 def name_of(work: Workload) -> str:

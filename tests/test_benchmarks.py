@@ -4,12 +4,23 @@ import importlib
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import compare, length, ours, process, profile, ratios, step_profile, work
+from benchmarks import (
+    compare,
+    length,
+    ours,
+    process,
+    profile,
+    ratios,
+    row_product,
+    step_profile,
+    work,
+)
 from longrope_jax import llama
 
 TINY = work.SIZES["tiny"]
@@ -229,3 +240,17 @@ def test_curves_are_drawn_and_printed(tmp_path):
     assert len(header) == len(gib[0])
     length.draw({"a": memory, "b": timed}, tmp_path / "length.png")
     assert 0 < (tmp_path / "length.png").stat().st_size < 300_000
+
+
+def test_weights_widened_by_parts_give_the_product():
+    weights = np.random.default_rng(0).standard_normal((row_product.PARTS * 2, 64), np.float32)
+    x = np.random.default_rng(1).standard_normal(64, np.float32)
+    half = np.asarray(jnp.asarray(weights).astype(jnp.bfloat16))
+    bits = jnp.asarray(half.view(np.uint16))
+    wide = row_product.by_parts(row_product.widen_bfloat16, x, bits)
+    np.testing.assert_allclose(wide, half.astype(np.float32) @ x, rtol=1e-4, atol=1e-4)
+    q8_0 = map(jnp.asarray, row_product.q8(weights))
+    found = row_product.by_parts(row_product.widen_q8, x, *q8_0)
+    # Each weight is off by up to half a step, evenly, and 64 of them add with random signs.
+    step = np.abs(weights).max() / 127
+    assert 0 < np.abs(found - weights @ x).max() < 4 * step / 12**0.5 * np.linalg.norm(x)
