@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling import ROOT, TOKENS, train
 from benchmarks.scaling_tables import Table, beside_maxtext
+from benchmarks.scaling_workloads import ROOT, TOKENS, train
 from longrope_jax.aot import compilation, roofline
 from longrope_jax.aot.workload import Workload
 

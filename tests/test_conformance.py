@@ -778,7 +778,7 @@ def test_parse_reads_tuples_and_nested_methods():
         ("dynamic_pi:original_length=long", "original_length must be at least 2 tokens"),
         ("ntk_by_parts:factor=2,original_length=64,alpha=32", "alpha must be below beta"),
         ("ntk_by_parts_3way:factor=2,original_length=64,beta_few=2", "beta_few must be below"),
-        ("yarn:factor=8", "yarn needs original_length: write yarn:original_length=..."),
+        ("yarn:factor=8", "yarn needs original_length: write yarn:factor=8,original_length=..."),
         ("yarn:factor=8,original_length=64,ramp=dim", "unknown ramp of yarn 'dim'"),
         ("yarn:factor=8,original_length=64,clamp=pair", "unknown clamp of yarn 'pair'; did you"),
         ("yarn:factor=8,original_length=64,mscale=-1", "mscale must be finite and not negative"),

@@ -89,7 +89,7 @@ def test_every_id_that_ends_a_text_stops(tmp_path, monkeypatch):
         (("--rotary=yarm:factor=4",), "error: unknown rotary method 'yarm'; did you mean 'yarn'?"),
         (("--rotary=yarn:factor=4",), "error: yarn needs original_length"),
         (("--rotary-length=curent",), "error: argument --rotary-length: invalid choice: 'curent'"),
-        (("--max-new-tokens=0",), "error: max_new_tokens must be at least 1"),
+        (("--max-new-tokens=0",), "error: --max-new-tokens must be at least 1"),
         (("--refresh-every=2",), "error: refresh_every needs rotary_length='current'"),
         (("--rotary=xpos", "--max-new-tokens=100000"), "error: xPos holds its opposite gains"),
         (("--top-p=0.5",), "error: top_p=0.5 needs a temperature"),

@@ -105,10 +105,10 @@ def build(name: str, **options: Any) -> Method:
     merged = entry.defaults | options
     required = [n for n, f in fields.items() if n not in merged and not _has_default(f)]
     if required:
-        given = ",".join(f"{option}={value}" for option, value in options.items())
+        given = "".join(f"{option}={value}," for option, value in options.items())
+        told = " (a checkpoint tells it)" if "original_length" in required else ""
         raise ValueError(
-            f"{name} needs {', '.join(required)}, which a checkpoint would tell: write "
-            f"{name}:{given}{',' * bool(given)}{required[0]}=..."
+            f"{name} needs {', '.join(required)}: write {name}:{given}{required[0]}=...{told}"
         )
     return entry.cls(**merged)
 
