@@ -1,4 +1,4 @@
-"""A trained model beyond its trained length under every method, untrained: text, tasks, suites.
+r"""A trained model beyond its trained length under every method, untrained: text, tasks, suites.
 
     python -m experiments.extension_suite \
         --config=configs/extension_suite.py:quick --workdir=DIR

@@ -1,4 +1,4 @@
-"""Instruction tuning without human long data (Llama 2 Long 2309.16039, Table 9; Giraffe's IFT).
+r"""Instruction tuning without human long data (Llama 2 Long 2309.16039, Table 9; Giraffe's IFT).
 
     python -m experiments.instruction_tuning --config=configs/instruction_tuning.py:cpu \
         --workdir=DIR
