@@ -156,16 +156,21 @@ def test_processes_end_with_their_study_and_save_where_there_is_time(tmp_path, n
     script = tmp_path / "study.py"
     script.write_text(STUDY)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    study = subprocess.Popen([sys.executable, script, tmp_path], cwd=ROOT, env=env)
+    study = subprocess.Popen(
+        [sys.executable, script, tmp_path], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while len(began := [int(file.stem) for file in tmp_path.glob("*.began")]) < 2:
         assert study.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     study.send_signal(number)
+    if number == signal.SIGTERM:  # as `timeout` does
+        study.send_signal(number)
     assert study.wait(timeout=60) == status
     while any(map(_runs, began)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert "Traceback" not in study.stderr.read()
     saved = {int(file.stem) for file in tmp_path.glob("*.saved")}
     assert saved == (set() if number == signal.SIGKILL else set(began))
 

@@ -129,11 +129,25 @@ def side_by_side(
             for pipe in wait(list(pipes)):
                 _receive(pipe, pipes, work, children, on_start, on_end)
     finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join(_LAST_SAVE)
-            child.kill()
+        with _not_stopped_again():
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.join(_LAST_SAVE)
+                child.kill()
+
+
+@contextmanager
+def _not_stopped_again() -> Iterator[None]:
+    """Meanwhile SIGTERM, which supervisors may send twice, does not keep processes from saving."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _receive(pipe, pipes: dict, work, children, on_start, on_end) -> None:
@@ -167,18 +181,29 @@ def _child(pipe: Connection, share: Sequence[Any], make: Callable[[Any], float])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     quiet()
-    with progress.sent(lambda *values: pipe.send(("step", *values))):
+
+    def tell(*message) -> None:
+        try:
+            pipe.send(message)
+        except OSError:  # the study is gone
+            os._exit(TERMINATED)
+
+    with progress.sent(lambda *values: tell("step", *values)):
         try:
             for i, cell in enumerate(share):
-                pipe.send(("start", i))
-                pipe.send(("end", i, make(cell)))
+                tell("start", i)
+                tell("end", i, make(cell))
         except (ValueError, OSError) as error:
-            pipe.send(("failed", str(error)))
+            tell("failed", str(error))
 
 
 def _end_with_the_study() -> None:
     parent = multiprocessing.parent_process()
-    wait([parent.sentinel])
+    assert parent is not None
+    try:
+        wait([parent.sentinel])
+    except OSError:  # closed, since this process ends by itself
+        return
     os._exit(TERMINATED)  # it was killed: another may write in its folder next
 
 
