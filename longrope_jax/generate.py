@@ -117,7 +117,7 @@ def generate(
     output = _Output(len(rows), stops, stream)
     done = 0
     while done < max_new_tokens and output.active.any():
-        rot, until = schedule.at(done, output.active)
+        rot, until = schedule.at(done, np.pad(output.active, (0, run.spare)))
         run.prefill(rot, done)
         while done < until and output.active.any():
             steps = min(_STEPS, until - done)
@@ -241,9 +241,16 @@ def _same(a: list[rotary.Frequencies], b: list[rotary.Frequencies]) -> bool:
 
 
 class _Run:
-    """A _Run holds the tokens and the cache on the device, and measures times."""
+    """A _Run holds the tokens and the cache on the device, and measures times.
+
+    A mesh divides whole rows: spare ones, which repeat the last, make their number one that it
+    divides, and nobody sees what they become.
+    """
 
     def __init__(self, config, params, rows, max_new_tokens, cache_dtype, prefill_chunk, sampling):
+        self.spare = sharding.spare_rows(len(rows))
+        keys = row_keys(sampling, len(rows))
+        rows = [*rows, *[rows[-1]] * self.spare]
         self.lengths = np.asarray([len(row) for row in rows], np.int32)
         longest = int(self.lengths.max())
         size = _BUCKET * -(-(longest + max_new_tokens) // _BUCKET)
@@ -255,7 +262,8 @@ class _Run:
         self._chunk = min(prefill_chunk, 1 << max(longest - 1, 1).bit_length() - 1)
         self._config, self._params, self._decode_params = config, params, None
         self._max_new_tokens = max_new_tokens
-        self._sampling, self._keys = sampling.data(), row_keys(sampling, len(rows))
+        self._sampling = sampling.data()
+        self._keys = keys[np.minimum(np.arange(len(rows)), len(keys) - 1)]
         self.prefilled = self.decoded = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._compiled: set[tuple] = set()
@@ -275,10 +283,10 @@ class _Run:
         self.prefill_seconds += self._timed(("prefill", rot.hi.shape), fill, longest)
         lengths = self.lengths + np.int32(done - 1)
         self._cache = dataclasses.replace(self._cache, length=jnp.asarray(lengths))
-        self.prefilled += int(lengths.sum())
+        self.prefilled += int(lengths[: len(lengths) - self.spare].sum())
 
     def decode(self, rot: rotary.Rotary, done: int, steps: int) -> np.ndarray:
-        """Decodes the next `steps` tokens of each row, int32 [B, steps]."""
+        """Decodes the next `steps` tokens of each row that is not spare, int32 [B, steps]."""
 
         if self._decode_params is None:
             self._decode_params = self._params
@@ -298,9 +306,10 @@ class _Run:
             )
 
         self.decode_seconds += self._timed(("decode", rot.hi.shape), go, steps)
-        self.decoded += steps * len(self.lengths)
-        at = self.lengths[:, None] + done + np.arange(steps)
-        new = np.take_along_axis(np.asarray(self._tokens), at, axis=1)
+        own = len(self.lengths) - self.spare
+        self.decoded += steps * own
+        at = self.lengths[:own, None] + done + np.arange(steps)
+        new = np.take_along_axis(np.asarray(self._tokens)[:own], at, axis=1)
         if (new < 0).any():
             raise ValueError(
                 f"the logits are not finite with dtype={self._config.dtype} and "

@@ -127,10 +127,13 @@ class Model:
             found = f"{ids.dtype}{list(ids.shape)}"
             raise ValueError(f"tokens must be a text or whole ids [T] or [B, T], got {found}")
         with sharding.mesh_of(self._params()):
+            rows = np.atleast_2d(ids)
+            # A mesh divides whole rows: spare ones repeat the last and are left out.
+            spare = ((0, sharding.spare_rows(len(rows))), (0, 0))
             found = llama.logits(
-                self.config, self._params(), np.atleast_2d(ids), self.read_rotary(rotary)
+                self.config, self._params(), np.pad(rows, spare, "edge"), self.read_rotary(rotary)
             )
-        return found if ids.ndim == 2 else found[0]
+        return found[: len(rows)] if ids.ndim == 2 else found[0]
 
     def generate(
         self,
@@ -215,7 +218,8 @@ class Model:
             windowing: `windowing.Sliding` or `windowing.OnePass`; None is one pass over windows of
                 `trained_length`. Perplexities of different windowings do not compare.
             bos: whether the beginning token stands before every window, see `encode`.
-            batch_size: windows per step, which with their length fixes the memory.
+            batch_size: windows per step, which with their length fixes the memory; a mesh takes
+                as many more as make a number that it divides.
 
         Raises:
             ValueError: There is nothing to score, or no length is known.
@@ -229,7 +233,7 @@ class Model:
                 self._documents(documents),
                 windowing,
                 bos=self.beginning(bos),
-                batch_size=batch_size,
+                batch_size=batch_size + sharding.spare_rows(batch_size),
             )
 
     def loss_by_position(
@@ -251,7 +255,8 @@ class Model:
             rotary: see `Model`; made for `length` tokens.
             length: tokens that a window predicts; None is `trained_length`.
             bos: whether the beginning token stands before every window, see `encode`.
-            batch_size: windows per step, which with their length fixes the memory.
+            batch_size: windows per step, which with their length fixes the memory; a mesh takes
+                as many more as make a number that it divides.
 
         Raises:
             ValueError: No document fills a window, or no length is known.
@@ -260,8 +265,9 @@ class Model:
             self._documents(documents), self._length(length), bos=self.beginning(bos)
         )
         with sharding.mesh_of(self._params()):
+            rows = batch_size + sharding.spare_rows(batch_size)
             return by_position.nll_by_position(
-                self.config, self._params(), self.read_rotary(rotary), tokens, batch_size=batch_size
+                self.config, self._params(), self.read_rotary(rotary), tokens, batch_size=rows
             )
 
     def read_rotary(self, rotary: RotaryLike | None) -> rotary_lib.Method | rotary_lib.Rotary:

@@ -147,6 +147,11 @@ def axis_size(*axes: str) -> int:
     return math.prod(context_shape().get(axis, 1) for axis in axes)
 
 
+def spare_rows(rows: int) -> int:
+    """Returns how many rows make a batch of `rows` one that the mesh divides; 0 without a mesh."""
+    return -rows % axis_size("data", "fsdp")
+
+
 def heads_in_use(K: int) -> int:
     """Returns how many key heads attention has of a model's K: as many as `tensor` divides.
 

@@ -71,22 +71,6 @@ def test_done_again_it_only_redraws(finished, monkeypatch):
     assert again.claims == report.claims
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("rows.long throughout.switch", 1.5, "switch must lie in 0..1"),
-        ("corpus", "", "needs your own text"),
-        ("training.batch", 3, "does not divide over"),
-    ],
-)
-def test_a_bad_config_is_refused_before_anything_is_trained(tmp_path, field, value, words):
-    config = presets.get_config("tiny")
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=words):
-        study.main(config, tmp_path)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_hypotheses_of_every_preset_can_be_read(preset):
     config = presets.get_config(preset)

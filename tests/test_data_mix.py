@@ -103,22 +103,6 @@ def test_the_report_has_every_row(finished):
     assert {row[0]: row[2] for row in seen if row[1] == "long"}["long upsampled"] > 0.7
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("rows.cut.pieces", 5, "pieces must divide a window of 128 tokens, got 5"),
-        ("rows.cut.long", 1.5, "long must be a share"),
-        ("corpus", "", "needs your own text"),
-    ],
-)
-def test_a_bad_config_is_refused_before_anything_is_trained(tmp_path, field, value, words):
-    config = presets.get_config("tiny")
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=words):
-        study.main(config, tmp_path)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_hypotheses_of_every_preset_can_be_read(preset):
     config = presets.get_config(preset)

@@ -426,6 +426,33 @@ def test_greedy_on_a_mesh_equals_one_device(unstacked, tensor, random_params, mo
         generate.generate(TINY, params, rot, prompts, 4)
 
 
+@pytest.mark.parametrize("axes", [{"data": 2}, {"fsdp": 4}], ids=str)
+@pytest.mark.parametrize("length", ["final", "current"])
+def test_any_number_of_rows_is_divided_over_a_mesh(axes, length, random_params):
+    """One prompt, and three of their own seeds and lengths, whose frequencies differ by row."""
+    params, method = random_params(TINY), rotary.DynamicNTK(original_length=4)
+    drawn = Sampling(temperature=1.0, seed=(5, 3, 9))
+    mesh = sharding.make_mesh(devices=jax.devices()[: max(axes.values())], **{"data": 1} | axes)
+    for rows, sampling in [(1, Sampling()), (3, drawn)]:
+        prompts = [row[:n] for row, n in zip(PROMPTS[:rows], (11, 6, 8), strict=False)]
+        options = {"sampling": sampling, "rotary_length": length}
+        seen = []
+        alone = generate.generate(TINY, params, method, prompts, 5, **options)
+        with jax.set_mesh(mesh):
+            both = generate.generate(
+                TINY,
+                params,
+                method,
+                prompts,
+                5,
+                **options,
+                stream=seen.append,
+            )
+        assert [row.tolist() for row in both.tokens] == [row.tolist() for row in alone.tokens]
+        assert (both.prefilled, both.decoded) == (alone.prefilled, alone.decoded)
+        assert seen and {len(new) for new in seen} == {rows}
+
+
 @pytest.fixture(scope="module")
 def own(random_params):
     """Params, rotary, samples that the model answers itself; every other answer spoilt."""

@@ -110,23 +110,6 @@ def test_the_report_has_every_row_and_scale(finished):
     assert len(report.claims) == 1
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("rows.scale 1.method", "pi:factor={scales}", "did you mean"),
-        ("rows.progressive.stages", ((0.5, 3), (1.0, 8)), "must divide the longest"),
-        ("rows.randomised.positions", "rous:max_length=256", "did you mean"),
-        ("corpus", "", "needs your own text"),
-    ],
-)
-def test_a_bad_config_is_refused_before_anything_is_trained(tmp_path, field, value, words):
-    config = presets.get_config("tiny")
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=words):
-        study.main(config, tmp_path)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_hypotheses_of_every_preset_can_be_read(preset):
     config = presets.get_config(preset)

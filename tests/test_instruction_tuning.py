@@ -206,23 +206,6 @@ def test_adapters_start_from_the_same_model_as_full_tuning(finished):
     assert min(numbers) < max(numbers) / 2
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("arms.short.short", 1.5, "must be shares"),
-        ("bases.PI", "pie:factor=2", "unknown rotary method"),
-        ("asked.shortest", 8, "do not hold a question"),
-        ("corpus", "", "needs your own text"),
-    ],
-)
-def test_a_bad_config_is_refused_before_anything_is_trained(tmp_path, field, value, words):
-    config = presets.get_config("tiny")
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=words):
-        study.main(config, tmp_path)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_hypotheses_of_every_preset_can_be_read(preset):
     config = presets.get_config(preset)

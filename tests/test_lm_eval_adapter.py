@@ -149,7 +149,7 @@ def request(*args):
     return types.SimpleNamespace(args=args)
 
 
-def test_a_mesh_scores_as_one_device(harness, ours, checkpoint):
+def test_a_mesh_scores_and_generates_as_one_device(harness, ours, checkpoint):
     spread = adapter.LongropeLM(str(checkpoint), max_length=24, data=2, fsdp=2, tensor=2)
     assert len(jax.tree.leaves(spread.model.params)[0].sharding.device_set) == 8
     asked = [request(q["question"], f" {choice}") for q in QUESTIONS for choice in q["choices"]]
@@ -159,6 +159,8 @@ def test_a_mesh_scores_as_one_device(harness, ours, checkpoint):
     np.testing.assert_allclose(
         spread.loglikelihood_rolling(texts), ours.loglikelihood_rolling(texts), atol=1e-4
     )
+    asked = [request(f"the cat{more}", {"max_gen_toks": 4}) for more in ("", " is", " on it")]
+    assert spread.generate_until(asked) == ours.generate_until(asked)
 
 
 def test_prompts_of_many_lengths_need_few_programs(harness, ours, compilations):

@@ -238,15 +238,19 @@ def test_a_hub_id_says_how_to_download_it(tmp_path, monkeypatch):
         longrope_jax.load(tmp_path / "a" / "b")
 
 
-def test_on_a_mesh_it_computes_the_same(tmp_path):
+@pytest.mark.parametrize("axes", [{"tensor": 2}, {"data": 1, "fsdp": 4}], ids=str)
+def test_on_a_mesh_it_computes_the_same(axes, tmp_path):
+    """One text as well, which four devices do not divide."""
     path, _ = write(tmp_path, "hf", tokenizer=TOKENIZER, special_tokens=SPECIAL)
-    mesh = sharding.make_mesh(tensor=2, devices=jax.devices()[:2])
+    mesh = sharding.make_mesh(devices=jax.devices()[: max(axes.values())], **axes)
     one, two = longrope_jax.load(path), longrope_jax.load(path, mesh=mesh)
     np.testing.assert_allclose(one.logits(TOKENS), two.logits(TOKENS), rtol=1e-4, atol=1e-5)
     options = {"max_new_tokens": 8}
     assert one.generate("the cat", **options) == two.generate("the cat", **options)
     pair = [m.perplexity(TEXT, windowing=OnePass(8)).nll for m in (one, two)]
     assert pair[0] == pytest.approx(pair[1], rel=1e-5)
+    pair = [m.loss_by_position(TEXT, length=8) for m in (one, two)]
+    np.testing.assert_allclose(*pair, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

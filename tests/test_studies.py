@@ -164,3 +164,30 @@ def test_committed_results_are_drawn_again_without_work(study):
         cells = study.plan(path, preset)
         rows = {cell.row for cell in cells if not lab.path(path, cell).is_file()}
         assert rows <= set(study.unmeasured)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "words"),
+    [
+        ("curriculum", "rows.long throughout.switch", 1.5, "switch must lie in 0..1"),
+        ("curriculum", "corpus", "", "needs your own text"),
+        ("curriculum", "training.batch", 3, "does not divide over"),
+        ("data_mix", "rows.cut.pieces", 5, "pieces must divide a window of 128 tokens, got 5"),
+        ("data_mix", "rows.cut.long", 1.5, "long must be a share"),
+        ("data_mix", "corpus", "", "needs your own text"),
+        ("giraffe", "rows.scale 1.method", "pi:factor={scales}", "did you mean"),
+        ("giraffe", "rows.progressive.stages", ((0.5, 3), (1.0, 8)), "must divide the longest"),
+        ("giraffe", "rows.randomised.positions", "rous:max_length=256", "did you mean"),
+        ("giraffe", "corpus", "", "needs your own text"),
+        ("instruction_tuning", "arms.short.short", 1.5, "must be shares"),
+        ("instruction_tuning", "bases.PI", "pie:factor=2", "unknown rotary method"),
+        ("instruction_tuning", "asked.shortest", 8, "do not hold a question"),
+        ("instruction_tuning", "corpus", "", "needs your own text"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_is_trained(tmp_path, name, field, value, words):
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=words):
+        importlib.import_module(f"experiments.{name}").main(config, tmp_path)
+    assert not (tmp_path / "runs").exists()

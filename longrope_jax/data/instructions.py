@@ -135,7 +135,7 @@ class InstructionMaker:
         }
 
     def _instance(self, size: int, prompt_weight: float, rng: np.random.Generator):
-        """At most `size` tokens of one text with its question and answer, and their weights."""
+        """Draws a text with its question and answer, `size` tokens at most, and their weights."""
         pair = (
             self._pair(size, rng) if self.pairs and rng.random() < self.instruct.written else None
         )
