@@ -204,6 +204,8 @@ def chaos(seed: int, *, minutes: float, kills: int = 10**9) -> dict[str, collect
         while time.monotonic() < until and sum(c["kills"] for c in counts.values()) < kills:
             name = rng.choice(list(WORK))
             _round(name, root, rng, took[name], counts[name], expected[name])
+            total = sum(counts.values(), collections.Counter())  # said now, since one may be killed
+            print(f"{total['kills']} kills, {total['faults']} faults", flush=True)
     return counts
 
 

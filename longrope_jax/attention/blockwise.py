@@ -180,7 +180,7 @@ class _Block(NamedTuple):
 
 def _block(i, size: int, length: int) -> _Block:
     start = jnp.minimum(i * size, length - size)
-    return _Block(start, start + jnp.arange(size) >= i * size)
+    return _Block(start, start + jnp.arange(size, dtype=start.dtype) >= i * size)
 
 
 def _take(x, block: _Block, axis: int):
@@ -209,7 +209,7 @@ class _Pairs(NamedTuple):
 def _pairs(first, last, block: _Block) -> _Pairs:
     first, last = first[..., None], last[..., None]
     own = block.own[None, None]
-    key = block.start + jnp.arange(own.shape[-1])[None, None]
+    key = block.start + jnp.arange(own.shape[-1], dtype=block.start.dtype)[None, None]
     return _Pairs(last - first, key - first, (key >= first) & (key <= last) & own)
 
 
