@@ -67,7 +67,7 @@ def _claims(judged: Mapping[str, Sequence[lab.Hypothesis]]) -> list[str]:
     for part, hypotheses in judged.items():
         for h in hypotheses:
             claims.setdefault((h.name, h.claim), {}).setdefault(h.verdict, []).append(_title(part))
-    for (name, claim), verdicts in claims.items():
+    for (name, claim), verdicts in sorted(claims.items()):
         shown = "; ".join(f"{word} ({', '.join(where)})" for word, where in verdicts.items())
         sentences.append(f"{name}, {claim}: {shown}.")
     return sentences
@@ -83,7 +83,7 @@ def _verdicts(judged: Mapping[str, Sequence[lab.Hypothesis]]) -> lab.Table:
     words = {part: {h.name: h.verdict for h in every} for part, every in judged.items()}
     lines = [
         [f"{name}: {claim}", *(words[part].get(name) for part in judged)]
-        for name, claim in claims.items()
+        for name, claim in sorted(claims.items())
     ]
     return lab.Table(["hypothesis", *map(_title, judged)], lines, "Verdicts", "summary_verdicts")
 

@@ -22,7 +22,7 @@ from longrope_jax import sharding
 from longrope_jax.training import loop, metrics
 from longrope_jax.training import step as steps
 
-STEPS, TERMINATED_AT = 40, 5
+STEPS, TERMINATED_AT = 120, 5  # notice travels between hosts while steps go on
 
 
 def main(address, process, count, directory, stop):
@@ -45,7 +45,7 @@ def main(address, process, count, directory, stop):
         steps.make_train_step(test_loop.CONFIG, test_loop.ADAMW, mesh),
         Rows(),
         rotary=test_loop.ROPE,
-        loop=loop.LoopConfig(STEPS, log_every=2, checkpoint_every=20, tensorboard=False),
+        loop=loop.LoopConfig(STEPS, log_every=2, checkpoint_every=STEPS, tensorboard=False),
         mesh=mesh,
         directory=directory,
         on_step=on_step,

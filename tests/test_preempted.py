@@ -43,7 +43,7 @@ def test_hosts_stop_at_one_step_and_another_number_goes_on(tmp_path):
     assert statuses == [75, 75], told
     assert "is saved" in told[0][1] and "is saved" not in told[1][1]
     at = checkpoints.latest_step(tmp_path / "a" / "checkpoints")
-    assert preempted_driver.TERMINATED_AT <= at < preempted_driver.STEPS and at % 20
+    assert preempted_driver.TERMINATED_AT <= at < preempted_driver.STEPS
     statuses, told = train(tmp_path / "a", 1, "go on")
     assert statuses == [0], told
     statuses, whole = train(tmp_path / "b", 1, "go on")
