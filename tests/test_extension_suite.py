@@ -179,6 +179,9 @@ def test_a_method_that_follows_the_length_is_asked_at_each(text, tmp_path):
     config.tasks, config.answered.tasks = (("passkey", (6.0,)),), ()
     labels = {row.label: row.same_as for row in extension_cells.task_rows(config, facts)}
     assert labels["dynamic_pi"] == "pi"
+    kinds = {(c.kind, c.row) for c in extension_cells.every(config, facts) if c.kind != LOSS}
+    assert (ASKED, "pi") in kinds
+    assert not {row for _, row in kinds} & {"dynamic_pi"}
 
 
 def test_all_methods_of_frequencies_share_one_program(text, tmp_path, compilations):
