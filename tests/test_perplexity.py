@@ -217,7 +217,7 @@ def test_another_rotary_other_parameters_or_other_documents_do_not_recompile(par
     windowing, traces = OnePass(12), []
     scores = perplexity_lib.token_scores
     monkeypatch.setattr(
-        perplexity_lib, "token_scores", lambda *args: traces.append(1) or scores(*args)
+        perplexity_lib, "token_scores", lambda *a, **k: traces.append(1) or scores(*a, **k)
     )
     perplexity(CONFIG, params, SPEC, documents(20), windowing)
     assert len(traces) == 1
@@ -252,17 +252,18 @@ def test_greedy_choices_are_reported_with_the_losses(params):
     assert scores.correct[0, -1]
 
 
-def test_memory_of_scoring_does_not_hold_logits_of_the_whole_window():
-    T, V = 8192, 32_768
+@pytest.mark.parametrize(("B", "T"), [(1, 8192), (16, 512)])
+def test_memory_of_scoring_does_not_hold_logits_of_all_tokens(B, T):
+    V = 32_768
     config = llama.LlamaConfig(
         vocab_size=V, d_model=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16, d_ff=16
     )
     rot = rotary.make(SPEC, head_dim=16, seq_len=T)
     shapes = jax.eval_shape(lambda: llama.init_params(config, jax.random.key(0)))
-    tokens = jax.ShapeDtypeStruct((1, T + 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((B, T + 1), jnp.int32)
     program = jax.jit(score_tokens, static_argnums=0).lower(config, shapes, rot, tokens)
     memory = program.compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * T * V / 4
+    assert memory.temp_size_in_bytes < 4 * B * T * V / 4
 
 
 @pytest.mark.parametrize(

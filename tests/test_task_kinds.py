@@ -358,6 +358,39 @@ def test_a_window_of_training_is_a_sample_of_evaluation(name):
         }
 
 
+def statements(name, tokens, wanted):
+    """What surrounds each place of a text where a wanted string stands, and the string.
+
+    Names and topics come from lists that training and evaluation share: what is asked there is
+    where they stand, so that more of the text around them counts.
+    """
+    text = TOKENIZER.decode(tokens[1:])
+    before, after = (300, 200) if name in ("association", "topics") else (40, 8)
+    for one in wanted:
+        for found in re.finditer(re.escape(one), text):
+            yield text[max(found.start() - before, 0) : found.end() + after]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sample_of_evaluation_stands_in_a_window_of_training(name):
+    """Training on some documents shows nothing that is asked about those held out."""
+    held_out = [document(7)] if source(tasks.parse(name)) is DOCUMENTS else [article(7)]
+    maker = windows_of([name])
+    windows = [maker(i, np.random.default_rng(i))["tokens"] for i in range(40)]
+    learned = "\n".join(TOKENIZER.decode(window[1:]) for window in windows)
+    options = {"length": LENGTH, "count": COUNT, "bos": "<bos>"}
+    for seed in range(3):
+        asked = tasks.parse(name).samples(held_out, TOKENIZER, seed=seed, **options)
+        for row, wanted in zip(asked.tokens, asked.wanted, strict=True):
+            stated = list(statements(name, row, wanted))
+            assert stated
+            assert not [one for one in stated if one in learned]
+    # The check sees a sample that was trained on.
+    again = tasks.parse(name).samples(source(tasks.parse(name)), TOKENIZER, seed=0, **options)
+    learned = TOKENIZER.decode(again.tokens[0][1:])
+    assert any(one in learned for one in statements(name, again.tokens[0], again.wanted[0]))
+
+
 def test_windows_are_of_every_task_and_of_text_in_their_shares():
     mixture = packing.TaskMixture(windows=(("kv", 0.25), ("passkey", 0.25)))
     maker = packing.training_windows(DOCUMENTS, TOKENIZER, length=700, task_mixture=mixture)
