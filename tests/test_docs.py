@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from docs.tools import methods, results, site
+from docs.tools import tasks as tasks_page
 from longrope_jax.rotary import names
 from longrope_jax.rotary.methods import giraffe, ntk_aware, yarn
 
@@ -21,6 +22,11 @@ def test_the_pages_of_methods_are_current():
     """If this fails: python -m docs.tools.methods."""
     folder = ROOT / "docs/methods"
     assert {p.name: p.read_text(encoding="utf-8") for p in folder.glob("*.md")} == methods.pages()
+
+
+def test_the_page_of_tasks_is_current():
+    """If this fails: python -m docs.tools.tasks."""
+    assert tasks_page.PAGE.read_text(encoding="utf-8") == tasks_page.page()
 
 
 @pytest.mark.parametrize("folder", results.folders(), ids=lambda f: str(f.relative_to(ROOT)))

@@ -151,6 +151,7 @@ def _scorer():
 
 
 def _rouge_l_share(prediction: str, wanted: Sequence[str]) -> float:
+    """Returns ROUGE-L from 0 to 1 of the prediction and the best wanted string."""
     return max(rouge_l(prediction, one) for one in wanted) / 100
 
 
