@@ -50,6 +50,17 @@ def drawn(texts, task, length, **changes):
     return tasks.parse(task).samples(found, TOKENIZER, **options)
 
 
+def test_answers_are_scored_as_their_logits_say(checkpoint, texts):
+    loaded = longrope_jax.load(checkpoint)
+    samples = drawn(texts, "passkey", 700, count=3)
+    found = retrieval.forced(loaded.config, loaded.params, rotary.RoPE(), samples, batch=2)
+    for i, (row, mask) in enumerate(zip(samples.tokens, samples.answer[:, 1:], strict=True)):
+        logits = np.asarray(loaded.logits(row[:-1], rotary=rotary.RoPE()), np.float64)[mask]
+        nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), row[1:][mask]]
+        assert found.nll[i] == pytest.approx(nll.mean(), abs=1e-4)
+        assert found.share[i] == pytest.approx((logits.argmax(-1) == row[1:][mask]).mean())
+
+
 def test_a_cell_is_what_the_samples_score(checkpoint, texts, tmp_path, capsys):
     methods = ("--rotary", "rope", "--rotary", "yarn:factor=2", "--cropped")
     assert run(checkpoint, texts, *ASKED, *LENGTHS, *methods, "--out", tmp_path) == 0

@@ -1,5 +1,7 @@
 """Windows score each token once, and perplexity is what the model's own logits say it is."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,6 +252,17 @@ def test_greedy_choices_are_reported_with_the_losses(params):
     scores = score_tokens(CONFIG, params, rot, tokens)
     np.testing.assert_array_equal(scores.correct[0], best == tokens[0, 1:])
     assert scores.correct[0, -1]
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "sequence": 2}])
+def test_predictions_left_out_change_no_other(params, axes):
+    rot = rotary.make(SPEC, head_dim=16, seq_len=16)
+    tokens = np.random.default_rng(0).integers(0, 67, (4, 17)).astype(np.int32)
+    whole = score_tokens(CONFIG, params, rot, tokens)
+    with jax.set_mesh(make_mesh(**axes)) if axes else contextlib.nullcontext():
+        last = score_tokens(CONFIG, params, rot, tokens, first=11)
+    np.testing.assert_allclose(last.nll, whole.nll[:, 11:], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(last.correct, whole.correct[:, 11:])
 
 
 @pytest.mark.parametrize(("B", "T"), [(1, 8192), (16, 512)])

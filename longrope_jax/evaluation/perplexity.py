@@ -27,8 +27,10 @@ def score_tokens(
     params: dict,
     method: rotary.RotaryLike,
     tokens: Int[AnyArray, "B T1"],
+    *,
+    first: int = 0,
 ) -> TokenScores:
-    """Scores tokens[:, 1:], each given the tokens before it.
+    """Scores tokens[:, 1 + first:], each given all tokens before it.
 
     Other parameters or another rotary do not recompile, and no [T, V] array is ever held.
 
@@ -37,10 +39,12 @@ def score_tokens(
         params: the parameters.
         method: a rotary method or its text, made for T tokens; or a Rotary.
         tokens: int32 [B, T+1].
+        first: predictions at the beginning that are left out, which saves their logits; each value
+            is a program of its own.
 
     Returns:
-        The loss of each token in nats, float32 [B, T], and whether the greedy choice was right,
-        bool [B, T].
+        The loss of each token in nats, float32 [B, T - first], and whether the greedy choice was
+        right, bool [B, T - first].
 
     Raises:
         ValueError: the text of a method cannot be read, or the method or Rotary does not fit the
@@ -48,15 +52,16 @@ def score_tokens(
     """
     length = np.shape(tokens)[1] - 1
     rot = rotary.as_rotary(method, head_dim=config.head_dim, seq_len=length)
-    return _score_tokens(config, params, rot, tokens)
+    return _score_tokens(config, first, params, rot, tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score_tokens(config, params, rot, tokens):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score_tokens(config, first, params, rot, tokens):
     hidden, _ = llama.Llama(config).apply({"params": params}, tokens[:, :-1], rotary=rot)
     # As many logits at a time as of one row, however many rows each device has.
     rows = -(-len(tokens) // axis_size("data", "fsdp"))
-    scores = token_scores(config, params, hidden, tokens[:, 1:], chunk=max(CHUNK // rows, 1))
+    chunk = max(CHUNK // rows, 1)
+    scores = token_scores(config, params, hidden[:, first:], tokens[:, first + 1 :], chunk=chunk)
     # Replicated on a mesh, so that every host of several can read its copy.
     return jax.tree.map(lambda x: constrain(x, None, None), scores)
 
