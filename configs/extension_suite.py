@@ -107,7 +107,7 @@ PRESETS = {
         "part": 2,
         "answered": {"tasks": (("passkey", (1.0,)),), "samples": 1},
     },
-    # 10 minutes on 2 idle cores.
+    # 5 minutes on 2 idle cores.
     "quick": {
         "methods": _SOME,
         "windows": {"core": _windows(1.5, _SOME)},
