@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 from longrope_jax import llama, rotary
 from longrope_jax.evaluation.windowing import Windowing, check_scorable, score_windows
 from longrope_jax.shapes import AnyArray
-from longrope_jax.sharding import axis_size, constrain
-from longrope_jax.training.loss import CHUNK, TokenScores, token_scores
+from longrope_jax.sharding import constrain
+from longrope_jax.training.loss import TokenScores, chunk_of, token_scores
 
 
 def score_tokens(
@@ -58,9 +58,7 @@ def score_tokens(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score_tokens(config, first, params, rot, tokens):
     hidden, _ = llama.Llama(config).apply({"params": params}, tokens[:, :-1], rotary=rot)
-    # As many logits at a time as of one row, however many rows each device has.
-    rows = -(-len(tokens) // axis_size("data", "fsdp"))
-    chunk = max(CHUNK // rows, 1)
+    chunk = chunk_of(len(tokens))
     scores = token_scores(config, params, hidden[:, first:], tokens[:, first + 1 :], chunk=chunk)
     # Replicated on a mesh, so that every host of several can read its copy.
     return jax.tree.map(lambda x: constrain(x, None, None), scores)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from longrope_jax import llama, rotary
 from longrope_jax.sharding import axis_size, constrain
-from longrope_jax.training.loss import token_scores
+from longrope_jax.training.loss import chunk_of, token_scores
 
 # Tokens that requests must have in common for their keys and values to be computed once.
 _PREFIX, _CONTEXT = 32, 8
@@ -300,7 +300,8 @@ def _scored(config, size: int, params, rot, cache, tokens, first, targets):
     )
     at = first[:, None] + jnp.arange(targets.shape[1], dtype=jnp.int32)
     at = jnp.minimum(at, tokens.shape[1] - 1)[:, :, None]
-    scores = token_scores(config, params, jnp.take_along_axis(hidden, at, axis=1), targets)
+    hidden = jnp.take_along_axis(hidden, at, axis=1)
+    scores = token_scores(config, params, hidden, targets, chunk=chunk_of(len(tokens)))
     # Replicated on a mesh, so that every host of several can read its copy.
     return jax.tree.map(lambda x: constrain(x, None, None), scores)
 

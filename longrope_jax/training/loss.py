@@ -18,6 +18,12 @@ from longrope_jax.shapes import AnyArray
 CHUNK = 512  # tokens of each row whose logits exist at the same time
 
 
+def chunk_of(rows: int) -> int:
+    """Returns the chunk with which a batch of `rows` holds as many logits as one row of CHUNK."""
+    each = -(-rows // sharding.axis_size("data", "fsdp"))
+    return max(CHUNK // each, 1)
+
+
 class TokenScores(NamedTuple):
     """Scores of each target token [B, T].
 
