@@ -20,8 +20,8 @@ of length.
 
 Measured on whole held-out documents: loss by position with the whole window read and with the last
 L/8 tokens (cropped), and keys by length. Presets: overnight (3 seeds of 4 million tokens after
-10 million; about 5 hours on 2 cores), cpu (one seed), tiny, and pod_7b, whose text is a folder of
-`longrope tokenize`.
+10 million; about 5 hours on 2 cores), cpu (one seed; 6 minutes of processor time), tiny, and
+pod_7b, whose text is a folder of `longrope tokenize`.
 """
 
 from collections.abc import Iterator

@@ -17,8 +17,8 @@ their own scale as well (a scale below 1 is none), "trained at 16, read at 12" a
                                 (2501.18795); pretrained so; not in the preset cpu
 
 DroPE's last eighth is at the 2 L of all rows, and its logits are not rescaled at longer texts.
-Presets: overnight (3 seeds; about 14 hours on 2 cores), cpu (one seed, five rows), tiny, and
-pod_7b, on a folder of `longrope tokenize`.
+Presets: overnight (3 seeds; about 14 hours on 2 cores), cpu (one seed, six rows; 7 minutes
+of processor time), tiny, and pod_7b, on a folder of `longrope tokenize`.
 """
 
 import dataclasses
