@@ -317,6 +317,18 @@ def test_a_line_without_end_takes_neither_memory_nor_time(suffix, tmp_path, monk
     assert peak < 2**24 and seconds < 2 and "\n" not in str(error.value)
 
 
+def test_parts_of_a_file_are_cut_without_reading_a_line_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST", 2**16)
+    file = tmp_path / "endless.jsonl"
+    file.write_bytes(b"a" * 2**26)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"byte 999: a line has more than 65,536 bytes"):
+        readers.parts(file, size=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
 def test_the_fields_of_a_hostile_document_are_not_all_printed(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({f"field{i}": 1 for i in range(100_000)}) + "\n")

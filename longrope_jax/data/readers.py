@@ -141,8 +141,10 @@ def _ranges(file: Path, size: int) -> list[Part]:
     edges = [0]
     with file.open("rb") as stream:
         while edges[-1] < file.stat().st_size:
-            stream.seek(edges[-1] + size - 1)
-            stream.readline()
+            at = edges[-1] + size - 1
+            stream.seek(at)
+            if len(stream.readline(_LONGEST + 1)) > _LONGEST:
+                raise _endless(file, f"byte {at:,}")
             edges.append(min(stream.tell(), file.stat().st_size))
     return [Part("lines", (str(file),), a, b) for a, b in itertools.pairwise(edges)]
 
@@ -161,13 +163,17 @@ def _lines(file: Path, part: Part, field: str) -> Iterator[str | None]:
             if not line:
                 return
             if len(line) > _LONGEST:
-                raise ValueError(
-                    f"{file}, {at}: a line has more than {_LONGEST:,} bytes, which is no document: "
-                    "split it, or leave the file out"
-                )
+                raise _endless(file, at)
             number += 1
             if line.strip():
                 yield _text(_json(line, f"{file}, {at}"), field, f"{file}, {at}")
+
+
+def _endless(file: Path, at: str) -> ValueError:
+    return ValueError(
+        f"{file}, {at}: a line has more than {_LONGEST:,} bytes, which is no document: "
+        "split it, or leave the file out"
+    )
 
 
 def _json(line: bytes, where: str) -> Any:
