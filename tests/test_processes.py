@@ -166,7 +166,7 @@ def test_processes_end_with_their_study_and_save_where_there_is_time(tmp_path, n
     study.send_signal(number)
     if number == signal.SIGTERM:  # as `timeout` does
         study.send_signal(number)
-    assert study.wait(timeout=60) == status
+    assert study.wait(timeout=240) == status
     while any(map(_runs, began)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
