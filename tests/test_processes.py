@@ -123,7 +123,7 @@ def test_work_that_cannot_go_to_another_process_is_refused(tmp_path):
 
 
 STUDY = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from experiments import lab
 from longrope_jax.training.termination import asked_to_stop
@@ -143,6 +143,8 @@ def main(config, folder, command):
     lab.complete(folder, cells, {"x": make}, lab.Machine(processes=2))
 
 if __name__ == "__main__":
+    # A run in the background of a shell inherits that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config = "--config=configs/helix.py"
     lab.run(main, "experiments.helix", ["study", config, f"--workdir={HERE / 'work'}"])
 """
@@ -166,7 +168,7 @@ def test_processes_end_with_their_study_and_save_where_there_is_time(tmp_path, n
     study.send_signal(number)
     if number == signal.SIGTERM:  # as `timeout` does
         study.send_signal(number)
-    assert study.wait(timeout=240) == status
+    assert study.wait(timeout=60) == status
     while any(map(_runs, began)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
