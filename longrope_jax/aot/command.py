@@ -4,8 +4,8 @@
 
 compiles the training step (forward, backward, AdamW), the prefill and the decode step with libtpu
 (pip install 'longrope_jax[aot]'; no TPU is needed) and prints memory, FLOPs, collectives and a
-bound on the time, after a few minutes on one core. Expected of this command: training peaks at 17.7
-of 95.7 GiB per chip, with an MFU of at most 0.66.
+bound on the time, after a few minutes on one core. Expected of this command: training peaks at 16.7
+of 95.7 GiB per chip, with an MFU of at most 0.65.
 
     longrope fits llama2_7b --length 32768 --topology v5p
 
