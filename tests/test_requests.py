@@ -1,6 +1,7 @@
 """Log-likelihoods of requests: against whole forward passes, against transformers, on a mesh."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import CONFIG, tokenizer_json, write
@@ -177,3 +178,15 @@ def test_texts_score_as_in_transformers(tmp_path):
         answer = torch.tensor(whole[start:])
         assert found.log_likelihood[i] == pytest.approx(float(logs[at, answer].sum()), abs=1e-4)
         assert found.greedy[i] == bool((logs[at].argmax(-1) == answer).all())
+
+
+def test_memory_does_not_hold_the_logits_of_all_answers():
+    B, T, V = 64, 64, 32_768
+    sizes = {"d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 16}
+    config = llama.LlamaConfig(vocab_size=V, d_ff=16, **sizes)
+    rot = rotary.make(rotary.RoPE(), head_dim=16, seq_len=T)
+    shapes = jax.eval_shape(lambda: llama.init_params(config, jax.random.key(0)))
+    tokens, first = jax.ShapeDtypeStruct((B, T), jnp.int32), jax.ShapeDtypeStruct((B,), jnp.int32)
+    scored = requests_lib._scored.lower(config, 0, shapes, rot, None, tokens, first, tokens)
+    memory = scored.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * B * T * V / 2
