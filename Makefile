@@ -12,7 +12,7 @@ KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000
 .PHONY: help reproduce test test-modes lint docs notebooks clean
 
 help:
-	@echo "make reproduce   the study in miniature, 9 to 12 minutes on two cores; PRESET=tiny: a minute"
+	@echo "make reproduce   the study in miniature, 8 to 12 minutes on two cores; PRESET=tiny: a minute"
 	@echo "make test        the test suite; TESTS=PATH: a part of it"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        the documentation as a site"
