@@ -15,10 +15,10 @@ Tasks are scored with the right answer given, in one forward; some are answered 
 A task that plain RoPE cannot do at the shortest length says nothing about length.
 
 Presets: quick (SmolLM2-135M on one play to 12,288 tokens; 5 minutes on 2 idle CPU cores, 487 s of
-processor time, 2.8 GB), full (four documents, six tasks of 50 samples at 4,096 to 16,384 tokens, four
-suites; 124 hours by the rate of its first losses, which were measured on busy cores; resumable, in
-rounds of 10 samples that each make a table), tpu (a 7B of yours to 131,072 tokens), tiny (seconds).
-Each run prints what is left, in PFLOP and, from the cells there are, in hours.
+processor time, 2.8 GB), full (four documents, six tasks of 50 samples at 4,096 to 16,384 tokens,
+four suites; 124 hours by the rate of its first losses, which were measured on busy cores;
+resumable, in rounds of 10 samples that each make a table), tpu (a 7B of yours to 131,072 tokens),
+tiny (seconds). Each run prints what is left, in PFLOP and, from the cells there are, in hours.
 
 Expected with preset quick, nats per token on Hamlet, one document and so no interval:
 
